@@ -1,0 +1,171 @@
+/**
+ * The HTTP contract between the CLI (src/client) and the daemon (src/daemon/server): routes, bodies, answers.
+ *
+ * Owns: every shape that crosses the unix socket, as zod schemas that both ends use. JSON over HTTP/1.1; an error's body
+ * is ErrorBody of src/errors.ts with its status. Long answers (logs, create's progress) are NDJSON; exec upgrades the
+ * connection to frames (src/api/exec.ts).
+ * Never does: I/O.
+ */
+import { z } from 'zod'
+
+/** Raised when a shape changes so that an older other end would misread it. */
+export const API_VERSION = 1
+
+export const vmName = z.string()
+export const proto = z.enum(['tcp', 'udp'])
+
+export const publish = z.object({
+  proto,
+  /** 0.0.0.0 for all addresses. */
+  hostAddress: z.string(),
+  hostPort: z.number().int(),
+  guestPort: z.number().int(),
+})
+export type Publish = z.infer<typeof publish>
+
+export const vmState = z.enum(['created', 'starting', 'running', 'stopped', 'failed'])
+
+export const vm = z.object({
+  id: z.string(),
+  name: z.string(),
+  state: vmState,
+  /** Why, when failed. */
+  problem: z.string().nullable(),
+  runtime: z.string(),
+  network: z.string(),
+  backend: z.string(),
+  address: z.string().nullable(),
+  mac: z.string(),
+  cpus: z.number(),
+  memMib: z.number(),
+  image: z.string().nullable(),
+  ports: z.array(publish),
+  pid: z.number().nullable(),
+  createdAt: z.string(),
+  startedAt: z.string().nullable(),
+})
+export type Vm = z.infer<typeof vm>
+
+export const createVm = z.strictObject({
+  name: z.string(),
+  networkBackend: z.string().optional(),
+  network: z.string().optional(),
+  ip: z.string().optional(),
+  mac: z.string().optional(),
+  /** "[HOSTIP:]HOST:GUEST[/udp]" as typed; parsed once, by the daemon. */
+  ports: z.array(z.string()).default([]),
+  runtime: z.string().optional(),
+  cpus: z.number().int().min(1).max(64).default(1),
+  memMib: z.number().int().min(16).default(512),
+  image: z.string().optional(),
+  start: z.boolean().default(true),
+})
+export type CreateVm = z.input<typeof createVm>
+
+/** What create and start answer: NDJSON lines of `step`, then one `done` or `error`. */
+export type ProgressLine =
+  | { readonly type: 'step'; readonly text: string }
+  | { readonly type: 'note'; readonly text: string }
+  | { readonly type: 'done'; readonly vm: Vm }
+  | { readonly type: 'error'; readonly error: import('../errors.ts').ErrorBody }
+
+export const network = z.object({
+  id: z.string(),
+  name: z.string(),
+  backend: z.string(),
+  subnet: z.string(),
+  gateway: z.string(),
+  services: z.string(),
+  hostAddress: z.string(),
+  /** Whether the host has an interface on it, so that VMs can be reached by address. */
+  hostReach: z.boolean(),
+  domain: z.string(),
+  mtu: z.number(),
+  isolated: z.boolean(),
+  allowHostPorts: z.array(z.number()),
+  vms: z.array(z.string()),
+  warnings: z.array(z.string()),
+  createdAt: z.string(),
+})
+export type Network = z.infer<typeof network>
+
+export const createNetwork = z.strictObject({
+  name: z.string(),
+  backend: z.string().optional(),
+  subnet: z.string().optional(),
+  mtu: z.number().int().min(576).max(65520).optional(),
+  allowHost: z.array(z.number().int().min(1).max(65535)).default([]),
+  config: z.record(z.string(), z.unknown()).optional(),
+})
+export type CreateNetwork = z.input<typeof createNetwork>
+
+export const backend = z.object({
+  name: z.string(),
+  summary: z.string(),
+  provides: z.array(z.string()),
+  capabilities: z.object({
+    addressing: z.string(),
+    privileges: z.array(z.string()),
+    publish: z.boolean(),
+    dns: z.boolean(),
+    isolation: z.boolean(),
+    ipv6: z.boolean(),
+  }),
+  ok: z.boolean(),
+  problems: z.array(z.object({ what: z.string(), hint: z.string().optional() })),
+})
+export type Backend = z.infer<typeof backend>
+
+export const versionInfo = z.object({
+  api: z.number(),
+  version: z.string(),
+  schema: z.number(),
+  pid: z.number(),
+  uptimeMs: z.number(),
+  vms: z.number(),
+  stateDir: z.string(),
+})
+export type VersionInfo = z.infer<typeof versionInfo>
+
+export const execStart = z.strictObject({
+  argv: z.array(z.string()).min(1),
+  env: z.record(z.string(), z.string()).default({}),
+  cwd: z.string().optional(),
+  user: z.string().optional(),
+  tty: z.boolean().default(false),
+  rows: z.number().int().optional(),
+  cols: z.number().int().optional(),
+})
+export type ExecStart = z.input<typeof execStart>
+
+/**
+ * method path → body, answer. `:vm` and `:net` are names.
+ *
+ * GET    /v1/version                      → VersionInfo
+ * POST   /v1/daemon/stop                  → {}            the daemon ends, VMs go on
+ * GET    /v1/backends                     → Backend[]
+ * GET    /v1/vms                          → Vm[]
+ * POST   /v1/vms                CreateVm  → NDJSON ProgressLine
+ * GET    /v1/vms/:vm                      → Vm
+ * DELETE /v1/vms/:vm                      → {}            stops it first
+ * POST   /v1/vms/:vm/start                → NDJSON ProgressLine
+ * POST   /v1/vms/:vm/stop       {graceMs?} → Vm
+ * POST   /v1/vms/:vm/restart              → NDJSON ProgressLine
+ * GET    /v1/vms/:vm/logs?follow=0|1&lines=N → text stream
+ * POST   /v1/vms/:vm/exec       ExecStart → 101, then frames of src/api/exec.ts
+ * GET    /v1/vms/:vm/ports                → Publish[]
+ * POST   /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those added, with the ports picked for 0)
+ * DELETE /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those removed)
+ * GET    /v1/networks                     → Network[]
+ * POST   /v1/networks           CreateNetwork → Network
+ * GET    /v1/networks/:net                → Network
+ * DELETE /v1/networks/:net                → {}
+ * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
+ */
+export const routes = {
+  version: '/v1/version',
+  daemonStop: '/v1/daemon/stop',
+  backends: '/v1/backends',
+  vms: '/v1/vms',
+  networks: '/v1/networks',
+} as const

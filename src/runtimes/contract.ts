@@ -1,0 +1,100 @@
+/**
+ * The contract of a runtime: what noid asks of whoever gives VMs (sandbox, qemu, ...).
+ *
+ * A VM starts in three steps, because a nic needs the VM's namespace and the VM needs its nic:
+ *   prepare  → the VM's own namespaces (or nothing, for qemu) exist and are held by a process that outlives the daemon
+ *   (the backend attaches)
+ *   start    → the VM configures its nic (DHCP, or as the backend says) and runs
+ * Everything a runtime must know again after the daemon's death is in the opaque `state` it returns.
+ *
+ * Never here: addresses, networks, the store. Never a Node process for each running VM.
+ */
+import type { Attachment, NicKind, Resolver, Status } from '../plugins/contract.ts'
+
+export interface VmSpec {
+  readonly id: string
+  readonly name: string
+  /** Own directory of the VM for overlay, files, sockets, logs; made by the daemon, removed after destroy. */
+  readonly dir: string
+  readonly cpus: number
+  readonly memMib: number
+  /** Absent: the runtime's embedded default. */
+  readonly image?: string
+}
+
+/** What must be remembered of a VM that was prepared or runs. Plain JSON. */
+export interface VmHandle {
+  /** The process to watch: when it is gone the VM is gone. */
+  readonly pid: number
+  /** /proc/PID/stat field 22, so that a reused pid is never taken for the VM. */
+  readonly startTime: string
+  readonly netns?: string
+  readonly wireNetns?: string
+  readonly state: unknown
+}
+
+export interface StartedNic {
+  readonly address: string
+  readonly leaseMs: number | null
+}
+
+export interface ExecRequest {
+  readonly argv: readonly string[]
+  readonly env: Readonly<Record<string, string>>
+  readonly cwd?: string
+  readonly user?: string
+  readonly tty: boolean
+  readonly rows?: number
+  readonly cols?: number
+}
+
+/** One running command. Streams are Node's; with a terminal, stdout carries everything and stderr is absent. */
+export interface ExecSession {
+  readonly stdin: import('node:stream').Writable
+  readonly stdout: import('node:stream').Readable
+  readonly stderr: import('node:stream').Readable | undefined
+  /** By name: "SIGINT". Reaches the command, not only the process that entered the VM. */
+  signal(name: string): void
+  resize(rows: number, cols: number): void
+  /** 128+n when a signal ended it, as a shell says it. */
+  readonly exit: Promise<number>
+}
+
+export interface Runtime {
+  status(): Promise<Status>
+  prepare(vm: VmSpec, signal: AbortSignal): Promise<VmHandle>
+  /** Resolves when the VM can be used: its nic has the address, exec works. */
+  start(
+    vm: VmSpec,
+    h: VmHandle,
+    a: Attachment,
+    dns: Resolver | undefined,
+    signal: AbortSignal,
+  ): Promise<{ handle: VmHandle; nic: StartedNic }>
+  /** The nic was made again (the data plane restarted and the old device is gone): configure it again. */
+  renic(vm: VmSpec, h: VmHandle, a: Attachment, signal: AbortSignal): Promise<StartedNic>
+  /** Orderly, then hard after graceMs. Idempotent; leaves no process, namespace or mount. */
+  stop(vm: VmSpec, h: VmHandle | undefined, graceMs: number): Promise<void>
+  /** Is it still the VM that the handle names? */
+  alive(h: VmHandle): boolean
+  exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession>
+  /** Remove what the runtime keeps in vm.dir (overlays owned by mapped users, mounts left by a kill). Idempotent. */
+  destroy(vm: VmSpec): Promise<void>
+  /** The file with what the VM's init printed. */
+  logFile(vm: VmSpec): string
+}
+
+export interface RuntimeContext {
+  readonly privileged: boolean
+  readonly runDir: string
+  readonly stateDir: string
+  readonly log: (level: 'debug' | 'info' | 'warn' | 'error', message: string) => void
+}
+
+export interface RuntimeDescriptor {
+  readonly name: string
+  readonly summary: string
+  /** In the order the runtime prefers. */
+  readonly accepts: readonly NicKind[]
+  load(): Promise<(ctx: RuntimeContext) => Runtime>
+}
