@@ -1,0 +1,94 @@
+/**
+ * The control protocol between the daemon's userspace backend and a data plane: newline-delimited JSON over a unix
+ * stream socket, in both directions. A request has a `seq`, its answer repeats it; what has no seq is an event. Descriptors
+ * travel by SCM_RIGHTS with the first byte of the request that names how many in `fds` (in order).
+ *
+ * Types only. The data plane's end is control.ts; the daemon's end is src/plugins/userspace/link.ts.
+ * Every request is idempotent: the daemon repeats all of them after a restart of either side.
+ */
+import type { DropRow, FlowRow, LeaseRow, PortRow } from '../plugins/contract.ts'
+
+export const PROTOCOL_VERSION = 1
+
+export interface NetworkConfig {
+  readonly id: string
+  readonly name: string
+  readonly subnet: string
+  readonly gateway: string
+  readonly services: string
+  readonly hostAddress: string
+  readonly domain: string
+  readonly mtu: number
+  readonly isolated: boolean
+  readonly allowHostPorts: readonly number[]
+  readonly leaseSeconds: number
+}
+
+export type Request =
+  /** First of all; again with other values changes what may change (resolvers, allowHostPorts). */
+  | { readonly op: 'configure'; readonly network: NetworkConfig; readonly resolvers: readonly string[] }
+  /** fds: 1, the TAP or packet socket. A second attach of an id replaces the descriptor and keeps the lease. */
+  | {
+      readonly op: 'attach'
+      readonly fds: 1
+      readonly id: string
+      readonly role: 'vm' | 'host'
+      readonly kind: 'tap' | 'packet'
+      /** The descriptor speaks virtio_net_hdr with offloads. */
+      readonly vnetHdr: boolean
+      readonly name: string
+      readonly mac: string
+      readonly address: string
+      /** The client holds this lease already (a restart of the data plane). */
+      readonly bound: boolean
+    }
+  | { readonly op: 'detach'; readonly id: string }
+  /** fds: 1, a listening TCP socket or a bound UDP socket. */
+  | {
+      readonly op: 'publish'
+      readonly fds: 1
+      readonly id: string
+      readonly proto: 'tcp' | 'udp'
+      readonly hostAddress: string
+      readonly hostPort: number
+      readonly guestAddress: string
+      readonly guestPort: number
+    }
+  | { readonly op: 'unpublish'; readonly id: string }
+  /** fds: 1, a raw ICMP socket, where ping sockets are not allowed and the daemon is root. */
+  | { readonly op: 'rawIcmp'; readonly fds: 1 }
+  | { readonly op: 'stats' }
+  | { readonly op: 'hello' }
+  /** End the process; nics go dark. */
+  | { readonly op: 'stop' }
+
+export interface StatsAnswer {
+  readonly flows: readonly FlowRow[]
+  readonly leases: readonly LeaseRow[]
+  readonly drops: readonly DropRow[]
+  readonly ports: readonly PortRow[]
+  readonly warnings: readonly string[]
+}
+
+export interface HelloAnswer {
+  readonly version: number
+  readonly pid: number
+  /** What it carries now, so that a daemon that was restarted knows what to hand over again. */
+  readonly attachments: readonly string[]
+  readonly publishes: readonly string[]
+  readonly configured: boolean
+}
+
+export type RequestMessage = Request & { readonly seq: number }
+export type AnswerMessage =
+  | { readonly seq: number; readonly ok: true; readonly result?: unknown }
+  | { readonly seq: number; readonly ok: false; readonly error: string }
+export type EventMessage =
+  | {
+      readonly event: 'lease'
+      readonly id: string
+      readonly address: string
+      readonly state: LeaseRow['state']
+      readonly expiresInMs: number | null
+    }
+  | { readonly event: 'warning'; readonly message: string }

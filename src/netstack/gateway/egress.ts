@@ -1,0 +1,33 @@
+/**
+ * The contract of the way back: how relays and services send a packet to a guest.
+ *
+ * A relay writes its L4 header and payload straight to where they will be sent from (`l4at`), then calls `flow`: Ethernet and
+ * IP headers are pushed in front, the vnet header is filled, and the switch port takes it. Nothing is copied, nothing
+ * allocates. One transmit slot is enough because a port takes the bytes during `transmit`.
+ *
+ * Checksums: the L4 checksum field is filled by egress with the pseudo header's sum and marked unfinished; a port without
+ * offloads finishes it. The caller leaves the field alone.
+ */
+export interface Egress {
+  /** Arena offset where the L4 header of an IPv4 (or IPv6) packet must be written before `flow`. 4-byte aligned. */
+  l4at(family: number): number
+  /** The longest L4 (header + payload) that fits one packet. */
+  readonly l4max: number
+  /**
+   * Send what lies at `l4at` to flow `i`'s guest, from its peer's address.
+   * @param l4len header and payload
+   * @param csum offset of the checksum field in the L4 header (TCP 16, UDP 6, ICMP 2)
+   * @param gsoType VIRTIO_NET_HDR_GSO_* (0 none, 1 TCPv4, 4 TCPv6, 5 UDP_L4)
+   * @param gsoSize payload bytes per segment when gsoType is not 0
+   * @param hdr L4 header length, for gso
+   * @returns ≥ 0, or −errno: the packet is lost (and counted)
+   */
+  flow(i: number, l4len: number, csum: number, gsoType: number, gsoSize: number, hdr: number): number
+  /**
+   * An ICMP error to the guest of port about the packet in `f` (RFC 792, RFC 1812 §4.3.2: never about an error, a fragment other than the
+   * first, a broadcast), sent from `from4` (0: the gateway). Rate-limited per port. `info`: next-hop MTU for code 4 of type 3.
+   */
+  icmpError(f: import('../frame.ts').Frame, type: number, code: number, info: number, from4: number): void
+  /** The same about flow `i`, when the packet itself is gone: the quoted header is rebuilt from the flow's tuple. */
+  icmpErrorOfFlow(i: number, type: number, code: number, info: number, from4: number): void
+}

@@ -1,0 +1,52 @@
+/**
+ * The contract of a service of the gateway (DHCP, DNS): datagrams in, datagrams out; byte streams for DNS over TCP.
+ *
+ * A service is pure: it is given bytes of the arena and where they came from, and answers through the `reply` it was
+ * composed with. It never sees Ethernet or IP, and never another network.
+ */
+export interface Datagram {
+  /** The switch port it came in by: who asks. */
+  readonly port: number
+  /** Payload in the arena; valid during the call. */
+  readonly off: number
+  readonly len: number
+  /** Where it came from (IPv4 as a signed 32-bit integer) and where it was sent to. */
+  readonly src: number
+  readonly srcPort: number
+  readonly dst: number
+  readonly dstPort: number
+}
+
+/**
+ * Send a datagram to a guest. The payload lies in `bytes`; it is copied. `dst` 255.255.255.255 (−1) or an address of the port's; `dstMac`
+ * given as hi16/lo32 only where the address is not configured yet (DHCP), otherwise the port's own MAC is used.
+ */
+export type Reply = (
+  port: number,
+  src: number,
+  srcPort: number,
+  dst: number,
+  dstPort: number,
+  bytes: Uint8Array,
+  len: number,
+  dstMac?: { readonly hi: number; readonly lo: number },
+) => void
+
+export interface DatagramService {
+  receive(d: Datagram): void
+  /** Called at least every second while the network runs. */
+  tick(now: number): void
+}
+
+/** One accepted connection to a service (DNS over TCP): bytes arrive, answers are appended. Bounded by the caller's window. */
+export interface StreamHandler {
+  /** Bytes of the guest; returns how many were taken (all, unless the service wants to push back). */
+  push(bytes: Uint8Array): number
+  /** The guest's FIN, or a reset. */
+  end(): void
+}
+
+export interface StreamService {
+  /** `send` appends answer bytes (copied); false when the connection is gone or its buffer is full. `close` half-closes after them. */
+  accept(port: number, send: (bytes: Uint8Array) => boolean, close: () => void): StreamHandler
+}
