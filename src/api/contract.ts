@@ -1,15 +1,14 @@
 /**
  * The HTTP contract between the CLI (src/client) and the daemon (src/daemon/server): routes, bodies, answers.
  *
- * Owns: every shape that crosses the unix socket, as zod schemas that both ends use. JSON over HTTP/1.1; an error's body
- * is ErrorBody of src/errors.ts with its status. Long answers (logs, create's progress) are NDJSON; exec upgrades the
- * connection to frames (src/api/exec.ts).
+ * Owns: every shape that crosses the unix socket, as zod schemas that both ends use; the paths are in routes.ts.
+ * JSON over HTTP/1.1; an error's body is ErrorBody of src/errors.ts with its status. Long answers (logs, create's
+ * progress) are NDJSON; exec upgrades the connection to frames (src/api/exec.ts).
  * Never does: I/O.
  */
 import { z } from 'zod'
 
-/** Raised when a shape changes so that an older other end would misread it. */
-export const API_VERSION = 1
+export { API_VERSION, routes } from './routes.ts'
 
 export const vmName = z.string()
 export const proto = z.enum(['tcp', 'udp'])
@@ -137,35 +136,3 @@ export const execStart = z.strictObject({
   cols: z.number().int().optional(),
 })
 export type ExecStart = z.input<typeof execStart>
-
-/**
- * method path → body, answer. `:vm` and `:net` are names.
- *
- * GET    /v1/version                      → VersionInfo
- * POST   /v1/daemon/stop                  → {}            the daemon ends, VMs go on
- * GET    /v1/backends                     → Backend[]
- * GET    /v1/vms                          → Vm[]
- * POST   /v1/vms                CreateVm  → NDJSON ProgressLine
- * GET    /v1/vms/:vm                      → Vm
- * DELETE /v1/vms/:vm                      → {}            stops it first
- * POST   /v1/vms/:vm/start                → NDJSON ProgressLine
- * POST   /v1/vms/:vm/stop       {graceMs?} → Vm
- * POST   /v1/vms/:vm/restart              → NDJSON ProgressLine
- * GET    /v1/vms/:vm/logs?follow=0|1&lines=N → text stream
- * POST   /v1/vms/:vm/exec       ExecStart → 101, then frames of src/api/exec.ts
- * GET    /v1/vms/:vm/ports                → Publish[]
- * POST   /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those added, with the ports picked for 0)
- * DELETE /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those removed)
- * GET    /v1/networks                     → Network[]
- * POST   /v1/networks           CreateNetwork → Network
- * GET    /v1/networks/:net                → Network
- * DELETE /v1/networks/:net                → {}
- * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
- */
-export const routes = {
-  version: '/v1/version',
-  daemonStop: '/v1/daemon/stop',
-  backends: '/v1/backends',
-  vms: '/v1/vms',
-  networks: '/v1/networks',
-} as const

@@ -1,0 +1,41 @@
+/**
+ * What both ends agree on before any shape: the API's version and the first part of each path.
+ *
+ * Apart from contract.ts because a command must start in a blink: the CLI needs these strings and the contract's types,
+ * never zod itself, which costs 60 ms to load. Only the daemon validates.
+ */
+
+/** Raised when a shape changes so that an older other end would misread it. */
+export const API_VERSION = 1
+
+/**
+ * method path → body, answer. `:vm` and `:net` are names.
+ *
+ * GET    /v1/version                      → VersionInfo
+ * POST   /v1/daemon/stop                  → {}            the daemon ends, VMs go on
+ * GET    /v1/backends                     → Backend[]
+ * GET    /v1/vms                          → Vm[]
+ * POST   /v1/vms                CreateVm  → NDJSON ProgressLine
+ * GET    /v1/vms/:vm                      → Vm
+ * DELETE /v1/vms/:vm                      → {}            stops it first
+ * POST   /v1/vms/:vm/start                → NDJSON ProgressLine
+ * POST   /v1/vms/:vm/stop       {graceMs?} → Vm
+ * POST   /v1/vms/:vm/restart              → NDJSON ProgressLine
+ * GET    /v1/vms/:vm/logs?follow=0|1&lines=N → text stream
+ * POST   /v1/vms/:vm/exec       ExecStart → 101, then frames of src/api/exec.ts
+ * GET    /v1/vms/:vm/ports                → Publish[]
+ * POST   /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those added, with the ports picked for 0)
+ * DELETE /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those removed)
+ * GET    /v1/networks                     → Network[]
+ * POST   /v1/networks           CreateNetwork → Network
+ * GET    /v1/networks/:net                → Network
+ * DELETE /v1/networks/:net                → {}
+ * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
+ */
+export const routes = {
+  version: '/v1/version',
+  daemonStop: '/v1/daemon/stop',
+  backends: '/v1/backends',
+  vms: '/v1/vms',
+  networks: '/v1/networks',
+} as const

@@ -1,0 +1,131 @@
+/**
+ * Which daemon a command speaks to, and a daemon for it when there is none.
+ *
+ * Choice: `--host` or NOID_HOST; else, for an ordinary user, root's socket when this user may write to it; else the
+ * user's own. Only the own daemon is started on demand: a named host that is silent is an error, never a second daemon.
+ * The daemon is detached, in a session of its own; what it prints goes to its log, whose end is told when it does not
+ * come up. Two commands that start one at the same moment both wait for whichever answers.
+ */
+import { spawn } from 'node:child_process'
+import { accessSync, closeSync, constants, existsSync, mkdirSync, openSync, readFileSync } from 'node:fs'
+import { dirname } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import type { VersionInfo } from '../api/contract.ts'
+import { API_VERSION } from '../api/routes.ts'
+import { NoidError } from '../errors.ts'
+import { ownPaths, type Paths, rootPaths } from '../paths.ts'
+import { Client } from './client.ts'
+
+export interface Target {
+  readonly socket: string
+  /** The daemon this user starts when nobody listens; absent for a daemon of somebody else. */
+  readonly own: Paths | undefined
+}
+
+/** Parse `--host`: a path, or unix://PATH. */
+export function hostSocket(host: string): string {
+  const path = host.startsWith('unix://') ? host.slice('unix://'.length) : host
+  if (!path.startsWith('/')) {
+    throw new NoidError('INVALID_INPUT', {
+      what: `"${host}" is not a daemon's address`,
+      hint: "give the path of the daemon's socket, such as /run/noid/noid.sock",
+    })
+  }
+  return path
+}
+
+export function chooseTarget(host: string | undefined, env: NodeJS.ProcessEnv = process.env): Target {
+  const own = ownPaths(env)
+  if (host) {
+    const socket = hostSocket(host)
+    return { socket, own: socket === own.socket ? own : undefined }
+  }
+  const root = rootPaths()
+  if (!env.NOID_HOME && root.socket !== own.socket && mayUse(root.socket))
+    return { socket: root.socket, own: undefined }
+  return { socket: own.socket, own }
+}
+
+function mayUse(socket: string): boolean {
+  try {
+    accessSync(socket, constants.R_OK | constants.W_OK)
+    return true
+  } catch {
+    return false
+  }
+}
+
+/** How long a daemon may take to answer after it was started; adopting VMs after a crash is part of it. */
+const START_MS = 20_000
+
+export interface Connected {
+  readonly client: Client
+  readonly version: VersionInfo
+  readonly started: boolean
+}
+
+/** A client whose daemon answers and speaks this command's API; starts it when it is this user's own. */
+export async function connect(target: Target, cliVersion: string): Promise<Connected> {
+  const client = new Client(target.socket)
+  let version = await probe(client)
+  const started = version === undefined
+  if (version === undefined) {
+    if (target.own === undefined) throw new NoidError('DAEMON_UNREACHABLE', { socket: target.socket })
+    version = await startDaemon(client, target.own)
+  }
+  if (version.api !== API_VERSION) {
+    throw new NoidError('DAEMON_VERSION', { daemon: version.version, cli: cliVersion })
+  }
+  return { client, version, started }
+}
+
+/** The daemon's answer, or undefined when nobody listens. A socket that may not be used is an error. */
+export async function probe(client: Client): Promise<VersionInfo | undefined> {
+  try {
+    return await client.version()
+  } catch (e) {
+    if (e instanceof NoidError && e.code === 'DAEMON_UNREACHABLE') return undefined
+    throw e
+  }
+}
+
+export function daemonEntry(): string {
+  const suffix = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
+  return fileURLToPath(new URL(`../daemon/main.${suffix}`, import.meta.url))
+}
+
+async function startDaemon(client: Client, paths: Paths): Promise<VersionInfo> {
+  mkdirSync(dirname(paths.daemonLog), { recursive: true, mode: 0o700 })
+  const log = openSync(paths.daemonLog, 'a', 0o600)
+  const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', daemonEntry()], {
+    cwd: '/',
+    detached: true,
+    stdio: ['ignore', log, log],
+  })
+  closeSync(log)
+  child.unref()
+  let gone = false
+  child.once('error', () => {
+    gone = true
+  })
+  child.once('exit', () => {
+    gone = true
+  })
+
+  const deadline = Date.now() + START_MS
+  let grace = 20
+  while (Date.now() < deadline) {
+    await sleep(25)
+    const version = await probe(client)
+    if (version !== undefined) return version
+    // It may have ended because another command's daemon holds the lock: then that one answers shortly.
+    if (gone && grace-- === 0) break
+  }
+  throw new NoidError('DAEMON_UNREACHABLE', { socket: paths.socket, log: logTail(paths.daemonLog, 8) })
+}
+
+export function logTail(file: string, lines: number): string[] {
+  if (!existsSync(file)) return []
+  return readFileSync(file, 'utf8').trimEnd().split('\n').slice(-lines)
+}
