@@ -15,7 +15,10 @@ export class Timers {
   readonly #next: Int32Array
   readonly #prev: Int32Array
   readonly #deadline: Float64Array
+  /** The slot that was visited last. */
   #tick = 0
+  /** The slot that the advance under way will visit last. */
+  #reached = 0
   #armed = 0
 
   /** @param capacity indices are 0 … capacity−1 */
@@ -23,7 +26,7 @@ export class Timers {
     this.#next = new Int32Array(capacity).fill(NONE)
     this.#prev = new Int32Array(capacity).fill(NONE)
     this.#deadline = new Float64Array(capacity).fill(Infinity)
-    this.#tick = Math.floor(now / TICK)
+    this.#tick = this.#reached = Math.floor(now / TICK)
   }
 
   /** Deadline of an index in ms, Infinity when it has none. */
@@ -33,9 +36,9 @@ export class Timers {
 
   set(i: number, deadline: number): void {
     this.clear(i)
-    // What is due already fires with the next advance: it goes to the slot that comes next.
+    // What is due already fires with the next advance, never again with the one under way.
     let tick = Math.ceil(deadline / TICK)
-    if (tick <= this.#tick) tick = this.#tick + 1
+    if (tick <= this.#reached) tick = this.#reached + 1
     const slot = tick & (SLOTS - 1)
     const first = this.#head[slot] as number
     this.#next[i] = first
@@ -60,8 +63,10 @@ export class Timers {
   /** Fire everything due at `now`. `fire` may set and clear any index, its own too. */
   advance(now: number, fire: (i: number) => void): void {
     const last = Math.floor(now / TICK)
+    if (last <= this.#tick) return
+    this.#reached = last
     if (this.#armed === 0) {
-      this.#tick = Math.max(this.#tick, last)
+      this.#tick = last
       return
     }
     // After a long sleep one turn visits every slot; more would visit them again.
