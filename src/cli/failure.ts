@@ -10,6 +10,8 @@ import { type ErrorBody, NoidError } from '../errors.ts'
 interface OclifError extends Error {
   readonly oclif?: { readonly exit?: number | false }
   readonly parse?: unknown
+  /** Of oclif's RequiredArgsError. */
+  readonly args?: readonly { readonly name: string }[]
   readonly code?: string
 }
 
@@ -39,7 +41,8 @@ export function toNoidError(thrown: unknown): NoidError {
   if (thrown instanceof NoidError) return thrown
   const e = thrown as OclifError
   if (e instanceof Error && (e.oclif !== undefined || e.parse !== undefined)) {
-    const { what, hint } = usage(e.message)
+    const missing = /^Missing \d+ required arg/.test(e.message) ? (e.args ?? []) : []
+    const { what, hint } = missing.length > 0 ? missingArgs(missing.map((a) => a.name)) : usage(e.message)
     return new NoidError('INVALID_INPUT', { what, hint }, { cause: e })
   }
   const why = e instanceof Error ? firstLine(e.message) : String(thrown)
@@ -56,11 +59,17 @@ function usage(message: string): { what: string; hint: string } {
     .split('\n')
     .map((l) => l.trim())
     .filter((l) => l !== '' && l !== 'See more help with --help')
-  const notFound = /^Run (.+) for a list of available commands\.$/.exec(lines[0] ?? '')
-  if (notFound) return { what: 'there is no such command', hint: `${notFound[1]} lists them` }
   const [first = 'wrong usage', ...rest] = lines
   const said = rest.length > 0 ? `${first} ${rest.join(', ')}` : first
   return { what: said.replace(/\.$/, ''), hint: 'add --help to see how the command is used' }
+}
+
+function missingArgs(names: readonly string[]): { what: string; hint: string } {
+  const list = names.map((n) => n.toUpperCase()).join(' and ')
+  return {
+    what: `${list} ${names.length > 1 ? 'are' : 'is'} missing`,
+    hint: 'add --help to see how the command is used',
+  }
 }
 
 const firstLine = (s: string): string => s.split('\n')[0] ?? s

@@ -1,0 +1,45 @@
+/**
+ * oclif's hook for a word that is no command: says the nearest one and ends. It never asks back, because a prompt in a
+ * script is a hang.
+ */
+import type { Hook } from '@oclif/core'
+import { NoidError } from '../errors.ts'
+
+const hook: Hook.CommandNotFound = async ({ id, config }) => {
+  const typed = id.replaceAll(':', ' ')
+  const known = config.commands.filter((c) => !c.hidden).map((c) => c.id.replaceAll(':', ' '))
+  const near = nearest(typed, known)
+  throw new NoidError('INVALID_INPUT', {
+    what: `"${typed}" is not a noid command`,
+    hint: near === undefined ? 'noid help lists them' : `did you mean: noid ${near}`,
+  })
+}
+export default hook
+
+/** The known word with the smallest edit distance, when that is small enough to be a slip. */
+export function nearest(typed: string, known: readonly string[]): string | undefined {
+  let best: string | undefined
+  let bestDistance = Math.max(2, Math.floor(typed.length / 3)) + 1
+  for (const word of known) {
+    const d = distance(typed, word)
+    if (d < bestDistance) {
+      best = word
+      bestDistance = d
+    }
+  }
+  return best
+}
+
+/** Levenshtein's distance, one row at a time. */
+function distance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, i) => i)
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i]
+    for (let j = 1; j <= b.length; j++) {
+      const swap = (row[j - 1] as number) + (a[i - 1] === b[j - 1] ? 0 : 1)
+      next.push(Math.min(swap, (row[j] as number) + 1, (next[j - 1] as number) + 1))
+    }
+    row = next
+  }
+  return row[b.length] as number
+}

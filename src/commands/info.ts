@@ -1,0 +1,34 @@
+import type { Vm } from '../api/contract.ts'
+import { vmNamed } from '../cli/active.ts'
+import { vmArg } from '../cli/args.ts'
+import { NoidCommand } from '../cli/base.ts'
+import { facts, ports, upFor } from '../cli/text.ts'
+
+export default class Info extends NoidCommand {
+  static override summary = 'Show everything about one VM.'
+  static override examples = ['<%= config.bin %> info web', '<%= config.bin %> info web --json']
+  static override args = { name: vmArg }
+
+  async run(): Promise<Vm> {
+    const { args, flags } = await this.parse(Info)
+    const name = vmNamed(args.name)
+    const vm = await (await this.daemon(flags)).vm(name)
+    this.say(
+      facts([
+        ['Name', vm.name],
+        ['State', vm.problem ? `${vm.state}: ${vm.problem}` : vm.state],
+        ['Address', vm.address ?? '-'],
+        ['MAC', vm.mac],
+        ['Network', `${vm.network} (${vm.backend})`],
+        ['Ports', ports(vm.ports)],
+        ['Runtime', vm.runtime],
+        ['Image', vm.image ?? 'the one built in'],
+        ['Size', `${vm.cpus} CPU, ${vm.memMib} MiB`],
+        ['Process', vm.pid === null ? '-' : String(vm.pid)],
+        ['Created', vm.createdAt],
+        ['Up', upFor(vm)],
+      ]),
+    )
+    return vm
+  }
+}

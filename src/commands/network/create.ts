@@ -1,0 +1,60 @@
+import { Args, Flags } from '@oclif/core'
+import type { Network } from '../../api/contract.ts'
+import { NoidCommand } from '../../cli/base.ts'
+import { NoidError } from '../../errors.ts'
+
+export default class NetworkCreate extends NoidCommand {
+  static override summary = 'Make a network.'
+  static override description =
+    'VMs on one network reach each other, VMs on different networks never do. A network belongs to one backend.'
+  static override examples = [
+    '<%= config.bin %> network create lab',
+    '<%= config.bin %> network create lab --subnet 192.168.120.0/24 --allow-host 5432',
+  ]
+  static override args = { name: Args.string({ description: 'Name of the network.', required: true }) }
+  static override flags = {
+    'network-backend': Flags.string({
+      aliases: ['backend'],
+      summary: 'Who gives the network.',
+      env: 'NOID_NETWORK_BACKEND',
+      helpValue: 'BACKEND',
+    }),
+    subnet: Flags.string({ summary: 'IPv4 subnet; the next free /24 when left out.', helpValue: 'CIDR' }),
+    mtu: Flags.integer({ summary: 'MTU the VMs are given.', min: 576, max: 65_520 }),
+    'allow-host': Flags.integer({
+      summary: "Port of this machine's loopback that VMs may reach at host.noid.internal.",
+      multiple: true,
+      multipleNonGreedy: true,
+      min: 1,
+      max: 65_535,
+      helpValue: 'PORT',
+    }),
+    config: Flags.string({ summary: "The backend's own settings, as JSON.", helpValue: 'JSON' }),
+  }
+
+  async run(): Promise<Network> {
+    const { args, flags } = await this.parse(NetworkCreate)
+    const network = await (await this.daemon(flags)).createNetwork({
+      name: args.name,
+      backend: flags['network-backend'],
+      subnet: flags.subnet,
+      mtu: flags.mtu,
+      allowHost: flags['allow-host'],
+      config: flags.config === undefined ? undefined : parseConfig(flags.config),
+    })
+    this.say(`${network.name} is ${network.subnet} (${network.backend}), gateway ${network.gateway}`)
+    for (const w of network.warnings) this.say(`  note: ${w}`)
+    this.say(`\nNext:\n  noid create NAME --network ${network.name}`)
+    return network
+  }
+}
+
+function parseConfig(text: string): Record<string, unknown> {
+  try {
+    const value: unknown = JSON.parse(text)
+    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
+  } catch {
+    // Said below.
+  }
+  throw new NoidError('INVALID_INPUT', { what: '--config is not a JSON object', hint: `write --config '{"key": 1}'` })
+}

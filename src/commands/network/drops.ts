@@ -1,0 +1,22 @@
+import { StatsCommand } from '../../cli/live.ts'
+import { table } from '../../cli/text.ts'
+import type { DropRow, NetworkStats } from '../../plugins/contract.ts'
+
+export default class NetworkDrops extends StatsCommand<DropRow> {
+  static override summary = 'Show what a network refused, by VM and reason.'
+  static override examples = ['<%= config.bin %> network drops', '<%= config.bin %> network drops lab --watch']
+
+  protected rows(s: NetworkStats): readonly DropRow[] {
+    return s.drops.filter((d) => d.count > 0)
+  }
+
+  protected render(rows: readonly DropRow[], network: string): string {
+    if (rows.length === 0) return `${network} has refused nothing.`
+    return table(rows, [
+      { head: 'VM', cell: (d) => d.vm },
+      { head: 'REASON', cell: (d) => d.reason },
+      { head: 'COUNT', cell: (d) => String(d.count), right: true },
+      { head: 'MEANING', cell: (d) => d.meaning },
+    ])
+  }
+}
