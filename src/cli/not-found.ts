@@ -19,7 +19,7 @@ export default hook
 /** The known word with the smallest edit distance, when that is small enough to be a slip. */
 export function nearest(typed: string, known: readonly string[]): string | undefined {
   let best: string | undefined
-  let bestDistance = Math.max(2, Math.floor(typed.length / 3)) + 1
+  let bestDistance = Math.max(2, Math.floor((typed.split(' ').at(-1) ?? '').length / 3)) + 1
   for (const word of known) {
     const d = distance(typed, word)
     if (d < bestDistance) {
