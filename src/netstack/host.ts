@@ -58,6 +58,8 @@ export interface IcmpError {
   errno: number
   /** Next-hop MTU when errno is EMSGSIZE. */
   mtu: number
+  /** Ping sockets: the sequence number of the echo request it is about (it lies in what the queue quotes); −1 otherwise. */
+  sequence: number
 }
 
 export interface Host {

@@ -10,6 +10,11 @@ import type { Frame } from '../frame.ts'
 export interface Relay {
   /** The first packet of flow `i`, whose columns are filled. The relay opens the host side, or refuses and removes the flow. */
   open(i: number, f: Frame): void
+  /**
+   * A client of a published port: the columns are filled, `sock` is its connection (TCP) or the shared socket (UDP), and is
+   * watched already where it is its own. The relay reaches the guest, or closes the socket and removes the flow.
+   */
+  accept(i: number): void
   /** A further packet of the guest. Parsed and guarded; its L4 checksum is trusted when partial, verified by the relay otherwise. */
   receive(i: number, f: Frame): void
   /** Its host socket has something (READABLE | WRITABLE | HANGUP | FAILED). The relay works within its named budget; true: call again this turn. */

@@ -28,6 +28,11 @@ export interface Egress {
    * first, a broadcast), sent from `from4` (0: the gateway). Rate-limited per port. `info`: next-hop MTU for code 4 of type 3.
    */
   icmpError(f: import('../frame.ts').Frame, type: number, code: number, info: number, from4: number): void
-  /** The same about flow `i`, when the packet itself is gone: the quoted header is rebuilt from the flow's tuple. */
-  icmpErrorOfFlow(i: number, type: number, code: number, info: number, from4: number): void
+  /**
+   * The same about flow `i`, when the packet itself is gone: the quoted header is rebuilt from the flow's tuple. `second`: the
+   * quoted L4 header's second word, by which guests match it (TCP's sequence number; an echo's id << 16 | sequence).
+   */
+  icmpErrorOfFlow(i: number, type: number, code: number, info: number, from4: number, second?: number): void
+  /** A RST to the guest for a segment that no flow takes (RFC 9293 §3.10.7.1); nothing for a RST. */
+  reset(f: import('../frame.ts').Frame): void
 }

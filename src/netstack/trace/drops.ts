@@ -1,0 +1,129 @@
+/**
+ * Drops: everything the engine refuses, by reason, counted for each switch port. A refusal is never an exception.
+ *
+ * Owns: the catalogue (a name and a meaning for a person) and the counters. Reason 0 means "fine" and is never counted.
+ * `count` is one addition into a typed array; text is made only when somebody asks.
+ */
+import type { DropRow } from '../../plugins/contract.ts'
+
+const CATALOGUE = [
+  ['none', ''],
+  // -- the frame itself
+  ['frame-short', 'a frame too short for its headers'],
+  ['frame-long', 'a frame longer than 64 KiB'],
+  ['vnet-header', 'offload metadata that contradicts the frame; the guest’s driver is broken or hostile'],
+  ['ethertype', 'neither IPv4 nor ARP: this network carries no IPv6, VLAN tags or other protocols'],
+  ['arp-malformed', 'not an Ethernet/IPv4 ARP request or reply'],
+  ['ipv4-malformed', 'an IPv4 header with a wrong version, length or checksum'],
+  ['ipv4-source-route', 'an IPv4 packet with source routing, which nobody should use (RFC 7126)'],
+  ['tcp-malformed', 'a TCP header with a wrong length'],
+  ['udp-malformed', 'a UDP header with a wrong length'],
+  ['icmp-malformed', 'an ICMP message that is too short'],
+  ['checksum', 'a TCP, UDP or ICMP checksum that is wrong: damaged on the way, or forged'],
+  // -- who sent it
+  ['guard-mac', 'a source MAC that belongs to another port or to the gateway: a cloned VM, or forged'],
+  ['guard-mac-limit', 'more source MACs behind one port than a VM may have'],
+  ['guard-address', 'a source address that is not the VM’s own: a static address in the guest, or forged'],
+  ['guard-arp', 'ARP that speaks for an address or a MAC that is not the VM’s own'],
+  ['guard-dhcp-server', 'DHCP answers from a VM: only the network’s own service gives leases'],
+  ['guard-redirect', 'an ICMP redirect or router advertisement from a VM'],
+  ['guard-host', 'a frame of the host’s interface that does not come from the host’s address'],
+  // -- where it goes
+  ['hairpin', 'a frame for the port it came from'],
+  ['isolated', 'to a VM or the host from an isolated network'],
+  ['host-foreign', 'to the host’s interface, but not for the host’s address: the host is nobody’s router'],
+  ['no-route', 'to an address of the network that nobody has'],
+  ['broadcast-leaving', 'broadcast or multicast that would leave the network; nothing is wrong'],
+  ['port-busy', 'the receiving VM’s queue was full'],
+  ['port-error', 'the receiving port refused the frame'],
+  ['port-gone', 'a frame of a port that is not attached'],
+  // -- the gateway
+  ['ttl', 'TTL used up at the gateway (traceroute does this on purpose)'],
+  ['protocol', 'an IP protocol other than TCP, UDP and ICMP cannot leave the network'],
+  ['icmp-unhandled', 'an ICMP message that needs no answer'],
+  ['icmp-rate', 'more ICMP errors than may be sent each second'],
+  ['closed', 'to a port of the gateway on which nothing listens'],
+  ['fragment-limit', 'more fragmented packets at once than memory is kept for'],
+  ['fragment-overlap', 'fragments that overlap, which only attacks do (RFC 5722)'],
+  ['fragment-timeout', 'a fragmented packet of which a part never came'],
+  ['fragment-malformed', 'a fragment with a wrong length or beyond 64 KiB'],
+  ['too-big', 'a packet larger than the path with "do not fragment"; the sender was told'],
+  // -- policy, by rule
+  ['deny-isolated', 'refused: an isolated VM reaches the outside and nothing else'],
+  ['deny-network', 'refused: the destination is another noid network'],
+  ['deny-loopback', 'refused: the host’s loopback; `--allow-host PORT` opens one port at the host’s address'],
+  ['deny-link-local', 'refused: link-local and metadata addresses'],
+  ['deny-reserved', 'refused: an address that cannot be a destination'],
+  ['unreachable', 'the host has no route to the destination'],
+  // -- limits
+  ['flow-limit', 'the VM has as many flows as it may have'],
+  ['flow-table-full', 'the network has as many flows as it may have'],
+  ['half-open-limit', 'too many connections of the VM wait for an answer from outside'],
+  ['udp-evicted', 'the oldest idle UDP flow was given up for a new one'],
+  ['ping-evicted', 'the oldest ping flow was given up for a new one'],
+  ['host-socket', 'the host gave no socket (its limits, or its rights)'],
+  ['host-send', 'the host’s socket took no more'],
+  ['ping-forbidden', 'the host allows no ICMP sockets: `sysctl net.ipv4.ping_group_range` opens them'],
+  ['publish-no-guest', 'a client of a published port whose VM is not attached'],
+  ['publish-ports', 'no free port is left to show a client of the host by'],
+  ['truncated', 'a datagram longer than a packet can be'],
+  ['no-flow', 'a segment that belongs to no connection'],
+  ['tcp-refused', 'a segment outside its connection’s window or with an unacceptable state'],
+  ['service-limit', 'more connections to the name service than are kept'],
+] as const
+
+export type DropName = (typeof CATALOGUE)[number][0]
+/** A reason's number; 0 is none. */
+export type Drop = number
+
+/** Reasons by name: `DROP['guard-mac']`. */
+export const DROP = Object.freeze(Object.fromEntries(CATALOGUE.map(([name], i) => [name, i]))) as Readonly<
+  Record<DropName, Drop>
+>
+
+const REASONS = CATALOGUE.length
+
+export const dropName = (d: Drop): DropName => CATALOGUE[d]![0]
+
+export class Drops {
+  readonly #counts: Float64Array
+  readonly #ports: number
+
+  /** @param ports switch ports at most; index −1 counts for the gateway itself */
+  constructor(ports: number) {
+    this.#ports = ports
+    this.#counts = new Float64Array((ports + 1) * REASONS)
+  }
+
+  count(port: number, reason: Drop): void {
+    this.#counts[(port + 1) * REASONS + reason]!++
+  }
+
+  of(port: number, reason: Drop): number {
+    return this.#counts[(port + 1) * REASONS + reason]!
+  }
+
+  /** Of all ports together. */
+  total(reason: Drop): number {
+    let n = 0
+    for (let p = -1; p < this.#ports; p++) n += this.of(p, reason)
+    return n
+  }
+
+  /** A port's index is given to somebody else. */
+  clear(port: number): void {
+    this.#counts.fill(0, (port + 1) * REASONS, (port + 2) * REASONS)
+  }
+
+  /** For people: what was counted, `vm` naming a port. */
+  rows(vm: (port: number) => string): DropRow[] {
+    const rows: DropRow[] = []
+    for (let p = -1; p < this.#ports; p++)
+      for (let r = 1; r < REASONS; r++) {
+        const count = this.of(p, r)
+        if (count > 0)
+          rows.push({ vm: p < 0 ? '-' : vm(p), reason: CATALOGUE[r]![0], count, meaning: CATALOGUE[r]![1] })
+      }
+    return rows
+  }
+}

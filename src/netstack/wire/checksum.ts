@@ -1,0 +1,93 @@
+/**
+ * The Internet checksum (RFC 1071), its pseudo header (RFC 9293 §3.1) and its incremental update (RFC 1624).
+ *
+ * A sum in progress is a non-negative integer below 2^31 that still has its carries; `fold` makes 16 bits of it, `finish` the value
+ * for the field. Sums add: sum(a) + sum(b) is the sum of both when a's length is even.
+ * `sum` reads 32-bit words; the sum of 16-bit halves in memory order is byte-swapped on a little-endian machine (RFC 1071 §2.B), so
+ * one swap at the end replaces one for each word. A view over the last buffer is kept, because making one costs more than a header.
+ */
+
+let buffer: ArrayBufferLike = new ArrayBuffer(4)
+let words = new Uint32Array(buffer)
+const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
+
+/** Below this many bytes a loop over bytes is faster than finding the view. */
+const SHORT = 48
+
+/** Add `len` bytes at `off` to `initial`. At most 128 KiB. */
+export function sum(b: Uint8Array, off: number, len: number, initial: number): number {
+  let s = initial
+  const end = off + len
+  if (len < SHORT || !LITTLE_ENDIAN) {
+    const even = end - (len & 1)
+    for (; off < even; off += 2) s += (b[off]! << 8) | b[off + 1]!
+    if (off < end) s += b[off]! << 8
+    return s
+  }
+  if (b.buffer !== buffer) {
+    buffer = b.buffer
+    words = new Uint32Array(buffer, 0, buffer.byteLength >>> 2)
+  }
+  // Bytes before the first word, then words (their sum has the other byte order), then bytes behind the last.
+  const base = b.byteOffset
+  let at = off
+  const odd = (at + base) & 1
+  let edge = 0
+  if (odd) edge += b[at++]!
+  // From here `t` sums in memory order: low byte first.
+  let t = 0
+  if ((at + base) & 2) {
+    t += b[at]! | (b[at + 1]! << 8)
+    at += 2
+  }
+  let w = (at + base) >>> 2
+  let n = (end - at) >>> 2
+  at += n << 2
+  let low = 0
+  let high = 0
+  for (; n >= 8; n -= 8, w += 8) {
+    const w0 = words[w]!
+    const w1 = words[w + 1]!
+    const w2 = words[w + 2]!
+    const w3 = words[w + 3]!
+    const w4 = words[w + 4]!
+    const w5 = words[w + 5]!
+    const w6 = words[w + 6]!
+    const w7 = words[w + 7]!
+    low += (w0 & 0xffff) + (w1 & 0xffff) + (w2 & 0xffff) + (w3 & 0xffff)
+    high += (w0 >>> 16) + (w1 >>> 16) + (w2 >>> 16) + (w3 >>> 16)
+    low += (w4 & 0xffff) + (w5 & 0xffff) + (w6 & 0xffff) + (w7 & 0xffff)
+    high += (w4 >>> 16) + (w5 >>> 16) + (w6 >>> 16) + (w7 >>> 16)
+  }
+  for (; n > 0; n--, w++) {
+    low += words[w]! & 0xffff
+    high += words[w]! >>> 16
+  }
+  if (end - at >= 2) {
+    t += b[at]! | (b[at + 1]! << 8)
+    at += 2
+  }
+  if (at < end) t += b[at]!
+  t = fold(t + fold(low) + fold(high))
+  // `t` began at an even position of the data when there was no edge: swap it into network order. Behind an edge
+  // byte everything is shifted by one, so memory order is network order already.
+  return odd ? s + (edge << 8) + t : s + (((t & 0xff) << 8) | (t >>> 8))
+}
+
+/** 16 bits of a sum: carries added back in. */
+export function fold(s: number): number {
+  s = (s & 0xffff) + (s >>> 16)
+  s = (s & 0xffff) + (s >>> 16)
+  return (s & 0xffff) + (s >>> 16)
+}
+
+/** The field's value for a sum. */
+export const finish = (s: number): number => ~fold(s) & 0xffff
+
+/** Sum of the IPv4 pseudo header. */
+export const pseudo4 = (src: number, dst: number, proto: number, len: number): number =>
+  (src >>> 16) + (src & 0xffff) + (dst >>> 16) + (dst & 0xffff) + proto + len
+
+/** The checksum field after a 16-bit word below it changed from `from` to `to` (RFC 1624, equation 3). */
+export const update = (field: number, from: number, to: number): number =>
+  ~fold((~field & 0xffff) + (~from & 0xffff) + to) & 0xffff
