@@ -1,0 +1,42 @@
+/**
+ * Network namespaces: setns(2).
+ *
+ * setns moves the calling thread only; Node's own thread pool and other workers stay where they were. So `inNetns` is
+ * synchronous, and what is opened inside it (a TAP, a socket) belongs to that namespace for ever.
+ */
+import { must } from './errno.ts'
+import { close, O_RDONLY, open } from './fd.ts'
+import { declare, result } from './libc.ts'
+
+const c = { setns: declare<(fd: number, type: number) => number>('int setns(int, int)') }
+export const CLONE_NEWNET = 0x40000000
+
+export function setns(fd: number, type: number): number {
+  return result(c.setns(fd, type))
+}
+
+/**
+ * Run `fn` with this thread in the network namespace at `path` (/proc/PID/ns/net) and come back. Throws SysError when the
+ * namespace cannot be entered; ends the process when the way back fails, as everything after would be in the wrong place.
+ */
+export function inNetns<T>(path: string, fn: () => T): T {
+  const own = must('open /proc/thread-self/ns/net', open('/proc/thread-self/ns/net', O_RDONLY))
+  try {
+    const there = must(`open ${path}`, open(path, O_RDONLY))
+    try {
+      must(`setns ${path}`, setns(there, CLONE_NEWNET))
+    } finally {
+      close(there)
+    }
+    try {
+      return fn()
+    } finally {
+      if (setns(own, CLONE_NEWNET) < 0) {
+        console.error('noid: cannot return to its own network namespace')
+        process.abort()
+      }
+    }
+  } finally {
+    close(own)
+  }
+}
