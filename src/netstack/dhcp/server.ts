@@ -1,0 +1,254 @@
+/**
+ * The DHCP server of a network (RFC 2131 §4.3, with RFC 2132, 3442, 3397, 4039, 4702, 6842).
+ *
+ * Owns: the conversation with clients. Each switch port has one address, which the control plane chose (leases.ts); so
+ * nothing is allocated here and no two clients ever compete. A request for any other address is refused with a NAK, which
+ * sends the client back to DISCOVER at once.
+ * Never does: relaying (a message with giaddr is dropped), talking to ports that have no address, answering for other
+ * servers, trusting the client about anything but what it wants to be sent.
+ * Invariants: nothing that arrives throws; every message that is not answered is counted with a reason; a port's messages
+ * are rationed, so that a guest which floods costs little and cannot flood the store that leases are reported to.
+ */
+import { DhcpError, decode, encode, type Packet } from '#dhcp-packet'
+import type { Datagram, DatagramService, Reply } from '../gateway/service.ts'
+import type { Host } from '../host.ts'
+import { BROADCAST_MAC, ipv4Of, type Mac, stationOf } from './address.ts'
+import { type Binding, type Lease, type LeaseInfo, Leases } from './leases.ts'
+import { type DhcpNetwork, leaseOptions, type ReplyOptions } from './options.ts'
+
+export const SERVER_PORT = 67
+export const CLIENT_PORT = 68
+
+/** Reasons a message is not answered, and what they mean to a person. */
+export const dhcpDrops = {
+  'dhcp-malformed': 'a DHCP message could not be read',
+  'dhcp-relayed': 'a DHCP message came through a relay; relays are not served',
+  'dhcp-unknown-port': 'a DHCP message came from a port that has no address to give',
+  'dhcp-other-server': 'a client took the offer of another DHCP server; is one running in a VM?',
+  'dhcp-declined': 'the client said that its address is in use; it is offered again after ten seconds',
+  'dhcp-not-its-own': 'a client spoke of an address that is not its own',
+  'dhcp-too-long': 'the answer does not fit into what the client can receive',
+  'dhcp-flood': 'a VM sent more DHCP messages than a client ever needs',
+} as const
+export type DhcpDrop = keyof typeof dhcpDrops
+
+/** Messages a port may send at once, and per second after that. */
+const BURST = 30
+const RATE = 10
+/** Bytes of IP and UDP headers, which a client's maximum message size includes. */
+const HEADERS = 28
+/** What every client can receive (RFC 2131 §2). */
+const MIN_MESSAGE = 576
+const ANY = '0.0.0.0'
+
+export class DhcpServer implements DatagramService {
+  readonly #host: Host
+  readonly #reply: Reply
+  readonly #drop: (port: number, reason: DhcpDrop) => void
+  readonly #leases: Leases
+  readonly #allowance = new Map<number, { left: number; at: number }>()
+  /** State and time of a port's last report, so that a client which keeps asking does not keep the store writing. */
+  readonly #reported = new Map<number, { state: string; at: number }>()
+  #network: DhcpNetwork
+  #serverAddress: number
+
+  constructor(host: Host, reply: Reply, drop: (port: number, reason: DhcpDrop) => void, network: DhcpNetwork) {
+    this.#host = host
+    this.#reply = reply
+    this.#drop = drop
+    this.#network = network
+    this.#serverAddress = ipv4Of(network.services)
+    this.#leases = new Leases((l) => this.#report(l))
+  }
+
+  /** What may change while the network runs: search domains, MTU, lease time. Clients hear of it when they renew. */
+  configure(network: DhcpNetwork): void {
+    this.#network = network
+    this.#serverAddress = ipv4Of(network.services)
+  }
+
+  /** Give a port its address. Idempotent; another address than before starts over, and the client's next message is NAKed. */
+  bind(port: number, b: Binding): void {
+    this.#leases.bind(port, b, this.#host.now(), this.#leaseMs)
+  }
+
+  unbind(port: number): void {
+    this.#leases.unbind(port)
+    this.#allowance.delete(port)
+    this.#reported.delete(port)
+  }
+
+  rows(): LeaseInfo[] {
+    const now = this.#host.now()
+    return Array.from(this.#leases.all(), (l) => ({
+      vm: l.name,
+      address: l.address,
+      mac: l.mac,
+      hostname: l.hostname,
+      state: l.state,
+      expiresInMs: l.state === 'bound' ? Math.max(0, l.expiresAt - now) : null,
+    }))
+  }
+
+  tick(now: number): void {
+    this.#leases.tick(now)
+  }
+
+  receive(d: Datagram): void {
+    const refusal = this.#take(d, this.#host.now())
+    if (refusal !== undefined) this.#drop(d.port, refusal)
+  }
+
+  #take(d: Datagram, now: number): DhcpDrop | undefined {
+    const lease = this.#leases.get(d.port)
+    if (lease === undefined) return 'dhcp-unknown-port'
+    if (!this.#allowed(d.port, now)) return 'dhcp-flood'
+    try {
+      const p = decode(this.#host.arena.bytes.subarray(d.off, d.off + d.len))
+      const station = stationOf(p.chaddr)
+      if (p.op !== 'request' || p.htype !== 1 || station === undefined) return 'dhcp-malformed'
+      if (p.giaddr !== ANY) return 'dhcp-relayed'
+      lease.mac = p.chaddr
+      if (p.options.hostname !== undefined) lease.hostname = printable(p.options.hostname)
+      return this.#handle(lease, p, station, now)
+    } catch (e) {
+      if (e instanceof DhcpError) return e.code === 'ERR_DHCP_SPACE' ? 'dhcp-too-long' : 'dhcp-malformed'
+      throw e
+    }
+  }
+
+  #handle(l: Lease, p: Packet, station: Mac, now: number): DhcpDrop | undefined {
+    switch (p.options.messageType) {
+      case 'DISCOVER':
+        return this.#discover(l, p, station, now)
+      case 'REQUEST':
+        return this.#request(l, p, station, now)
+      case 'DECLINE':
+        if (p.options.serverId !== this.#network.services) return 'dhcp-other-server'
+        if (p.options.requestedAddress !== l.address) return 'dhcp-not-its-own'
+        this.#leases.decline(l, now)
+        this.#host.notify({
+          type: 'warning',
+          message: `${l.name} says that its address ${l.address} is in use by somebody else`,
+        })
+        return undefined
+      case 'RELEASE':
+        if (p.options.serverId !== this.#network.services) return 'dhcp-other-server'
+        if (p.ciaddr !== l.address) return 'dhcp-not-its-own'
+        this.#leases.release(l)
+        return undefined
+      case 'INFORM':
+        // §4.3.5: parameters, and neither an address nor times.
+        if (p.ciaddr !== l.address) return 'dhcp-not-its-own'
+        this.#send(l, p, station, 'ACK', { lease: false })
+        return undefined
+      default:
+        return 'dhcp-malformed'
+    }
+  }
+
+  #discover(l: Lease, p: Packet, station: Mac, now: number): DhcpDrop | undefined {
+    if (l.state === 'declined' && now < l.heldUntil) return 'dhcp-declined'
+    if (p.options.rapidCommit) {
+      this.#leases.acknowledge(l, now, this.#leaseMs)
+      this.#send(l, p, station, 'ACK', { lease: true, rapidCommit: true })
+    } else {
+      this.#leases.offer(l, now)
+      this.#send(l, p, station, 'OFFER', { lease: true })
+    }
+    return undefined
+  }
+
+  /** §4.3.2: which of its four states the client is in shows in what it fills in. */
+  #request(l: Lease, p: Packet, station: Mac, now: number): DhcpDrop | undefined {
+    const { serverId, requestedAddress } = p.options
+    if (serverId !== undefined && serverId !== this.#network.services) {
+      if (l.state === 'offered') this.#leases.release(l)
+      return 'dhcp-other-server'
+    }
+    // SELECTING and INIT-REBOOT name the address in option 50, RENEWING and REBINDING in ciaddr.
+    const wanted = requestedAddress ?? (serverId === undefined && p.ciaddr !== ANY ? p.ciaddr : undefined)
+    if (wanted === undefined) return 'dhcp-malformed'
+    if (wanted !== l.address) {
+      this.#refuse(l, p, `${wanted} is not the address of ${l.name}`)
+      return undefined
+    }
+    if (l.state === 'declined' && now < l.heldUntil) return 'dhcp-declined'
+    this.#leases.acknowledge(l, now, this.#leaseMs)
+    this.#send(l, p, station, 'ACK', { lease: true })
+    return undefined
+  }
+
+  #send(l: Lease, p: Packet, station: Mac, messageType: 'OFFER' | 'ACK', how: ReplyOptions): void {
+    const limit = Math.max(MIN_MESSAGE, p.options.maxMessageSize ?? 0)
+    const bytes = encode(
+      {
+        op: 'reply',
+        xid: p.xid,
+        broadcast: p.broadcast,
+        ciaddr: messageType === 'ACK' ? p.ciaddr : ANY,
+        yiaddr: how.lease ? l.address : ANY,
+        chaddr: p.chaddr,
+        options: { messageType, ...leaseOptions(this.#network, l, p, how) },
+      },
+      undefined,
+      0,
+      Math.min(limit, this.#network.mtu) - HEADERS,
+    )
+    // §4.1: to ciaddr when the client has one, else broadcast if it asks for that, else to yiaddr at its MAC. A ciaddr that got
+    // this far is the port's own address.
+    const known = messageType === 'ACK' && p.ciaddr !== ANY
+    const broadcast = p.broadcast && !known
+    this.#emit(l.port, broadcast ? -1 : ipv4Of(l.address), bytes, broadcast ? BROADCAST_MAC : station)
+  }
+
+  #refuse(l: Lease, p: Packet, message: string): void {
+    const { clientId } = p.options
+    const bytes = encode({
+      op: 'reply',
+      xid: p.xid,
+      broadcast: p.broadcast,
+      chaddr: p.chaddr,
+      options: { messageType: 'NAK', serverId: this.#network.services, clientId, message },
+    })
+    this.#emit(l.port, -1, bytes, BROADCAST_MAC)
+  }
+
+  #emit(port: number, dst: number, bytes: Uint8Array, mac: Mac): void {
+    this.#reply(port, this.#serverAddress, SERVER_PORT, dst, CLIENT_PORT, bytes, bytes.length, mac)
+  }
+
+  get #leaseMs(): number {
+    return this.#network.leaseSeconds * 1000
+  }
+
+  #allowed(port: number, now: number): boolean {
+    const a = this.#allowance.get(port)
+    if (a === undefined) {
+      this.#allowance.set(port, { left: BURST - 1, at: now })
+      return true
+    }
+    a.left = Math.min(BURST, a.left + ((now - a.at) * RATE) / 1000)
+    a.at = now
+    if (a.left < 1) return false
+    a.left--
+    return true
+  }
+
+  #report(l: Lease): void {
+    const now = this.#host.now()
+    const last = this.#reported.get(l.port)
+    if (last !== undefined && last.state === l.state && now - last.at < 1000) return
+    this.#reported.set(l.port, { state: l.state, at: now })
+    this.#host.notify({
+      type: 'lease',
+      port: l.port,
+      address: l.address,
+      state: l.state,
+      expiresInMs: l.state === 'bound' ? l.expiresAt - now : null,
+    })
+  }
+}
+
+/** What a client calls itself ends up on terminals: nothing but visible ASCII, and not much of it. */
+const printable = (s: string): string => s.replace(/[^\x21-\x7e]/g, '?').slice(0, 63)
