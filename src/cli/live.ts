@@ -13,7 +13,9 @@ import { NoidCommand } from './base.ts'
 const ROUND_MS = 1000
 
 export abstract class StatsCommand<Row> extends NoidCommand {
-  static override args = { network: Args.string({ description: 'The network.', default: 'default' }) }
+  static override args = {
+    network: Args.string({ ignoreStdin: true, description: 'The network.', default: 'default' }),
+  }
   static override flags = { watch: watchFlag }
 
   protected abstract rows(s: NetworkStats): readonly Row[]
@@ -21,9 +23,9 @@ export abstract class StatsCommand<Row> extends NoidCommand {
   protected abstract render(rows: readonly Row[], network: string): string
 
   async run(): Promise<readonly Row[] | undefined> {
-    const { args, flags } = await this.parse(this.ctor as typeof StatsCommand)
-    const api = await this.daemon(flags as { host?: string })
-    const network = args.network as string
+    const { args, flags } = await this.parse(StatsCommand)
+    const api = await this.daemon(flags)
+    const network = args.network
     if (!flags.watch) {
       const stats = await api.stats(network)
       const rows = this.rows(stats)

@@ -15,7 +15,7 @@ export default class Create extends NoidCommand {
     '<%= config.bin %> create db --ip 192.168.100.10 --mem 1024',
     '<%= config.bin %> create untrusted --network isolated',
   ]
-  static override args = { name: Args.string({ description: 'Name of the VM.', required: true }) }
+  static override args = { name: Args.string({ ignoreStdin: true, description: 'Name of the VM.', required: true }) }
   static override flags = {
     'network-backend': Flags.string({
       summary: 'Who gives the network: userspace, or any of `noid backends list`.',

@@ -7,7 +7,7 @@ export default class Use extends NoidCommand {
   static override description =
     'Writes the name to .noid-vm in this directory; it counts for the directories below too.'
   static override examples = ['<%= config.bin %> use web && <%= config.bin %> exec -- uname -a']
-  static override args = { name: Args.string({ description: 'The VM.', required: true }) }
+  static override args = { name: Args.string({ ignoreStdin: true, description: 'The VM.', required: true }) }
 
   async run(): Promise<Active> {
     const { args, flags } = await this.parse(Use)

@@ -7,7 +7,7 @@ import { NoidError } from '../../errors.ts'
 export default class BackendsInfo extends NoidCommand {
   static override summary = 'Show what a network backend can do.'
   static override examples = ['<%= config.bin %> backends info userspace']
-  static override args = { backend: Args.string({ description: 'The backend.', required: true }) }
+  static override args = { backend: Args.string({ ignoreStdin: true, description: 'The backend.', required: true }) }
 
   async run(): Promise<Backend> {
     const { args, flags } = await this.parse(BackendsInfo)

@@ -11,7 +11,9 @@ export default class NetworkCreate extends NoidCommand {
     '<%= config.bin %> network create lab',
     '<%= config.bin %> network create lab --subnet 192.168.120.0/24 --allow-host 5432',
   ]
-  static override args = { name: Args.string({ description: 'Name of the network.', required: true }) }
+  static override args = {
+    name: Args.string({ ignoreStdin: true, description: 'Name of the network.', required: true }),
+  }
   static override flags = {
     'network-backend': Flags.string({
       aliases: ['backend'],

@@ -12,8 +12,11 @@ export default class PortAdd extends NoidCommand {
     '<%= config.bin %> port add web 0:22 127.0.0.1:8000-8010:8000-8010/udp',
   ]
   static override args = {
-    name: Args.string({ description: "The VM; this directory's active one when left out." }),
-    spec: Args.string({ description: '[HOSTIP:]HOST:GUEST[/udp], ranges too; HOST 0 picks a free port.' }),
+    name: Args.string({ ignoreStdin: true, description: "The VM; this directory's active one when left out." }),
+    spec: Args.string({
+      ignoreStdin: true,
+      description: '[HOSTIP:]HOST:GUEST[/udp], ranges too; HOST 0 picks a free port.',
+    }),
   }
   static override strict = false
 

@@ -10,8 +10,8 @@ export default class PortRemove extends NoidCommand {
   static override usage = 'port remove [NAME] SPEC...'
   static override examples = ['<%= config.bin %> port remove web 8080:80']
   static override args = {
-    name: Args.string({ description: "The VM; this directory's active one when left out." }),
-    spec: Args.string({ description: 'As it was published: [HOSTIP:]HOST:GUEST[/udp].' }),
+    name: Args.string({ ignoreStdin: true, description: "The VM; this directory's active one when left out." }),
+    spec: Args.string({ ignoreStdin: true, description: 'As it was published: [HOSTIP:]HOST:GUEST[/udp].' }),
   }
   static override strict = false
 

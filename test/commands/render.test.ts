@@ -1,0 +1,140 @@
+/** What commands print, as text and as JSON, and how they fail. */
+import assert from 'node:assert/strict'
+import { existsSync, readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { after, before, test } from 'node:test'
+import { type Fake, fakeDaemon, fakeVm, noid } from './fake.ts'
+
+let fake: Fake
+before(async () => {
+  fake = await fakeDaemon()
+})
+after(() => fake.close())
+
+test('an empty list says what to type', async () => {
+  const r = await noid(fake, ['list'])
+  assert.deepEqual(r, { code: 0, stdout: 'There is no VM yet. Make one with: noid create NAME\n', stderr: '' })
+  assert.deepEqual(JSON.parse((await noid(fake, ['list', '--json'])).stdout), [])
+})
+
+test('create tells progress on stderr, the address and what to type next on stdout', async () => {
+  const r = await noid(fake, ['create', 'web'])
+  assert.equal(r.code, 0)
+  assert.equal(r.stderr, '  attaching\n  made it\n')
+  assert.match(r.stdout, /^web is running at 192\.168\.100\.100 on the network default \(userspace\)\n/)
+  assert.match(r.stdout, /noid exec web -- ip addr show/)
+})
+
+test('an error is one sentence, its code and a hint; exit code 1', async () => {
+  const r = await noid(fake, ['create', 'web'])
+  assert.deepEqual(r, {
+    code: 1,
+    stdout: '',
+    stderr:
+      'noid: a VM named "web" exists already (NAME_TAKEN)\n  choose another name, or remove it with: noid destroy web\n',
+  })
+})
+
+test('with --json the error goes to stdout as fields', async () => {
+  const r = await noid(fake, ['info', 'nobody', '--json'])
+  assert.equal(r.code, 1)
+  assert.equal(r.stderr, '')
+  assert.deepEqual(JSON.parse(r.stdout), {
+    error: {
+      code: 'VM_UNKNOWN',
+      message: 'there is no VM named "nobody"',
+      hint: 'noid list shows the VMs there are',
+      details: { name: 'nobody' },
+    },
+  })
+})
+
+test('an error in the middle of progress is an error', async () => {
+  const r = await noid(fake, ['start', 'web'])
+  assert.equal(r.code, 1)
+  assert.match(r.stderr, /did not start: it is a fake \(VM_START_FAILED\)/)
+})
+
+test('wrong usage is exit code 2, never a stack', async () => {
+  for (const args of [['create'], ['list', '--bad'], ['lst'], ['create', 'a', '--cpus', 'x'], ['network', 'lst']]) {
+    const r = await noid(fake, args)
+    assert.equal(r.code, 2, args.join(' '))
+    assert.match(r.stderr, /^noid: [^\n]+ \(INVALID_INPUT\)\n {2}[^\n]+\n$/, args.join(' '))
+  }
+})
+
+test('an unknown command names the nearest', async () => {
+  assert.match((await noid(fake, ['lst'])).stderr, /did you mean: noid list/)
+})
+
+test('a silent host that was named is an error, no second daemon', async () => {
+  const r = await noid(undefined, ['list', '--host', join(fake.dir, 'nobody.sock')])
+  assert.equal(r.code, 1)
+  assert.match(r.stderr, /DAEMON_UNREACHABLE/)
+})
+
+test('a daemon of another API version is told', async () => {
+  fake.version = { api: 99, version: '9.9.9' }
+  const r = await noid(fake, ['list'])
+  fake.version = {}
+  assert.equal(r.code, 1)
+  assert.match(r.stderr, /the daemon is noid 9\.9\.9 and this command is noid 0\.1\.0 \(DAEMON_VERSION\)/)
+})
+
+test('a daemon of another version that speaks the same API is noted', async () => {
+  fake.version = { version: '0.1.1' }
+  const r = await noid(fake, ['list'])
+  fake.version = {}
+  assert.equal(r.code, 0)
+  assert.match(r.stderr, /^note: the daemon is noid 0\.1\.1/)
+})
+
+test('use writes the directory’s active VM, commands take it when none is named', async () => {
+  assert.equal((await noid(fake, ['info'])).code, 2)
+  assert.equal((await noid(fake, ['use', 'web'])).code, 0)
+  assert.equal(readFileSync(join(fake.dir, '.noid-vm'), 'utf8'), 'web\n')
+  assert.equal((await noid(fake, ['current'])).stdout, 'web\n')
+  assert.match((await noid(fake, ['info'])).stdout, /^Name: +web$/m)
+  assert.match((await noid(fake, ['list'])).stdout, /^web \* /m)
+  assert.equal((await noid(fake, ['use', 'nobody'])).code, 1)
+})
+
+test('tables are aligned, ports read as they are typed', async () => {
+  fake.vms.set(
+    'db',
+    fakeVm('db', { ports: [{ proto: 'udp', hostAddress: '127.0.0.1', hostPort: 53, guestPort: 5353 }] }),
+  )
+  const r = await noid(fake, ['list'])
+  const [head = '', , row = ''] = r.stdout.split('\n')
+  assert.equal(head.indexOf('PORTS'), row.indexOf('127.0.0.1:53→5353/udp'))
+  fake.vms.delete('db')
+})
+
+test('network tables say so when they are empty', async () => {
+  assert.match((await noid(fake, ['network', 'flows'])).stdout, /^No flow on default now/)
+  assert.match((await noid(fake, ['network', 'leases'])).stdout, /^No lease on default yet/)
+  assert.match((await noid(fake, ['network', 'drops'])).stdout, /^default has refused nothing/)
+  fake.stats = { ...fake.stats, drops: [{ vm: 'web', reason: 'bad-checksum', count: 3, meaning: 'broken' }] }
+  assert.match((await noid(fake, ['network', 'drops'])).stdout, /web +bad-checksum +3 +broken/)
+})
+
+test('logs prints text, and lines as JSON', async () => {
+  assert.equal((await noid(fake, ['logs', 'web'])).stdout, 'log of web\n')
+  assert.deepEqual(JSON.parse((await noid(fake, ['logs', 'web', '--json'])).stdout).lines, ['log of web'])
+})
+
+test('destroy tries each and fails at the end', async () => {
+  fake.vms.set('a', fakeVm('a'))
+  const r = await noid(fake, ['destroy', 'nobody', 'a'])
+  assert.equal(r.code, 1)
+  assert.equal(r.stdout, 'a is destroyed\n')
+  assert.match(r.stderr, /VM_UNKNOWN/)
+})
+
+test('daemon status starts nothing', async () => {
+  const home = join(fake.dir, 'home')
+  const r = await noid(undefined, ['daemon', 'status'], { NOID_HOME: home, NOID_HOST: '' })
+  assert.equal(r.code, 1)
+  assert.match(r.stdout, /no daemon answers at/)
+  assert.equal(existsSync(home), false)
+})
