@@ -1,0 +1,17 @@
+/** What is generated is as its source says. */
+import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { test } from 'node:test'
+
+const read = (path: string): string => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
+const load = (path: string): Promise<Record<string, () => Promise<string>>> => import(`../../scripts/${path}`)
+
+test('oclif.manifest.json is what the commands say (node scripts/manifest.mjs)', async () => {
+  const { manifestOf } = await load('manifest.mjs')
+  assert.deepEqual(JSON.parse(read('oclif.manifest.json')), JSON.parse(await manifestOf!()))
+})
+
+test('docs/errors.md is what the catalogue says (node scripts/errors-doc.mjs)', async () => {
+  const { errorsPage } = await load('errors-doc.mjs')
+  assert.equal(read('docs/errors.md'), await errorsPage!())
+})
