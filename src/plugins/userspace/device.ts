@@ -1,0 +1,106 @@
+/**
+ * The device that a VM sees as its nic, made and opened in the current network namespace: a TAP, or, where no TAP can be opened,
+ * a veth whose far end lies in the VM's second namespace under a packet socket.
+ *
+ * Everything is synchronous, because the caller's thread stands in a foreign namespace meanwhile (src/sys/netns.ts). It runs in the daemon
+ * (root) and in opener.ts (rootless).
+ *
+ * Theory. The TAP persists: if whoever holds its descriptor dies, the guest keeps interface, address and routes, and the next
+ * opener finds it again. A veth does so by nature. A short transmit queue keeps the guest's kernel from filling a
+ * buffer that nobody drains (and was measured to be faster). The far end speaks no protocol of its own: no ARP, no IPv6.
+ */
+import { execFileSync } from 'node:child_process'
+import { writeFileSync } from 'node:fs'
+import { openTap, TunTapError } from '#tun-tap'
+import { SysError } from '../../sys/errno.ts'
+import { linkIndex, setLinkUp } from '../../sys/netdev.ts'
+import { inNetns } from '../../sys/netns.ts'
+import { openPacket } from '../../sys/packet.ts'
+
+/** The nic's name in the VM. */
+export const IFNAME = 'eth0'
+/** The far end of its veth, in the second namespace. */
+export const WIRE = 'wire0'
+const QUEUE = 64
+
+export interface DeviceSpec {
+  readonly mac: string
+  readonly mtu: number
+  /** Where the far end of a veth may live; absent: only a TAP will do. */
+  readonly wireNetns?: string
+}
+
+export interface OpenDevice {
+  readonly fd: number
+  readonly kind: 'tap' | 'packet'
+  readonly vnetHdr: boolean
+  /** It was there before: a guest may have configured it already. */
+  readonly existed: boolean
+}
+
+/** @throws TunTapError or SysError when neither kind can be made; nothing is left then */
+export function openDevice(spec: DeviceSpec): OpenDevice {
+  const existed = linkIndex(IFNAME) >= 0
+  try {
+    const { fd } = openTap({
+      name: IFNAME,
+      mac: spec.mac,
+      mtu: spec.mtu,
+      vnetHdr: true,
+      persist: true,
+      txQueueLen: QUEUE,
+    })
+    return { fd, kind: 'tap', vnetHdr: true, existed }
+  } catch (e) {
+    // EINVAL: eth0 is there and is no TAP, so it is the veth of an earlier time.
+    const veth =
+      e instanceof TunTapError && (e.step.startsWith('open /dev/net/tun') || (existed && e.code === 'EINVAL'))
+    if (!veth || spec.wireNetns === undefined) throw e
+    return openVeth(spec, spec.wireNetns, existed)
+  }
+}
+
+function openVeth(spec: DeviceSpec, wireNetns: string, existed: boolean): OpenDevice {
+  if (existed && inNetns(wireNetns, () => linkIndex(WIRE)) < 0) {
+    ip('link', 'delete', IFNAME)
+    existed = false
+  }
+  const mtu = String(spec.mtu)
+  if (!existed)
+    ip(
+      'link',
+      'add',
+      IFNAME,
+      'mtu',
+      mtu,
+      'address',
+      spec.mac,
+      'type',
+      'veth',
+      'peer',
+      WIRE,
+      'mtu',
+      mtu,
+      'netns',
+      wireNetns,
+    )
+  try {
+    const fd = inNetns(wireNetns, () => {
+      writeFileSync(`/proc/sys/net/ipv6/conf/${WIRE}/disable_ipv6`, '1')
+      ip('link', 'set', WIRE, 'arp', 'off')
+      const up = setLinkUp(WIRE)
+      const opened = up < 0 ? up : openPacket(linkIndex(WIRE), true)
+      if (opened < 0) throw new SysError('open a packet socket', opened)
+      return opened
+    })
+    return { fd, kind: 'packet', vnetHdr: true, existed }
+  } catch (e) {
+    if (!existed) ip('link', 'delete', IFNAME)
+    throw e
+  }
+}
+
+/** iproute2, in the current namespace: a child is forked by this thread. */
+function ip(...args: string[]): void {
+  execFileSync('ip', args, { stdio: ['ignore', 'ignore', 'pipe'], timeout: 5000 })
+}

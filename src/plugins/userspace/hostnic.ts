@@ -1,0 +1,74 @@
+/**
+ * The host's own nic on a network: a TAP `noid<N>` in the host's namespace with the network's host address, so that people reach
+ * VMs by address. One more port of the switch.
+ *
+ * Theory. The device does not persist: the data plane's descriptor keeps it, so whatever ends the data plane removes the device with its
+ * address and route, and nothing is left to clean up. Its MAC follows from the network's id, so that guests' ARP caches stay right when it comes back.
+ * The host must not become a way around the isolation of networks: `forwarding` is off for what comes in here, whatever ip_forward says; it
+ * answers ARP only for its own address on this link and announces only that one (the switch refuses foreign senders); it speaks no IPv6.
+ */
+import { createHash } from 'node:crypto'
+import { writeFileSync } from 'node:fs'
+import { openTap, TunTapError } from '#tun-tap'
+import { must } from '../../sys/errno.ts'
+import { close } from '../../sys/fd.ts'
+import { setLinkAddress, setLinkUp } from '../../sys/netdev.ts'
+import type { NetworkSpec } from '../contract.ts'
+
+/** The data plane's policy knows noid's links by this prefix. */
+const PREFIX = 'noid'
+const LINKS_MAX = 256
+const QUEUE = 100
+
+export interface HostNic {
+  /** The caller's to close, after the data plane has its own. */
+  readonly fd: number
+  readonly ifname: string
+  readonly mac: string
+}
+
+/** A locally administered unicast MAC that only depends on the network. */
+export function hostMac(network: string): string {
+  const h = createHash('sha256').update(`host ${network}`).digest()
+  return ['02', ...[...h.subarray(0, 5)].map((b) => b.toString(16).padStart(2, '0'))].join(':')
+}
+
+/** @throws TunTapError or SysError; nothing is left then */
+export function openHostNic(n: NetworkSpec): HostNic {
+  const mac = hostMac(n.id)
+  const prefix = Number(n.subnet.split('/')[1])
+  for (let i = 0; i < LINKS_MAX; i++) {
+    const ifname = `${PREFIX}${i}`
+    let fd: number
+    try {
+      fd = openTap({ name: ifname, exclusive: true, mac, mtu: n.mtu, vnetHdr: true, txQueueLen: QUEUE }).fd
+    } catch (e) {
+      // EBUSY: the name is taken.
+      if (e instanceof TunTapError && (e.code === 'EBUSY' || e.code === 'EEXIST')) continue
+      throw e
+    }
+    try {
+      sysctl('ipv6', ifname, 'disable_ipv6', 1)
+      sysctl('ipv4', ifname, 'forwarding', 0)
+      sysctl('ipv4', ifname, 'arp_ignore', 1)
+      sysctl('ipv4', ifname, 'arp_announce', 2)
+      sysctl('ipv4', ifname, 'rp_filter', 1)
+      must(`give ${ifname} an address`, setLinkAddress(ifname, n.hostAddress, prefix))
+      must(`bring ${ifname} up`, setLinkUp(ifname))
+      return { fd, ifname, mac }
+    } catch (e) {
+      close(fd)
+      throw e
+    }
+  }
+  throw new Error(`there are ${LINKS_MAX} links named ${PREFIX}N already`)
+}
+
+/** Refused where /proc/sys is read-only (a container): the device works all the same. */
+function sysctl(family: 'ipv4' | 'ipv6', ifname: string, key: string, value: number): void {
+  try {
+    writeFileSync(`/proc/sys/net/${family}/conf/${ifname}/${key}`, String(value))
+  } catch {
+    // Without IPv6, or read-only.
+  }
+}

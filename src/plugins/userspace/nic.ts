@@ -1,0 +1,159 @@
+/**
+ * A VM's nic as the daemon handles it: opened in the VM's namespace, recognised after a restart, removed.
+ *
+ * Root enters the network namespace on its own thread; an ordinary user goes through opener.ts. What is remembered (NicRecord)
+ * names the namespace by inode, because a path below /proc names whoever has the pid today.
+ */
+import { execFile, spawn } from 'node:child_process'
+import { statSync } from 'node:fs'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { promisify } from 'node:util'
+import { TunTapError } from '#tun-tap'
+import { NoidError } from '../../errors.ts'
+import { must } from '../../sys/errno.ts'
+import { close, setNonblock } from '../../sys/fd.ts'
+import { inNetns } from '../../sys/netns.ts'
+import { recvWithFds, socketpair } from '../../sys/scm.ts'
+import type { Attachment, AttachRequest, NetworkSpec } from '../contract.ts'
+import { type DeviceSpec, IFNAME, type OpenDevice, openDevice } from './device.ts'
+import type { OpenerAnswer } from './opener.ts'
+
+const run = promisify(execFile)
+const OPENER_MS = 15_000
+const ENTRY = fileURLToPath(new URL(`./opener${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
+
+/** What must be known of a nic later. Plain JSON. */
+export interface NicRecord {
+  readonly kind: 'tap' | 'packet'
+  readonly vnetHdr: boolean
+  readonly netns: string
+  /** Device and inode of the namespace. */
+  readonly netnsId: string
+  readonly privileged: boolean
+}
+
+export interface OpenedNic {
+  readonly fd: number
+  readonly existed: boolean
+  readonly record: NicRecord
+}
+
+/**
+ * Open the nic of `r`. A nic that is there already is opened again.
+ * @throws NoidError TUN_UNAVAILABLE, CAPABILITY_MISSING, VM_NOT_RUNNING (its namespace is gone)
+ */
+export async function openNic(n: NetworkSpec, r: AttachRequest, privileged: boolean): Promise<OpenedNic> {
+  const { netns } = r
+  if (netns === undefined || !(r.accepts.includes('tap') || r.accepts.includes('netdev')))
+    throw new NoidError('CAPABILITY_MISSING', {
+      backend: 'userspace',
+      what: `a nic for this runtime (it accepts ${r.accepts.join(', ')})`,
+      hint: 'choose the sandbox runtime',
+    })
+  const netnsId = namespaceId(netns)
+  if (netnsId === undefined) throw new NoidError('VM_NOT_RUNNING', { name: r.name })
+  const spec: DeviceSpec = { mac: r.mac, mtu: n.mtu, wireNetns: r.wireNetns }
+  const opened = privileged ? openHere(netns, spec) : await openThere(netns, spec)
+  const { kind, vnetHdr, existed, fd } = opened
+  return { fd, existed, record: { kind, vnetHdr, netns, netnsId, privileged } }
+}
+
+/** The namespace that the nic was in is no more (or its path names another). */
+export const nicGone = (r: NicRecord): boolean => namespaceId(r.netns) !== r.netnsId
+
+/** Remove the device. Idempotent; nothing to do when the namespace is gone. */
+export async function removeNic(r: NicRecord): Promise<void> {
+  if (nicGone(r)) return
+  await run('nsenter', [...enter(r.netns, r.privileged), 'ip', 'link', 'delete', IFNAME], { timeout: 5000 }).catch(
+    () => {},
+  )
+}
+
+export function attachmentOf(n: NetworkSpec, r: AttachRequest, record: NicRecord): Attachment {
+  return {
+    id: r.id,
+    network: r.network,
+    nic:
+      record.kind === 'tap'
+        ? { kind: 'tap', ifname: IFNAME, netns: record.netns, queues: 1, vnetHdr: record.vnetHdr }
+        : { kind: 'netdev', ifname: IFNAME, netns: record.netns },
+    mac: r.mac,
+    mtu: n.mtu,
+    addresses: r.addresses,
+    routes: [{ to: '0.0.0.0/0', via: n.gateway }],
+    dns: { servers: [n.services], search: [n.domain] },
+    configuredBy: 'dhcp',
+    state: record,
+  }
+}
+
+function openHere(netns: string, spec: DeviceSpec): OpenDevice {
+  try {
+    return inNetns(netns, () => openDevice(spec))
+  } catch (e) {
+    if (e instanceof TunTapError) throw unavailable(e.message)
+    throw e
+  }
+}
+
+async function openThere(netns: string, spec: DeviceSpec): Promise<OpenDevice> {
+  const pair = socketpair()
+  if (typeof pair === 'number') throw new NoidError('INTERNAL', { why: `no socket pair: ${must('socketpair', pair)}` })
+  const [ours, theirs] = pair
+  try {
+    await new Promise<void>((resolve, reject) => {
+      const child = spawn(
+        'nsenter',
+        [
+          ...enter(netns, false),
+          process.execPath,
+          '--disable-warning=ExperimentalWarning',
+          ENTRY,
+          JSON.stringify(spec),
+        ],
+        { stdio: ['ignore', 'ignore', 'pipe', theirs], timeout: OPENER_MS, env: { ...process.env, NODE_OPTIONS: '' } },
+      )
+      let words = ''
+      child.stderr?.on('data', (d: Buffer) => {
+        words = (words + d).slice(-2000)
+      })
+      child.on('error', (e) =>
+        reject(
+          (e as NodeJS.ErrnoException).code === 'ENOENT'
+            ? new NoidError('TOOL_MISSING', { tool: 'nsenter', package: 'util-linux' })
+            : e,
+        ),
+      )
+      child.on('close', (code) => (code === 0 ? resolve() : reject(unavailable(words.trim() || `exit code ${code}`))))
+    })
+    setNonblock(ours, true)
+    const r = recvWithFds(ours, 64 * 1024)
+    if (typeof r === 'number') throw unavailable('the opener said nothing')
+    const answer = JSON.parse(Buffer.from(r.bytes).toString()) as OpenerAnswer
+    const fd = r.fds[0]
+    if ('error' in answer) throw unavailable(answer.error)
+    if (fd === undefined) throw unavailable('no descriptor came')
+    return { ...answer, fd }
+  } finally {
+    close(ours)
+    close(theirs)
+  }
+}
+
+/** nsenter's arguments. The user namespace that owns a VM's network namespace is its neighbour in /proc. */
+const enter = (netns: string, privileged: boolean): string[] =>
+  privileged
+    ? [`--net=${netns}`]
+    : ['--preserve-credentials', `--user=${join(dirname(netns), 'user')}`, `--net=${netns}`]
+
+const unavailable = (why: string): NoidError => new NoidError('TUN_UNAVAILABLE', { why })
+
+function namespaceId(path: string): string | undefined {
+  try {
+    const s = statSync(path)
+    return `${s.dev}:${s.ino}`
+  } catch {
+    return undefined
+  }
+}

@@ -1,0 +1,189 @@
+/**
+ * The data-plane process of one network: started, adopted, watched by its connection, ended.
+ *
+ * Owns: the directory <runDir>/<network id> with control.sock, pid and dataplane.log.
+ * Never does: deciding when a process should be there (plane.ts).
+ *
+ * Theory. The data plane outlives the daemon. What a later daemon finds is told by the socket: it connects, or it does not. The
+ * pid file (pid and start time, so that a reused number is never taken for it) serves to end a process that no longer answers.
+ * The process ends by itself when its socket's file is gone, so a directory that was removed leaves nothing behind.
+ */
+import { spawn } from 'node:child_process'
+import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { type HelloAnswer, PROTOCOL_VERSION } from '../../dataplane/protocol.ts'
+import { NoidError } from '../../errors.ts'
+import { errnoName } from '../../sys/errno.ts'
+import { isRunning, processStat, signalExactly } from '../../sys/process.ts'
+import { Link } from './link.ts'
+
+const START_MS = 15_000
+const POLL_MS = 10
+const LOG_MAX = 1 << 20
+const SIGKILL = 9
+const ENTRY = fileURLToPath(
+  new URL(`../../dataplane/main${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url),
+)
+
+type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string) => void
+
+interface Identity {
+  readonly pid: number
+  readonly startTime: string
+}
+
+export interface Running {
+  readonly link: Link
+  readonly hello: HelloAnswer
+  readonly identity: Identity | undefined
+  /** False: it was there already, with what hello names. */
+  readonly started: boolean
+}
+
+export class DataPlaneProcess {
+  readonly dir: string
+  readonly #network: string
+  readonly #log: Log
+
+  constructor(dir: string, network: string, log: Log) {
+    this.dir = dir
+    this.#network = network
+    this.#log = log
+  }
+
+  get #socket(): string {
+    return join(this.dir, 'control.sock')
+  }
+  get #pidFile(): string {
+    return join(this.dir, 'pid')
+  }
+  get logFile(): string {
+    return join(this.dir, 'dataplane.log')
+  }
+
+  /** The one that runs, or a new one. @throws NoidError DATAPLANE_LOST when it does not come up */
+  async ensure(signal: AbortSignal): Promise<Running> {
+    return (await this.adopt(signal)) ?? (await this.#start(signal))
+  }
+
+  /** The one that runs, if it answers and speaks our version; one that does not is ended. */
+  async adopt(signal: AbortSignal): Promise<Running | undefined> {
+    signal.throwIfAborted()
+    const link = this.#connect()
+    if (link) {
+      try {
+        const hello = await link.request<HelloAnswer>({ op: 'hello' })
+        if (hello.version === PROTOCOL_VERSION)
+          return { link, hello, identity: this.#identity(hello.pid), started: false }
+        this.#log('warn', `the data plane of ${this.#network} speaks version ${hello.version}: it is replaced`)
+        await link.request({ op: 'stop' }).catch(() => {})
+      } catch (e) {
+        this.#log('warn', `the data plane of ${this.#network} does not answer: ${(e as Error).message}`)
+      }
+      link.close()
+    }
+    await this.#kill()
+    return undefined
+  }
+
+  /** End it, by message or by signal, and remove its directory. Idempotent. */
+  async end(link: Link | undefined): Promise<void> {
+    const connection = link?.open ? link : this.#connect()
+    await connection?.request({ op: 'stop' }).catch(() => {})
+    connection?.close()
+    const id = this.#recorded()
+    for (let t = 0; id && t < 1000 && isRunning(id.pid, id.startTime); t += POLL_MS) await sleep(POLL_MS)
+    await this.#kill()
+    rmSync(this.dir, { recursive: true, force: true })
+  }
+
+  #connect(): Link | undefined {
+    try {
+      return new Link(this.#socket, this.#network)
+    } catch {
+      return undefined
+    }
+  }
+
+  async #start(signal: AbortSignal): Promise<Running> {
+    signal.throwIfAborted()
+    mkdirSync(this.dir, { recursive: true, mode: 0o700 })
+    rmSync(this.#socket, { force: true })
+    if ((statSync(this.logFile, { throwIfNoEntry: false })?.size ?? 0) > LOG_MAX)
+      renameSync(this.logFile, `${this.logFile}.old`)
+    const log = openSync(this.logFile, 'a', 0o600)
+    // Flags that this process was started with (--inspect, --test) are not for it.
+    const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', ENTRY, this.dir], {
+      detached: true,
+      stdio: ['ignore', log, log],
+      cwd: '/',
+      env: { ...process.env, NODE_OPTIONS: '', NODE_TEST_CONTEXT: undefined, NODE_CHANNEL_FD: undefined },
+    })
+    closeSync(log)
+    let ended: string | undefined
+    child.on('error', (e) => {
+      ended = e.message
+    })
+    child.on('exit', (code, by) => {
+      ended = by ?? `exit code ${code}`
+    })
+    child.unref()
+    const startTime = child.pid === undefined ? undefined : processStat(child.pid)?.startTime
+    if (child.pid !== undefined && startTime !== undefined) {
+      const id: Identity = { pid: child.pid, startTime }
+      writeFileSync(this.#pidFile, JSON.stringify(id), { mode: 0o600 })
+    }
+    try {
+      for (const until = Date.now() + START_MS; Date.now() < until && ended === undefined; ) {
+        await sleep(POLL_MS, undefined, { signal })
+        const link = this.#connect()
+        if (!link) continue
+        const hello = await link.request<HelloAnswer>({ op: 'hello' })
+        return { link, hello, identity: this.#identity(hello.pid), started: true }
+      }
+    } catch (e) {
+      await this.#kill()
+      throw e
+    }
+    await this.#kill()
+    const why = ended ?? 'it did not open its socket'
+    this.#log('error', `the data plane of ${this.#network} did not start (${why}): ${this.#lastWords()}`)
+    throw new NoidError('DATAPLANE_LOST', { network: this.#network, why, log: this.logFile })
+  }
+
+  /** The last lines of its log, for a person. */
+  #lastWords(): string {
+    try {
+      return readFileSync(this.logFile, 'utf8').trimEnd().split('\n').slice(-5).join(' | ')
+    } catch {
+      return 'no log'
+    }
+  }
+
+  #identity(pid: number): Identity | undefined {
+    const startTime = processStat(pid)?.startTime
+    if (startTime === undefined) return undefined
+    const id: Identity = { pid, startTime }
+    writeFileSync(this.#pidFile, JSON.stringify(id), { mode: 0o600 })
+    return id
+  }
+
+  #recorded(): Identity | undefined {
+    try {
+      return JSON.parse(readFileSync(this.#pidFile, 'utf8')) as Identity
+    } catch {
+      return undefined
+    }
+  }
+
+  async #kill(): Promise<void> {
+    const id = this.#recorded()
+    if (!id || !isRunning(id.pid, id.startTime)) return
+    const r = signalExactly(id.pid, id.startTime, SIGKILL)
+    if (r < 0 && errnoName(r) !== 'ESRCH')
+      this.#log('warn', `the data plane ${id.pid} cannot be ended: ${errnoName(r)}`)
+    for (let t = 0; t < 1000 && isRunning(id.pid, id.startTime); t += POLL_MS) await sleep(POLL_MS)
+  }
+}
