@@ -1,0 +1,5 @@
+/** The runtimes noid brings along, the default one first. */
+import type { RuntimeDescriptor } from './contract.ts'
+import { sandbox } from './sandbox/index.ts'
+
+export const runtimes: readonly RuntimeDescriptor[] = [sandbox]

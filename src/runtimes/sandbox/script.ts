@@ -1,0 +1,134 @@
+/**
+ * The two shell programs of a sandbox.
+ *
+ * `stageScript` runs with the host's tools, as root of the new user namespace, alone in the new mount namespace: it
+ * completes the root (proc, sys, dev, run), enters it and becomes init. Whatever fails ends it, and with it every
+ * namespace and mount.
+ * `initScript` is process 1 of the VM: it reaps, and ends the others when it is told to. No other program of noid runs
+ * in a VM that is idle.
+ *
+ * Both speak POSIX sh (dash, busybox) and get their words as arguments, never pasted into the text.
+ */
+import type { Bind } from './view.ts'
+
+/** Environment of everything in a VM that says nothing else. */
+export const VM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
+
+export const initScript = `
+finish() {
+  trap '' TERM INT
+  echo "noid: $name is stopping"
+  kill -TERM -1 2>/dev/null
+  while :; do
+    set -- /proc/[0-9]*
+    [ $# -le 1 ] && break
+    sleep 0.02
+  done
+  echo "noid: $name has stopped"
+  exit 0
+}
+name=$1
+trap finish TERM INT
+trap '' HUP
+cd /
+umask 022
+echo "noid: $name is up, process 1 on $(uname -sr)"
+while :; do
+  sleep 2147483647 &
+  wait $!
+done
+`
+
+/** How the root comes to be, seen from the stage. */
+export type RootPlan =
+  /** Mounted already, with dev, by a stage with rights. */
+  | { readonly kind: 'mounted' }
+  /** A directory that is the root as it is. */
+  | { readonly kind: 'directory'; readonly path: string; readonly binds: readonly BoundPart[] }
+  /** An overlay over an image's directory, without rights (userxattr). */
+  | { readonly kind: 'overlay'; readonly lower: string; readonly upper: string; readonly work: string }
+
+/** A bound part with the mount flags that may not be dropped inside a user namespace. */
+export interface BoundPart extends Bind {
+  readonly flags: readonly string[]
+}
+
+const quote = (s: string): string => `'${s.replaceAll("'", "'\\''")}'`
+
+/** Colons and commas end a word in overlayfs's options. */
+const overlayPath = (s: string): string => s.replaceAll('\\', '\\\\').replaceAll(':', '\\:').replaceAll(',', '\\,')
+
+export interface StageWords {
+  readonly name: string
+  /** An existing directory in which the root is assembled; hidden from the host by the mount namespace. */
+  readonly base: string
+  readonly plan: RootPlan
+  /** Whether groups other than 0 are mapped (tty is 5). */
+  readonly range: boolean
+}
+
+const DEVICES = ['null', 'zero', 'full', 'random', 'urandom', 'tty']
+/** Kernel files that say too much of the host, or reach it. The kernel's own checks are what protects. */
+const MASKED_FILES = ['kcore', 'keys', 'timer_list', 'sysrq-trigger', 'kmsg', 'sched_debug', 'config.gz']
+const MASKED_DIRECTORIES = [
+  'proc/acpi',
+  'proc/scsi',
+  'proc/asound',
+  'sys/firmware',
+  'sys/kernel/debug',
+  'sys/kernel/security',
+]
+
+export function stageScript(w: StageWords): string {
+  const b = quote(w.base)
+  const out: string[] = ['set -e', 'exec </dev/null', 'export LC_ALL=C']
+  if (w.plan.kind === 'mounted') {
+    // The stage's mounts are locked together in this less privileged namespace: bound once more they can be entered.
+    out.push(`mount --rbind ${b}/root ${b}/root`)
+  } else {
+    if (w.plan.kind === 'directory') out.push(`path=${quote(w.plan.path)}`)
+    out.push(
+      w.plan.kind === 'directory'
+        ? `exec 4<"$path"; mount -t tmpfs -o mode=0755 noid ${b}; mkdir ${b}/root; mount --bind /proc/self/fd/4 ${b}/root; exec 4<&-`
+        : `mount -t tmpfs -o mode=0755 noid ${b}; mkdir ${b}/root; mount -t overlay -o ${quote(
+            `userxattr,lowerdir=${overlayPath(w.plan.lower)},upperdir=${overlayPath(w.plan.upper)},workdir=${overlayPath(w.plan.work)}`,
+          )} noid ${b}/root`,
+    )
+  }
+  out.push(`cd ${b}/root`)
+  if (w.plan.kind === 'directory')
+    for (const part of w.plan.binds) {
+      const p = quote(part.path)
+      out.push(`mount --rbind /${p} ${p}`, `mount -o ${['remount', 'bind', 'ro', ...part.flags].join(',')} ${p}`)
+    }
+  out.push('mkdir -p proc sys dev run tmp etc', 'mount -t proc -o nosuid,nodev,noexec proc proc')
+  if (w.plan.kind !== 'mounted') {
+    out.push(
+      'mount -t tmpfs -o nosuid,noexec,mode=0755,size=1m dev dev',
+      `for d in ${DEVICES.join(' ')}; do : > dev/$d; mount --bind /dev/$d dev/$d; done`,
+      'mkdir dev/pts dev/shm dev/mqueue',
+      'ln -s /proc/self/fd dev/fd; ln -s fd/0 dev/stdin; ln -s fd/1 dev/stdout; ln -s fd/2 dev/stderr; ln -s pts/ptmx dev/ptmx',
+      'if [ -w /dev/net/tun ]; then mkdir dev/net; : > dev/net/tun; mount --bind /dev/net/tun dev/net/tun; fi',
+    )
+  }
+  out.push(
+    `mount -t devpts -o nosuid,noexec,newinstance,ptmxmode=0666,mode=0620${w.range ? ',gid=5' : ''} devpts dev/pts`,
+    'mount -t tmpfs -o nosuid,nodev,mode=1777 shm dev/shm',
+    'mount -t mqueue -o nosuid,nodev,noexec mqueue dev/mqueue || :',
+    'mount -t tmpfs -o nosuid,nodev,mode=0755 run run',
+    'mkdir -m 1777 run/lock; mkdir run/network',
+    'mount -t sysfs -o ro,nosuid,nodev,noexec sys sys',
+    `for f in ${MASKED_FILES.join(' ')}; do [ ! -e proc/$f ] || mount --bind /dev/null proc/$f; done`,
+    `for d in ${MASKED_DIRECTORIES.join(' ')}; do [ ! -d $d ] || mount -t tmpfs -o ro,nosuid,nodev,noexec,size=0,mode=0555 none $d; done`,
+    `hostname ${quote(w.name)}`,
+    'ip link set lo up',
+    // man pivot_root(2): the old root is stacked on the new one, and "." then names it.
+    'pivot_root . .',
+    'umount -l .',
+    'cd /',
+    'echo up >&3',
+    'exec 3>&-',
+    `exec env -i PATH=${VM_PATH} HOME=/root LANG=C.UTF-8 /bin/sh -c "$1" noid-init ${quote(w.name)} "$2"`,
+  )
+  return out.join('\n')
+}

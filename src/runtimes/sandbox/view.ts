@@ -1,0 +1,300 @@
+/**
+ * What of the host a VM sees when it has no image of its own: the system's software, and nothing that is anybody's.
+ *
+ * The rule, in this order:
+ *   1. Of the top level only bin, sbin, lib*, usr, etc, opt and var are the host's. Homes, data, whatever a machine has
+ *      besides (/root, /home, /srv, /mnt, /boot, /work ...) does not exist, or is empty and the VM's own.
+ *   2. In etc, var, opt and usr/local, what others than its owner may not read on the host is not there: a file is gone
+ *      (shadow, private keys, tokens), a directory is empty. So the VM sees at most what any user of the host may see.
+ *   3. Besides: ssh's host keys, logs, spools, backups, mail, machine-id, /var/tmp, noid's own directories.
+ * Account files are made anew without passwords; sudoers stay readable because they hold no secret and sudo needs them.
+ *
+ * As root the rule is written once into the overlay's upper directory: whiteouts hide files, opaque directories hide
+ * contents, and neither can be undone from inside. As a user the same rule chooses what is copied (etc) or bound (usr).
+ */
+import { spawnSync } from 'node:child_process'
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { dirname, join } from 'node:path'
+import { mknodChar, setxattr } from '../../sys/mount.ts'
+import { hostname, hosts, interfaces, lockedGshadow, lockedShadow, resolvConf } from './files.ts'
+
+const SYSTEM = /^(bin|sbin|lib|lib32|lib64|libx32|usr|etc|opt|var)$/
+/** Exist in every VM, empty: mode each. */
+const OWN: ReadonlyMap<string, number> = new Map([
+  ['boot', 0o755],
+  ['dev', 0o755],
+  ['home', 0o755],
+  ['media', 0o755],
+  ['mnt', 0o755],
+  ['proc', 0o555],
+  ['root', 0o700],
+  ['run', 0o755],
+  ['srv', 0o755],
+  ['sys', 0o555],
+  ['tmp', 0o1777],
+])
+/** Emptied wherever they are readable or not. */
+const EMPTIED = ['var/tmp', 'var/spool', 'var/mail', 'var/backups', 'var/crash', 'var/lib/systemd', 'var/www']
+const GONE =
+  /^(etc\/ssh\/ssh_host_.*|etc\/machine-id|var\/lib\/dbus\/machine-id|etc\/krb5\.keytab|etc\/.*\.bak|etc\/fstab|etc\/crypttab)$/
+const KEPT = /^etc\/sudoers(\.d(\/.*)?)?$/
+/** Public by nature and large: not looked through. */
+const PUBLIC = ['/var/lib/dpkg/info', '/var/lib/apt/lists', '/var/cache/man', '/etc/alternatives']
+
+interface Hidden {
+  /** Relative to the root. */
+  readonly path: string
+  readonly directory: boolean
+}
+
+/** What rules 2 and 3 hide below the system's directories. `also` are absolute paths that are never shown. */
+export function hiddenPaths(also: readonly string[]): Hidden[] {
+  const found = new Map<string, Hidden>()
+  const add = (path: string, directory: boolean) => found.set(path, { path, directory })
+  const prune = PUBLIC.flatMap((p) => ['-path', p, '-prune', '-o'])
+  const roots = ['/etc', '/var', '/opt', '/usr/local'].filter((p) => existsSync(p) && lstatSync(p).isDirectory())
+  const r = spawnSync(
+    'find',
+    // A directory needs x as well for its contents to be anybody's.
+    [
+      ...roots,
+      '-xdev',
+      ...prune,
+      '!',
+      '-type',
+      'l',
+      '(',
+      '!',
+      '-perm',
+      '-004',
+      '-o',
+      '-type',
+      'd',
+      '!',
+      '-perm',
+      '-005',
+      ')',
+      '-printf',
+      '%y%P\\0%H\\0',
+      '-prune',
+    ],
+    { encoding: 'utf8', maxBuffer: 64 << 20 },
+  )
+  const parts = r.stdout.split('\0')
+  for (let i = 0; i + 1 < parts.length; i += 2) {
+    const path = `${(parts[i + 1] as string).slice(1)}/${(parts[i] as string).slice(1)}`
+    if (!KEPT.test(path)) add(path, parts[i]?.[0] === 'd')
+  }
+  for (const dir of ['etc', 'etc/ssh', 'var/lib/dbus'])
+    for (const name of list(`/${dir}`)) if (GONE.test(`${dir}/${name}`)) add(`${dir}/${name}`, false)
+  for (const path of filesBelow('/var/log')) add(path.slice(1), false)
+  for (const path of EMPTIED) if (isDirectory(`/${path}`)) add(path, true)
+  for (const path of also) if (SYSTEM.test(path.split('/')[1] ?? '') && isDirectory(path)) add(path.slice(1), true)
+  // What lies in a hidden directory is hidden with it.
+  return [...found.values()].filter((h) => !ancestors(h.path).some((a) => found.get(a)?.directory))
+}
+
+/** Write the rule into an overlay's empty upper directory (as root). `base` owns what the VM's root owns. */
+export function seedUpper(upper: string, base: number, name: string, also: readonly string[]): void {
+  chownSync(upper, base, base)
+  chmodSync(upper, 0o755)
+  const below = new Below(upper, base)
+  for (const e of list('/')) if (!SYSTEM.test(e) && !OWN.has(e)) below.whiteout(e)
+  for (const [dir, mode] of OWN) below.emptyDirectory(dir, mode, base)
+  for (const h of hiddenPaths(also)) {
+    if (!h.directory) {
+      below.whiteout(h.path)
+      continue
+    }
+    const s = lstatSync(`/${h.path}`)
+    below.emptyDirectory(
+      h.path,
+      s.mode & 0o7777,
+      base + (s.uid < 0x10000 ? s.uid : 0),
+      base + (s.gid < 0x10000 ? s.gid : 0),
+    )
+  }
+  for (const f of ownFiles(name)) below.file(f.path, f.text, f.mode, base)
+}
+
+/** Paths inside an upper directory, their parents made as the host has them. */
+class Below {
+  readonly #upper: string
+  readonly #base: number
+
+  constructor(upper: string, base: number) {
+    this.#upper = upper
+    this.#base = base
+  }
+
+  /** Copy the attributes of the lower directories, as overlayfs's own copy-up does. */
+  #parents(path: string): void {
+    const dir = dirname(path)
+    if (dir === '.' || existsSync(join(this.#upper, dir))) return
+    this.#parents(dir)
+    const s = existsSync(`/${dir}`) ? lstatSync(`/${dir}`) : undefined
+    mkdirSync(join(this.#upper, dir))
+    chownSync(join(this.#upper, dir), this.#base + (s?.uid ?? 0), this.#base + (s?.gid ?? 0))
+    chmodSync(join(this.#upper, dir), (s?.mode ?? 0o755) & 0o7777)
+  }
+
+  whiteout(path: string): void {
+    this.#parents(path)
+    const r = mknodChar(join(this.#upper, path), 0, 0, 0)
+    if (r < 0 && !existsSync(join(this.#upper, path))) throw new Error(`whiteout of /${path}: errno ${-r}`)
+  }
+
+  emptyDirectory(path: string, mode: number, uid: number, gid = uid): void {
+    this.#parents(path)
+    const p = join(this.#upper, path)
+    mkdirSync(p, { recursive: true })
+    const r = setxattr(p, 'trusted.overlay.opaque', 'y')
+    if (r < 0) throw new Error(`opaque directory for /${path}: errno ${-r}`)
+    chownSync(p, uid, gid)
+    chmodSync(p, mode)
+  }
+
+  file(path: string, text: string, mode: number, uid: number): void {
+    this.#parents(path)
+    const p = join(this.#upper, path)
+    rmSync(p, { force: true })
+    writeFileSync(p, text)
+    chownSync(p, uid, uid)
+    chmodSync(p, mode)
+  }
+}
+
+interface OwnFile {
+  readonly path: string
+  readonly text: string
+  readonly mode: number
+}
+
+function ownFiles(name: string): OwnFile[] {
+  const accounts = (path: string) => (existsSync(path) ? readFileSync(path, 'utf8') : '')
+  return [
+    { path: 'etc/shadow', text: lockedShadow(accounts('/etc/passwd')), mode: 0o640 },
+    { path: 'etc/gshadow', text: lockedGshadow(accounts('/etc/group')), mode: 0o640 },
+    ...identityFiles(name),
+  ]
+}
+
+/** The files of a VM, whatever its root is. */
+export const identityFiles = (name: string): OwnFile[] => [
+  { path: 'etc/hostname', text: hostname(name), mode: 0o644 },
+  { path: 'etc/hosts', text: hosts(name), mode: 0o644 },
+  { path: 'etc/resolv.conf', text: resolvConf(undefined), mode: 0o644 },
+  { path: 'etc/network/interfaces', text: interfaces(), mode: 0o644 },
+]
+
+/** A read-only part of the host in a VM whose root is a directory of its own. */
+export interface Bind {
+  readonly path: string
+}
+
+/**
+ * Fill an empty directory as the root of a VM without rights over the host's files: etc is copied (so that it can be
+ * changed), usr and opt are bound read-only by who mounts, var is its own. Returns what to bind.
+ */
+export function seedDirectory(root: string, name: string, also: readonly string[]): Bind[] {
+  for (const [dir, mode] of OWN) {
+    mkdirSync(join(root, dir), { recursive: true })
+    chmodSync(join(root, dir), mode)
+  }
+  const binds: Bind[] = []
+  for (const e of list('/')) {
+    if (!SYSTEM.test(e) || e === 'etc' || e === 'var') continue
+    if (lstatSync(`/${e}`).isSymbolicLink()) {
+      if (!existsSync(join(root, e))) symlinkSync(readlinkSync(`/${e}`), join(root, e))
+    } else {
+      mkdirSync(join(root, e), { recursive: true })
+      binds.push({ path: e })
+    }
+  }
+  const hidden = new Set(hiddenPaths(also).map((h) => h.path))
+  copyReadable('etc', root, hidden)
+  for (const d of ['cache', 'lib', 'log', 'spool', 'tmp']) mkdirSync(join(root, 'var', d), { recursive: true })
+  chmodSync(join(root, 'var/tmp'), 0o1777)
+  link('/run', join(root, 'var/run'))
+  link('/run/lock', join(root, 'var/lock'))
+  for (const path of [
+    'var/lib/dpkg',
+    'var/lib/apt',
+    'var/lib/rpm',
+    'var/cache/fontconfig',
+    'var/lib/ca-certificates',
+  ]) {
+    if (!isDirectory(`/${path}`)) continue
+    mkdirSync(join(root, path), { recursive: true })
+    binds.push({ path })
+  }
+  for (const f of ownFiles(name)) writeOwn(root, f)
+  return binds
+}
+
+function writeOwn(root: string, f: OwnFile): void {
+  const p = join(root, f.path)
+  mkdirSync(dirname(p), { recursive: true })
+  // A link, as systemd makes resolv.conf one, would lead out of the VM.
+  rmSync(p, { force: true })
+  writeFileSync(p, f.text)
+  chmodSync(p, f.mode)
+}
+
+const link = (to: string, path: string): void => {
+  if (!lstatSync(path, { throwIfNoEntry: false })) symlinkSync(to, path)
+}
+
+/** Copy what this user may read; modes are kept, owners are the user's. */
+function copyReadable(path: string, root: string, hidden: ReadonlySet<string>): void {
+  mkdirSync(join(root, path), { recursive: true })
+  for (const entry of readdirSync(`/${path}`, { withFileTypes: true })) {
+    const child = `${path}/${entry.name}`
+    const target = join(root, child)
+    try {
+      if (entry.isSymbolicLink()) link(readlinkSync(`/${child}`), target)
+      else if (hidden.has(child)) continue
+      else if (entry.isDirectory()) copyReadable(child, root, hidden)
+      else if (entry.isFile()) copyFileSync(`/${child}`, target)
+    } catch (e) {
+      // Unreadable to this user (a race with the host's own changes, or an ACL): then it is not the VM's either.
+      if (!['EACCES', 'EPERM', 'ENOENT'].includes((e as NodeJS.ErrnoException).code ?? '')) throw e
+    }
+  }
+}
+
+const isDirectory = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false
+
+const list = (dir: string): string[] => {
+  try {
+    return readdirSync(dir)
+  } catch {
+    return []
+  }
+}
+
+function filesBelow(dir: string): string[] {
+  if (!isDirectory(dir)) return []
+  return readdirSync(dir, { withFileTypes: true }).flatMap((e) =>
+    e.isDirectory() ? filesBelow(`${dir}/${e.name}`) : [`${dir}/${e.name}`],
+  )
+}
+
+function ancestors(path: string): string[] {
+  const out: string[] = []
+  for (let d = dirname(path); d !== '.'; d = dirname(d)) out.push(d)
+  return out
+}
