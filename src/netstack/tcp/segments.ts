@@ -1,0 +1,132 @@
+/**
+ * Emission: every segment that the relay sends to a guest leaves here.
+ *
+ * Owns: writing headers at egress' place, taking window and acknowledgment from the columns, splitting by GSO (a frame of up
+ * to 64 KiB leaves whole; the guest's kernel, or a port without offloads, sees segments of `mss`).
+ * Never does: deciding when; copying payload (the sender has peeked it behind the header already).
+ */
+import type { FlowTable } from '../flow/table.ts'
+import { MAPPED } from '../flow/table.ts'
+import type { Egress } from '../gateway/egress.ts'
+import type { Host } from '../host.ts'
+import type { Seq } from '../wire/tcp.ts'
+import * as tcp from '../wire/tcp.ts'
+import { GSO_NONE, GSO_TCPV4, GSO_TCPV6 } from '../wire/vnet.ts'
+import { ACK_OWED, FIN_SENT, SACK, SCALED, STATE, type TcpColumns } from './columns.ts'
+import { openWindow, windowField } from './window.ts'
+
+/** IP header, fixed TCP header. */
+const HEADERS4 = 40
+const HEADERS6 = 60
+/** 256-byte units: windows of up to 16 MiB. */
+export const WINDOW_SHIFT = 8
+
+const ZERO = 0 as Seq
+
+export class Segments {
+  readonly #host: Host
+  readonly #table: FlowTable
+  readonly #egress: Egress
+  readonly #bytes: Uint8Array
+  readonly #c: TcpColumns
+  readonly #mtu: number
+
+  constructor(host: Host, table: FlowTable, egress: Egress, c: TcpColumns, mtu: number) {
+    this.#host = host
+    this.#table = table
+    this.#egress = egress
+    this.#bytes = host.arena.bytes
+    this.#c = c
+    this.#mtu = mtu
+  }
+
+  #family(i: number): number {
+    const t = this.#table
+    return t.peer2[i] === MAPPED && t.peer1[i] === 0 && t.peer0[i] === 0 ? 4 : 6
+  }
+
+  /** The MSS that we announce: what fits the link. */
+  ownMss(i: number): number {
+    return this.#mtu - (this.#family(i) === 4 ? HEADERS4 : HEADERS6)
+  }
+
+  /** Where payload is to be put before `data`. */
+  payloadAt(i: number): number {
+    return this.#egress.l4at(this.#family(i)) + tcp.TCP
+  }
+
+  /** Most payload of one `data` call: whole segments. */
+  payloadMax(i: number): number {
+    const mss = this.#c.mss[i]
+    const room = this.#egress.l4max - tcp.TCP
+    return room < mss ? room : room - (room % mss)
+  }
+
+  /** Header and `len` bytes of payload that lie there, from sequence number `seq`. ≥ 0, or −errno. */
+  data(i: number, seq: Seq, len: number, flags: number): number {
+    const c = this.#c
+    if (c.has(i, ACK_OWED)) openWindow(c, this.#host, this.#table.sock[i], i)
+    c.flags[i] &= ~ACK_OWED
+    return this.#send(i, seq, c.rcvNxt[i], flags | tcp.ACK, windowField(c, i), 0, len)
+  }
+
+  /** A pure acknowledgment with the current window. */
+  ack(i: number): number {
+    const c = this.#c
+    openWindow(c, this.#host, this.#table.sock[i], i)
+    c.flags[i] &= ~ACK_OWED
+    return this.#send(i, c.sndNxt[i], c.rcvNxt[i], tcp.ACK, windowField(c, i), 0, 0)
+  }
+
+  /** Window probe and keepalive: an old sequence number, which the guest answers with an ACK (RFC 9293 §3.8.4, §3.10.7.4). */
+  probe(i: number): number {
+    const c = this.#c
+    return this.#send(i, tcp.seqAdd(c.sndUna[i], -1), c.rcvNxt[i], tcp.ACK, windowField(c, i), 0, 0)
+  }
+
+  fin(i: number, seq: Seq): number {
+    this.#c.flags[i] |= FIN_SENT
+    return this.data(i, seq, 0, tcp.FIN)
+  }
+
+  /** SYN to the guest (inbound), or the SYN-ACK that answers its own. Windows of SYNs are never scaled. */
+  syn(i: number): number {
+    const c = this.#c
+    const answer = c.state[i] !== STATE.synSent
+    const at = this.#egress.l4at(this.#family(i))
+    let end = tcp.putMss(this.#bytes, at + tcp.TCP, this.ownMss(i))
+    if (!answer || c.has(i, SACK)) end = tcp.putSackPermitted(this.#bytes, end)
+    if (!answer || c.has(i, SCALED)) end = tcp.putScale(this.#bytes, end, WINDOW_SHIFT)
+    const options = end - at - tcp.TCP
+    const wnd = Math.min(0xffff, this.#host.tcpFree(this.#table.sock[i]))
+    if (answer) {
+      const edge = tcp.seqAdd(c.rcvNxt[i], wnd)
+      if (tcp.seqGt(edge, c.edge[i])) c.edge[i] = edge
+      if (wnd > c.rcvWndMax[i]) c.rcvWndMax[i] = wnd
+    }
+    const ack = answer ? c.rcvNxt[i] : ZERO
+    return this.#send(i, c.iss[i], ack, answer ? tcp.SYN | tcp.ACK : tcp.SYN, wnd, options, 0)
+  }
+
+  /**
+   * RST of a connection that the guest believes in. It must hit the guest's RCV.NXT (RFC 5961 §3): all that was sent has likely
+   * arrived, unless something is being sent again. Otherwise the guest's challenge finds no flow, and is answered by `rstOf`.
+   */
+  rst(i: number): number {
+    const c = this.#c
+    const seq = c.retries[i] === 0 ? c.sndMax[i] : c.sndUna[i]
+    return this.#send(i, seq, c.rcvNxt[i], tcp.RST | tcp.ACK, 0, 0, 0)
+  }
+
+  #send(i: number, seq: Seq, ack: Seq, flags: number, wnd: number, options: number, len: number): number {
+    const family = this.#family(i)
+    const at = this.#egress.l4at(family)
+    if ((flags & tcp.ACK) !== 0) this.#c.rcvTold[i] = ack
+    const header = tcp.TCP + options
+    const t = this.#table
+    tcp.write(this.#bytes, at, t.peerPort[i], t.guestPort[i], seq, ack, header, flags, wnd)
+    const mss = this.#c.mss[i]
+    const gso = len <= mss ? GSO_NONE : family === 4 ? GSO_TCPV4 : GSO_TCPV6
+    return this.#egress.flow(i, header + len, tcp.CHECKSUM, gso, gso === GSO_NONE ? 0 : mss, header)
+  }
+}

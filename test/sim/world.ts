@@ -1,0 +1,278 @@
+/**
+ * A world for the TCP relay alone: simulated clock, memory host, an impaired link each way, guests.
+ *
+ * What network.ts does for the relay (lookup, policy, egress, timers, end of burst) is done here in the plainest way.
+ */
+import { Arena, VNET } from '../../src/netstack/arena.ts'
+import type { RelayContext } from '../../src/netstack/flow/context.ts'
+import { DEFAULT_LIMITS, type Limits } from '../../src/netstack/flow/context.ts'
+import { FlowTable, IN, MAPPED, OUT, TCP } from '../../src/netstack/flow/table.ts'
+import { Frame } from '../../src/netstack/frame.ts'
+import type { Egress } from '../../src/netstack/gateway/egress.ts'
+import { TcpRelay } from '../../src/netstack/tcp/relay.ts'
+import { Timers } from '../../src/netstack/timers.ts'
+import { Drops } from '../../src/netstack/trace/drops.ts'
+import { Clock } from './clock.ts'
+import { buildSegment, Guest, type GuestOptions, parseSegment } from './guest.ts'
+import { type Impairment, Link, type Packet, tcpChecksum } from './link.ts'
+import { MemoryHost, type Remote } from './memory-host.ts'
+import { Random } from './random.ts'
+import { Stream } from './stream.ts'
+
+export const GUEST = (192 << 24) | (168 << 16) | (100 << 8) | 100
+export const PEER = (10 << 24) | 7
+const ETHERNET = 14
+const IPV4 = 20
+const RST = 4
+const ACK = 16
+
+export interface IcmpSeen {
+  readonly type: number
+  readonly code: number
+}
+
+export class World {
+  readonly clock = new Clock()
+  readonly random: Random
+  readonly arena = new Arena(new ArrayBuffer(1 << 20))
+  readonly host: MemoryHost
+  readonly flows: FlowTable
+  readonly drops: Drops
+  readonly relay: TcpRelay
+  readonly timers: Timers
+  readonly icmp: IcmpSeen[] = []
+  /** Segments the relay sent, before the link; tests may look. */
+  onSent: (p: Packet) => void = () => {}
+  /** Where the guest's end of the link leads. */
+  toGuest: (p: Packet) => void = () => {}
+  readonly down: Link
+  readonly up: Link
+  /** The switch port takes no frame for now. */
+  portFull = false
+  readonly #frame = new Frame()
+  readonly #rx: number
+  readonly #tx: number
+  readonly #far: number
+  #wakeAt = Infinity
+  readonly #again = new Set<number>()
+
+  constructor(
+    seed: number,
+    is: { up?: Impairment; down?: Impairment; limits?: Partial<Limits>; next?: () => Remote } = {},
+  ) {
+    this.random = new Random(seed)
+    const limits = { ...DEFAULT_LIMITS, flows: 64, ports: 4, ...is.limits }
+    this.host = new MemoryHost(this.arena, this.clock, this.random, is.next ?? (() => remote({})))
+    this.flows = new FlowTable(limits.flows, limits.ports, seed)
+    this.timers = new Timers(limits.flows)
+    this.drops = new Drops(limits.ports)
+    this.#rx = this.arena.slot()
+    this.#tx = this.arena.slot()
+    this.#far = this.arena.alloc(16)
+    this.down = new Link(this.clock, this.random, is.down ?? {}, (p) => this.toGuest(p))
+    this.up = new Link(this.clock, this.random, is.up ?? {}, (p) => this.#arrive(p))
+    const x: RelayContext = {
+      host: this.host,
+      arena: this.arena,
+      flows: this.flows,
+      timers: this.timers,
+      egress: this.#egress(),
+      drops: this.drops,
+      limits,
+      mtu: 1500,
+      ref: (i) => i,
+      far: () => this.#far,
+    }
+    this.relay = new TcpRelay(x)
+    this.host.onReady = (ref, events) => this.#ready(ref, events)
+  }
+
+  #ready(i: number, events: number): void {
+    if (this.relay.ready(i, events) && !this.#again.has(i)) {
+      this.#again.add(i)
+      this.clock.after(0.01, () => {
+        this.#again.delete(i)
+        if (this.flows.inUse(i)) this.#ready(i, 0)
+      })
+    }
+    this.#turn()
+  }
+
+  /** The end of a turn: what the reactor does before it sleeps. */
+  #turn(): void {
+    this.relay.flush()
+    const at = this.timers.nextWake()
+    if (at >= this.#wakeAt) return
+    this.#wakeAt = at
+    this.clock.at(Math.ceil(at), () => {
+      if (this.#wakeAt !== at) return
+      this.#wakeAt = Infinity
+      this.timers.advance(this.host.now(), (i) => this.relay.expire(i))
+      this.#turn()
+    })
+  }
+
+  #egress(): Egress {
+    const at = this.#tx + ETHERNET + IPV4
+    const emit = (i: number, len: number, gsoSize: number): number => {
+      if (this.portFull) return -11
+      const bytes = new Uint8Array(IPV4 + len)
+      const v = new DataView(bytes.buffer)
+      bytes[0] = 0x45
+      v.setUint16(2, bytes.length)
+      bytes[8] = 64
+      bytes[9] = TCP
+      v.setInt32(12, this.flows.peer3[i])
+      v.setInt32(16, this.flows.guest3[i])
+      bytes.set(this.arena.bytes.subarray(at, at + len), IPV4)
+      v.setUint16(36, 0)
+      v.setUint16(36, tcpChecksum(bytes))
+      const p = { bytes, gsoSize }
+      this.onSent(p)
+      this.down.send(p)
+      return 0
+    }
+    return {
+      l4at: () => at,
+      l4max: 65535 - IPV4,
+      flow: (i, l4len, csum, gsoType, gsoSize, hdr) => {
+        if (csum !== 16 || hdr !== this.arena.bytes[at + 12] >> 2) throw new Error('bad header metadata')
+        if (gsoType === 0 && l4len - hdr > 1460) throw new Error('a segment longer than the link')
+        return emit(i, l4len, gsoType === 0 ? 0 : gsoSize)
+      },
+      icmpError: () => {},
+      icmpErrorOfFlow: (_i, type, code) => {
+        this.icmp.push({ type, code })
+      },
+      reset: (f) => {
+        const b = this.arena.bytes
+        const p = b.slice(f.l3, f.l3 + IPV4 + f.l4len)
+        const s = parseSegment(p)
+        if (s === undefined || s.flags & RST) return
+        const v = new DataView(p.buffer)
+        const acked = (s.flags & ACK) !== 0
+        const len = s.payload.length + (s.flags & 3 ? 1 : 0)
+        const bytes = buildSegment(
+          v.getInt32(16),
+          v.getInt32(12),
+          v.getUint16(22),
+          v.getUint16(20),
+          acked ? s.ack : 0,
+          acked ? 0 : s.seq + len,
+          acked ? RST : RST | ACK,
+          0,
+          [],
+          new Uint8Array(0),
+        )
+        this.down.send({ bytes, gsoSize: 0 })
+      },
+    }
+  }
+
+  /** A packet of the guest reaches the gateway. */
+  #arrive(p: Packet): void {
+    const f = this.#frame
+    const b = this.arena.bytes
+    f.off = this.#rx
+    f.len = ETHERNET + p.bytes.length
+    b.fill(0, this.#rx - VNET, this.#rx)
+    b.set(p.bytes, this.#rx + ETHERNET)
+    f.port = 0
+    f.gsoType = p.gsoSize > 0 ? 1 : 0
+    f.gsoSize = p.gsoSize
+    f.partialChecksum = 0
+    f.etherType = 0x0800
+    f.l3 = this.#rx + ETHERNET
+    f.family = 4
+    f.proto = TCP
+    f.l4 = f.l3 + IPV4
+    f.l4len = p.bytes.length - IPV4
+    const v = new DataView(p.bytes.buffer, p.bytes.byteOffset)
+    f.srcPort = v.getUint16(20)
+    f.dstPort = v.getUint16(22)
+    const g = v.getInt32(12)
+    const d = v.getInt32(16)
+    let i = this.flows.lookup(0, TCP, 0, 0, MAPPED, g, f.srcPort, 0, 0, MAPPED, d, f.dstPort)
+    if (i >= 0) {
+      this.flows.touch(i, this.host.now())
+      this.relay.receive(i, f)
+    } else {
+      i = this.flows.insert(0, TCP, 0, 0, MAPPED, g, f.srcPort, 0, 0, MAPPED, d, f.dstPort, OUT, this.host.now())
+      if (i >= 0) this.relay.open(i, f)
+    }
+    this.#turn()
+  }
+
+  /** A packet as the guest would send it, past the link. */
+  inject(bytes: Uint8Array): void {
+    this.#arrive({ bytes, gsoSize: 0 })
+  }
+
+  /** A client of a published port. */
+  publish(guestPort: number, peerPort: number, r: Remote): number {
+    const i = this.flows.insert(
+      0,
+      TCP,
+      0,
+      0,
+      MAPPED,
+      GUEST,
+      guestPort,
+      0,
+      0,
+      MAPPED,
+      PEER,
+      peerPort,
+      IN,
+      this.host.now(),
+    )
+    const sock = this.host.accepted(r)
+    this.flows.sock[i] = sock
+    this.host.watch(sock, i)
+    this.relay.accept(i)
+    this.#turn()
+    return i
+  }
+
+  /** A guest on the link with the options of `o`. */
+  guest(o: Partial<GuestOptions> & Pick<GuestOptions, 'gives' | 'takes'>): Guest {
+    const g = new Guest(
+      this.clock,
+      {
+        address: GUEST,
+        port: 40000,
+        peer: PEER,
+        peerPort: 80,
+        isn: this.random.word(),
+        mss: 1460,
+        shift: 7,
+        sack: true,
+        frame: 1460,
+        receiveBuffer: 256 * 1024,
+        readRate: 1 << 20,
+        finFirst: true,
+        ...o,
+      },
+      (p) => this.up.send(p),
+    )
+    this.toGuest = (p) => g.receive(p)
+    return g
+  }
+}
+
+export const EMPTY = new Stream(0, 0)
+
+export const remote = (r: Partial<Remote>): Remote => ({
+  connectAfter: 1,
+  connectErrno: 0,
+  sendBuffer: 256 * 1024,
+  receiveBuffer: 256 * 1024,
+  gives: EMPTY,
+  takes: EMPTY,
+  drainRate: 1 << 20,
+  giveRate: 1 << 20,
+  pause: 0,
+  lie: 0,
+  finFirst: true,
+  ...r,
+})
