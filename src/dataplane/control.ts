@@ -51,7 +51,7 @@ export class Control {
   readonly #handle: ControlHandler
   readonly #uid: number
   readonly #listener: number
-  readonly #inode: bigint
+  readonly #identity: string
   readonly #clients = new Set<Client>()
 
   /**
@@ -76,7 +76,7 @@ export class Control {
       process.umask(mask)
     }
     must(`listen on ${path}`, listen(this.#listener, CLIENTS_MAX))
-    this.#inode = lstatSync(path, { bigint: true }).ino
+    this.#identity = identityOf(path)
     reactor.watch(this.#listener, () => this.#accept())
   }
 
@@ -90,7 +90,7 @@ export class Control {
   /** False when the socket's file is gone or another's: nobody can reach this process any more, so it has no reason to go on. */
   reachable(): boolean {
     try {
-      return lstatSync(this.path, { bigint: true }).ino === this.#inode
+      return identityOf(this.path) === this.#identity
     } catch {
       return false
     }
@@ -257,6 +257,12 @@ class Client {
     if (!this.#waiting) this.#reactor.wantWrite(this.#fd, true)
     this.#waiting = true
   }
+}
+
+/** An inode's number is given again; with the time of its birth it is one file. */
+function identityOf(path: string): string {
+  const s = lstatSync(path, { bigint: true })
+  return `${s.dev}:${s.ino}:${s.birthtimeNs}`
 }
 
 const encode = (m: AnswerMessage | EventMessage): Uint8Array => Buffer.from(`${JSON.stringify(m)}\n`)

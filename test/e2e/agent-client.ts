@@ -1,0 +1,135 @@
+/** The test's end of agent.ts: the backend's verbs as methods, networks and guests in a few words. */
+import type { ChildProcess } from 'node:child_process'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import type {
+  Attachment,
+  AttachRequest,
+  BackendEvent,
+  NetworkSpec,
+  NetworkStats,
+  PublishSpec,
+} from '../../src/plugins/contract.ts'
+import type { AgentMessage, Verb } from './agent.ts'
+import type { Place } from './lab.ts'
+
+const ENTRY = join(dirname(fileURLToPath(import.meta.url)), 'agent.ts')
+
+export interface Waiting {
+  readonly resolve: (r: unknown) => void
+  readonly reject: (e: Error) => void
+}
+
+/** A network's specification from its third octet. */
+export const network = (n: number, more: Partial<NetworkSpec> = {}): NetworkSpec => ({
+  id: `net${n}`,
+  name: `net${n}`,
+  subnet: `192.168.${n}.0/24`,
+  gateway: `192.168.${n}.1`,
+  services: `192.168.${n}.2`,
+  hostAddress: `192.168.${n}.254`,
+  domain: 'noid.internal',
+  mtu: 1500,
+  isolated: false,
+  allowHostPorts: [],
+  config: undefined,
+  ...more,
+})
+
+export class Agent {
+  readonly events: BackendEvent[] = []
+  readonly logs: string[] = []
+  readonly home: string
+  readonly #host: Place
+  readonly #waiting = new Map<number, Waiting>()
+  #child: ChildProcess
+  #seq = 0
+
+  constructor(host: Place, home: string) {
+    this.#host = host
+    this.home = home
+    this.#child = this.#spawn()
+  }
+
+  #spawn(): ChildProcess {
+    const child = this.#host.start([process.execPath, '--disable-warning=ExperimentalWarning', ENTRY, this.home], {
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+    })
+    child.on('message', (m: AgentMessage) => {
+      if (m.type === 'event') this.events.push(m.event)
+      else if (m.type === 'log') this.logs.push(m.text)
+      else {
+        const w = this.#waiting.get(m.seq)
+        this.#waiting.delete(m.seq)
+        if (m.error) w?.reject(Object.assign(new Error(m.error.message), { code: m.error.code }))
+        else w?.resolve(m.result)
+      }
+    })
+    child.on('exit', () => {
+      for (const w of this.#waiting.values()) w.reject(new Error('the agent is gone'))
+      this.#waiting.clear()
+    })
+    return child
+  }
+
+  get pid(): number {
+    return this.#child.pid as number
+  }
+
+  /** As kill -9 of the daemon; `again` is a new one that finds what was left. */
+  async kill(): Promise<void> {
+    const gone = new Promise((resolve) => this.#child.once('exit', resolve))
+    this.#child.kill('SIGKILL')
+    await gone
+  }
+
+  again(): void {
+    this.#child = this.#spawn()
+  }
+
+  call<T = unknown>(v: Verb): Promise<T> {
+    const seq = ++this.#seq
+    return new Promise<T>((resolve, reject) => {
+      this.#waiting.set(seq, { resolve: resolve as (r: unknown) => void, reject })
+      this.#child.send({ ...v, seq })
+    })
+  }
+
+  createNetwork = (spec: NetworkSpec) => this.call({ verb: 'createNetwork', spec })
+  deleteNetwork = (id: string) => this.call({ verb: 'deleteNetwork', id })
+  stats = (n: string) => this.call<NetworkStats>({ verb: 'stats', network: n })
+  publish = (spec: PublishSpec) => this.call<{ hostPort: number }>({ verb: 'publish', spec })
+  unpublish = (id: string) => this.call({ verb: 'unpublish', id })
+  detach = (id: string, n: string) => this.call({ verb: 'detach', id, network: n })
+  check = (attachment: Attachment) => this.call({ verb: 'check', attachment })
+
+  attach(spec: NetworkSpec, guest: Place, last: number, more: Partial<AttachRequest> = {}): Promise<Attachment> {
+    const prefix = spec.subnet.split('/')
+    const base = (prefix[0] as string).split('.').slice(0, 3).join('.')
+    return this.call<Attachment>({
+      verb: 'attach',
+      request: {
+        id: `${spec.id}-${last}`,
+        network: spec.id,
+        name: guest.name.split('-')[1] as string,
+        mac: `52:54:00:00:${last.toString(16).padStart(2, '0')}:01`,
+        addresses: [`${base}.${last}/${prefix[1]}`],
+        accepts: ['tap', 'netdev'],
+        netns: guest.netns,
+        ...more,
+      },
+    })
+  }
+
+  /** Attach, and configure by hand what DHCP would tell: for tests of something else. */
+  async join(spec: NetworkSpec, guest: Place, last: number, more: Partial<AttachRequest> = {}): Promise<string> {
+    const a = await this.attach(spec, guest, last, more)
+    const cidr = a.addresses[0] as string
+    await guest.sh(
+      `ip addr replace ${cidr} dev eth0; ip link set eth0 up; ip route replace default via ${spec.gateway}`,
+    )
+    guest.resolvConf(`nameserver ${spec.services}\nsearch ${spec.domain}\n`)
+    return cidr.split('/')[0] as string
+  }
+}

@@ -1,0 +1,356 @@
+/**
+ * The laboratory: a host, a router and an internet, each a network namespace, for tests that need a real network and have none.
+ *
+ *   guests ── (data plane) ── HOST ── uplink, MTU 1400 ── ROUTER ── INET
+ *                             10.77.0.2      10.77.0.1  203.0.113.1   203.0.113.2; 8.8.8.8, 1.1.1.1, 93.184.216.34 (example.com)
+ *
+ * Owns: namespaces with the prefix nt<random>, their links, processes and files below one temporary directory; it removes all of
+ * it, also when a test fails or is interrupted. Never does: touching the machine's own namespace, routes or resolv.conf.
+ * The host's name server is 8.8.8.8 of the laboratory (inet/services.ts): it can be silenced, slowed, or made to deny.
+ * `ip netns exec` shows /etc/netns/NAME/resolv.conf as /etc/resolv.conf, so host and guests have files of their own.
+ */
+import { type ChildProcess, execFile, execFileSync, type SpawnOptions, spawn } from 'node:child_process'
+import {
+  accessSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { Agent } from './agent-client.ts'
+
+export const UPLINK_MTU = 1400
+export const EXAMPLE = '93.184.216.34'
+export const DNS = '8.8.8.8'
+const here = dirname(fileURLToPath(import.meta.url))
+const root = join(here, '../..')
+const RUN_MS = 60_000
+
+/** Why a test that needs these cannot run here, or false. Give it to `{ skip }`. */
+export function missing(...tools: string[]): string | false {
+  if (process.getuid?.() !== 0) return 'needs root'
+  const paths = `${process.env.PATH}:/usr/sbin:/sbin:/usr/bin:/bin`.split(':')
+  for (const tool of ['ip', 'nsenter', ...tools])
+    if (!paths.some((p) => existsSync(join(p, tool)))) return `needs the program ${tool}`
+  return false
+}
+
+/** What a finished program said. */
+export interface Said {
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+  readonly all: string
+}
+
+/** A network namespace of the laboratory. */
+export class Place {
+  readonly name: string
+  readonly lab: Lab
+
+  constructor(lab: Lab, name: string) {
+    this.lab = lab
+    this.name = name
+  }
+
+  get netns(): string {
+    return `/run/netns/${this.name}`
+  }
+
+  /** Run a program here to its end. Never throws for its exit code. */
+  run(
+    argv: readonly string[],
+    options: { timeoutMs?: number; input?: string; env?: NodeJS.ProcessEnv } = {},
+  ): Promise<Said> {
+    return new Promise((resolve) => {
+      const child = execFile(
+        'ip',
+        ['netns', 'exec', this.name, ...argv],
+        {
+          timeout: options.timeoutMs ?? RUN_MS,
+          maxBuffer: 64 << 20,
+          env: { ...process.env, ...options.env },
+          killSignal: 'SIGKILL',
+        },
+        (error, stdout, stderr) => {
+          const code = error ? (typeof error.code === 'number' ? error.code : 124) : 0
+          resolve({ code, stdout, stderr, all: stdout + stderr })
+        },
+      )
+      child.stdin?.on('error', () => {})
+      child.stdin?.end(options.input)
+    })
+  }
+
+  /** Run a shell script here; throws when it fails. Returns what it printed. */
+  async sh(script: string, timeoutMs = RUN_MS): Promise<string> {
+    const r = await this.run(['sh', '-ec', script], { timeoutMs })
+    if (r.code !== 0) throw new Error(`"${script}" in ${this.name} ended with ${r.code}: ${r.all}`)
+    return r.stdout.trim()
+  }
+
+  /** Start a program that goes on; it is ended with the laboratory. */
+  start(argv: readonly string[], options: SpawnOptions = {}): ChildProcess {
+    const child = spawn('ip', ['netns', 'exec', this.name, ...argv], { stdio: ['ignore', 'pipe', 'pipe'], ...options })
+    child.on('error', () => {})
+    child.stdout?.resume()
+    child.stderr?.resume()
+    return child
+  }
+
+  /** What this place believes to be /etc/resolv.conf; written in place, as a bind mount follows the inode. */
+  resolvConf(text: string): void {
+    writeFileSync(`/etc/netns/${this.name}/resolv.conf`, text)
+  }
+
+  async remove(): Promise<void> {
+    this.lab.removePlace(this.name)
+  }
+}
+
+export class Lab {
+  readonly id: string
+  readonly dir: string
+  readonly host: Place
+  readonly router: Place
+  readonly inet: Place
+  readonly #places: string[] = []
+  readonly #onExit = () => this.#removeAll()
+  readonly #onSignal = () => process.exit(130)
+  #services: ChildProcess | undefined
+  #answers: ((line: string) => void)[] = []
+  #guests = 0
+
+  private constructor() {
+    this.id = `nt${Math.random().toString(36).slice(2, 7)}`
+    this.dir = mkdtempSync(join(tmpdir(), `${this.id}-`))
+    process.on('exit', this.#onExit)
+    process.on('SIGINT', this.#onSignal)
+    process.on('SIGTERM', this.#onSignal)
+    this.host = this.#place('host')
+    this.router = this.#place('router')
+    this.inet = this.#place('inet')
+  }
+
+  static async create(): Promise<Lab> {
+    const lab = new Lab()
+    try {
+      await lab.#build()
+      return lab
+    } catch (e) {
+      await lab.remove()
+      throw e
+    }
+  }
+
+  #place(name: string): Place {
+    const full = `${this.id}-${name}`
+    mkdirSync(`/etc/netns/${full}`, { recursive: true })
+    writeFileSync(`/etc/netns/${full}/resolv.conf`, `nameserver ${DNS}\n`)
+    execFileSync('ip', ['netns', 'add', full])
+    this.#places.push(full)
+    execFileSync('ip', ['-n', full, 'link', 'set', 'lo', 'up'])
+    return new Place(this, full)
+  }
+
+  async #build(): Promise<void> {
+    const [h, r, i] = [this.host.name, this.router.name, this.inet.name]
+    const batch = (ns: string, lines: string) =>
+      execFileSync('ip', ['-n', ns, '-batch', '-'], {
+        input: lines
+          .trim()
+          .split('\n')
+          .map((l) => l.trim())
+          .join('\n'),
+      })
+    batch(
+      r,
+      `link add down0 mtu ${UPLINK_MTU} type veth peer uplink mtu ${UPLINK_MTU} netns ${h}
+       link add up0 type veth peer eth0 netns ${i}
+       addr add 10.77.0.1/24 dev down0
+       addr add 203.0.113.1/24 dev up0
+       link set down0 up
+       link set up0 up
+       route add 8.8.8.8 via 203.0.113.2
+       route add 1.1.1.1 via 203.0.113.2
+       route add ${EXAMPLE} via 203.0.113.2`,
+    )
+    batch(h, `addr add 10.77.0.2/24 dev uplink\nlink set uplink up\nroute add default via 10.77.0.1`)
+    batch(
+      i,
+      `addr add 203.0.113.2/24 dev eth0
+       addr add 8.8.8.8/32 dev lo
+       addr add 1.1.1.1/32 dev lo
+       addr add ${EXAMPLE}/32 dev lo
+       link set eth0 up
+       route add default via 203.0.113.1`,
+    )
+    await this.router.sh('echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit')
+    await this.inet.sh('echo 0 >/proc/sys/net/ipv4/icmp_ratelimit')
+    // ip_forward on the host as well: the worst case for isolation, and common (docker).
+    await this.host.sh('echo 1 >/proc/sys/net/ipv4/ip_forward')
+    const services = this.inet.start([process.execPath, join(here, 'inet/services.ts')], {
+      stdio: ['pipe', 'pipe', 'inherit'],
+    })
+    this.#services = services
+    let text = ''
+    services.stdout?.on('data', (d: Buffer) => {
+      const lines = (text + d).split('\n')
+      text = lines.pop() as string
+      for (const l of lines) this.#answers.shift()?.(l)
+    })
+    await this.#answer('ready')
+  }
+
+  #answer(what: string): Promise<string> {
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Error(`the internet does not answer: ${what}`)), 10_000)
+      this.#answers.push((line) => {
+        clearTimeout(timer)
+        resolve(line)
+      })
+    })
+  }
+
+  /** Change how the internet's name server behaves, or ask what it saw. See inet/services.ts. */
+  async tell(command: Record<string, unknown>): Promise<unknown> {
+    const answer = this.#answer(JSON.stringify(command))
+    this.#services?.stdin?.write(`${JSON.stringify(command)}\n`)
+    return JSON.parse(await answer)
+  }
+
+  /** A namespace that plays a VM: nothing in it but lo. */
+  guest(name = `vm${++this.#guests}`): Place {
+    return this.#place(name)
+  }
+
+  /** A daemon's stand-in in the host's namespace: the userspace backend alone, in a process of its own that can be killed. */
+  agent(home = join(this.dir, 'home')): Agent {
+    mkdirSync(home, { recursive: true })
+    return new Agent(this.host, home)
+  }
+
+  /** Drop this share of the packets between host and internet, both ways; 0 ends it. */
+  async loss(share: number): Promise<void> {
+    await this.router.sh('iptables -F FORWARD')
+    if (share > 0) await this.router.sh(`iptables -A FORWARD -m statistic --mode random --probability ${share} -j DROP`)
+  }
+
+  /** Everything that must be the same before and after: links, namespaces, mounts, listening ports, processes of this laboratory. */
+  async snapshot(): Promise<Record<string, string[]>> {
+    const lines = (s: string) =>
+      s
+        .split('\n')
+        .map((l) => l.trim())
+        .filter(Boolean)
+        .sort()
+    return {
+      links: lines(await this.host.sh("ip -o link | awk '{print $2}'")),
+      machineLinks: lines(execFileSync('ip', ['-o', 'link'], { encoding: 'utf8' }))
+        .map((l) => l.split(/\s+/)[1] as string)
+        .filter((l) => l.startsWith('noid')),
+      namespaces: lines(execFileSync('ip', ['netns', 'list'], { encoding: 'utf8' }))
+        .filter((n) => n.startsWith(this.id))
+        .map((n) => n.split(' ')[0] as string),
+      mounts: lines(readFileSync('/proc/self/mounts', 'utf8')).filter((m) => m.includes(this.dir)),
+      listening: lines(await this.host.sh("ss -Hlntu | awk '{print $1, $5}'")),
+      processes: this.#processes().filter(
+        (p) => p.includes('noid') || p.includes('dataplane') || p.includes('unshare'),
+      ),
+    }
+  }
+
+  /** Command lines of what runs in the host's namespace or names this laboratory's directory. */
+  #processes(): string[] {
+    const pids = new Set(
+      execFileSync('ip', ['netns', 'pids', this.host.name], { encoding: 'utf8' }).split('\n').filter(Boolean),
+    )
+    const found: string[] = []
+    for (const pid of readdirSync('/proc').filter((p) => /^\d+$/.test(p))) {
+      try {
+        const argv = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim()
+        if (argv && (pids.has(pid) || argv.includes(this.dir))) found.push(argv)
+      } catch {
+        // Gone meanwhile.
+      }
+    }
+    return found.sort()
+  }
+
+  removePlace(name: string): void {
+    try {
+      const pids = execFileSync('ip', ['netns', 'pids', name], { encoding: 'utf8' })
+        .split('\n')
+        .filter(Boolean)
+        .map(Number)
+      for (const pid of pids) if (pid !== process.pid) process.kill(pid, 'SIGKILL')
+    } catch {
+      // Gone meanwhile.
+    }
+    try {
+      execFileSync('ip', ['netns', 'del', name], { stdio: 'ignore' })
+    } catch {
+      // It was removed by the test.
+    }
+    rmSync(`/etc/netns/${name}`, { recursive: true, force: true })
+    const i = this.#places.indexOf(name)
+    if (i >= 0) this.#places.splice(i, 1)
+  }
+
+  #removeAll(): void {
+    for (const name of [...this.#places].reverse()) this.removePlace(name)
+    for (const m of readFileSync('/proc/self/mounts', 'utf8')
+      .split('\n')
+      .map((l) => l.split(' ')[1])
+      .filter((m) => m?.startsWith(this.dir))
+      .reverse()) {
+      try {
+        execFileSync('umount', ['-l', m as string], { stdio: 'ignore' })
+      } catch {
+        // Unmounted with its parent.
+      }
+    }
+    rmSync(this.dir, { recursive: true, force: true })
+  }
+
+  async remove(): Promise<void> {
+    this.#removeAll()
+    process.off('exit', this.#onExit)
+    process.off('SIGINT', this.#onSignal)
+    process.off('SIGTERM', this.#onSignal)
+  }
+}
+
+/** Wait until `probe` gives something true. */
+export async function eventually<T>(what: string, probe: () => Promise<T> | T, timeoutMs = 10_000): Promise<T> {
+  let last: unknown
+  for (const until = Date.now() + timeoutMs; Date.now() < until; await sleep(50)) {
+    try {
+      const r = await probe()
+      if (r) return r
+      last = r
+    } catch (e) {
+      last = e
+    }
+  }
+  throw new Error(
+    `${what}: not within ${timeoutMs} ms; last: ${last instanceof Error ? last.message : JSON.stringify(last)}`,
+  )
+}
+
+export const repository = root
+export const canRead = (path: string): boolean => {
+  try {
+    accessSync(path)
+    return true
+  } catch {
+    return false
+  }
+}
