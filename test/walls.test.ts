@@ -99,6 +99,7 @@ const walls: Record<string, Wall> = {
       /^src\/errors\.ts$/,
       /^#tun-tap$/,
       /^(zod|ipaddr\.js|@oclif\/core)$/,
+      /^(#dhcp-packet|dns-packet)$/,
       NODE,
     ],
   },

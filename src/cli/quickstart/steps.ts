@@ -1,0 +1,194 @@
+/**
+ * What quickstart tries, in order. A step returns what it saw in one phrase, throws when it did not work, or says that
+ * it could not be tried here (Skipped). Every wait is bounded; nothing needs the internet.
+ */
+import { lookup } from 'node:dns/promises'
+import type { Network, Vm } from '../../api/contract.ts'
+import { background, type Captured, capture, lastLine } from '../../client/capture.ts'
+import type { Client, Progress } from '../../client/client.ts'
+import { NoidError } from '../../errors.ts'
+import { FIND_INTERPRETER, type Interpreter, program } from './guest.ts'
+import { blast, count, fetchText, gbits, type Listener, listen, type Meter, outsideAddress } from './host.ts'
+
+const STEP_MS = 15_000
+const GUEST_PORT = 8080
+/** Seconds of sending in each direction. */
+const MEASURE_S = 2
+const OUTSIDE_NAME = 'example.com'
+
+export class Skipped extends Error {}
+
+export interface Scene {
+  readonly api: Client
+  readonly names: readonly [string, string]
+  readonly options: { readonly backend?: string | undefined; readonly runtime?: string | undefined }
+  vms: Vm[]
+  network: Network | undefined
+  /** The network did not exist before. */
+  madeNetwork: boolean
+  interpreter?: Interpreter | undefined
+}
+
+export interface Step {
+  readonly title: string
+  /** When this one fails the rest cannot be tried. */
+  readonly vital?: boolean
+  run(s: Scene, tell: (text: string) => void): Promise<string>
+}
+
+export const steps: readonly Step[] = [
+  { title: 'two VMs', vital: true, run: makeVms },
+  { title: 'lease by DHCP', run: lease },
+  { title: 'ping by name', run: pingByName },
+  { title: 'DNS', run: dns },
+  { title: 'TCP to the outside', run: outboundTcp },
+  { title: 'port forward from this machine', run: portForward },
+  { title: 'throughput', run: throughput },
+]
+
+async function makeVms(s: Scene, tell: (text: string) => void): Promise<string> {
+  const before = new Set((await s.api.networks()).map((n) => n.name))
+  const progress: Progress = (l) => tell(l.text)
+  for (const [i, name] of s.names.entries()) {
+    const vm = await s.api.create(
+      {
+        name,
+        networkBackend: s.options.backend,
+        runtime: s.options.runtime,
+        ports: i === 0 ? [`0:${GUEST_PORT}`] : [],
+      },
+      progress,
+    )
+    s.vms.push(vm)
+  }
+  s.network = await s.api.network(first(s).network)
+  s.madeNetwork = !before.has(s.network.name)
+  const found = await capture(s.api, first(s).name, FIND_INTERPRETER, STEP_MS)
+  if (found.code === 0) s.interpreter = found.stdout.trim() as Interpreter
+  return `${s.vms.map((v) => v.name).join(' and ')} on ${s.network.name}, ${s.network.subnet}`
+}
+
+async function lease(s: Scene): Promise<string> {
+  const seen = await Promise.all(
+    s.vms.map(async (vm) => {
+      const r = await capture(s.api, vm.name, ['ip', '-4', '-o', 'addr', 'show', 'dev', 'eth0'], STEP_MS)
+      const inside = /inet ([\d.]+)\//.exec(r.stdout)?.[1]
+      // A VM without `ip` is taken at the daemon's word.
+      if (r.code !== 127 && inside !== vm.address) {
+        throw new Error(`${vm.name} has ${inside ?? 'no address'} inside, its lease is ${vm.address}`)
+      }
+      return `${vm.name} ${vm.address}`
+    }),
+  )
+  const { leases } = await s.api.stats(first(s).network)
+  const bound = leases.filter((l) => l.state === 'bound').map((l) => l.address)
+  for (const vm of s.vms) if (!bound.includes(vm.address ?? '')) throw new Error(`no lease of ${vm.address} is bound`)
+  return seen.join(', ')
+}
+
+async function pingByName(s: Scene): Promise<string> {
+  const [a, b] = s.names
+  const r = await capture(s.api, a, ['ping', '-c', '3', '-i', '0.2', '-W', '2', b], STEP_MS)
+  if (r.code === 127) throw new Skipped('no ping in the VM')
+  if (r.code !== 0) throw new Error(lastLine(r))
+  const ms = /= [\d.]+\/([\d.]+)\//.exec(r.stdout)?.[1]
+  return `${a} → ${b}${ms ? `, ${ms} ms` : ''}`
+}
+
+/** The gateway's own names must resolve. An outside name must resolve exactly when this machine can resolve it. */
+async function dns(s: Scene): Promise<string> {
+  const [a, b] = s.names
+  const domain = s.network?.domain ?? 'noid.internal'
+  const own = await Promise.all([`${b}.${domain}`, `host.${domain}`].map((n) => resolveInside(s, a, n)))
+  for (const [name, address] of own) if (address === undefined) throw new Error(`${name} does not resolve`)
+  const [inside, outside] = await Promise.all([
+    resolveInside(s, a, OUTSIDE_NAME),
+    within(STEP_MS, lookup(OUTSIDE_NAME, 4)).catch(() => undefined),
+  ])
+  const said = own.map(([name, address]) => `${name} ${address}`).join(', ')
+  if (inside[1] !== undefined) return `${said}, ${OUTSIDE_NAME} ${inside[1]}`
+  if (outside !== undefined) throw new Error(`${OUTSIDE_NAME} resolves on this machine, not in ${a}`)
+  return `${said}; ${OUTSIDE_NAME} does not resolve on this machine either (is it offline?)`
+}
+
+async function resolveInside(s: Scene, vm: string, name: string): Promise<[string, string | undefined]> {
+  const r = await capture(s.api, vm, ['getent', 'ahostsv4', name], STEP_MS).catch(() => undefined)
+  if (r?.code === 127) throw new Skipped('no getent in the VM')
+  return [name, r?.code === 0 ? r.stdout.split(/\s/)[0] : undefined]
+}
+
+async function outboundTcp(s: Scene): Promise<string> {
+  const { address, interpreter } = needs(s)
+  const listener = await listen(address, (c) => c.end('hello from outside\n'))
+  try {
+    const r = await capture(s.api, s.names[0], program(interpreter, 'fetch', address, listener.port), STEP_MS)
+    if (!r.stdout.includes('hello from outside')) throw new Error(lastLine(r))
+    return `${s.names[0]} → ${address}:${listener.port}`
+  } finally {
+    listener.close()
+  }
+}
+
+async function portForward(s: Scene): Promise<string> {
+  const published = first(s).ports[0]
+  if (published === undefined) throw new Error('no port was published')
+  if (s.interpreter === undefined) throw new Skipped('no python3, perl or node in the VM')
+  const server = await background(s.api, s.names[0], program(s.interpreter, 'serve', GUEST_PORT))
+  try {
+    await within(STEP_MS, server.firstLine)
+    const text = await fetchText('127.0.0.1', published.hostPort, STEP_MS)
+    const peer = /^hello (\S+)/.exec(text)?.[1]
+    if (peer === undefined) throw new Error(`127.0.0.1:${published.hostPort} answered nothing`)
+    return `127.0.0.1:${published.hostPort} → ${s.names[0]}:${GUEST_PORT}, which saw ${peer}`
+  } finally {
+    server.kill()
+  }
+}
+
+async function throughput(s: Scene): Promise<string> {
+  const out = await measure(s, 'send', count)
+  const back = await measure(s, 'receive', (c, m) => blast(c, MEASURE_S, m))
+  return `VM → outside ${gbits(out).toFixed(1)} Gbit/s, outside → VM ${gbits(back).toFixed(1)} Gbit/s`
+}
+
+async function measure(
+  s: Scene,
+  verb: 'send' | 'receive',
+  handle: (c: import('node:net').Socket, m: Meter) => void,
+): Promise<Meter> {
+  const { address, interpreter } = needs(s)
+  const meter: Meter = { bytes: 0, seconds: 0 }
+  const listener: Listener = await listen(address, (c) => handle(c, meter))
+  try {
+    const argv = program(interpreter, verb, address, listener.port, MEASURE_S)
+    const r: Captured = await capture(s.api, s.names[0], argv, STEP_MS)
+    if (r.code !== 0) throw new Error(lastLine(r))
+    if (meter.bytes === 0) throw new Error('no byte arrived')
+    return meter
+  } finally {
+    listener.close()
+  }
+}
+
+function needs(s: Scene): { address: string; interpreter: Interpreter } {
+  const address = outsideAddress()
+  if (address === undefined) throw new Skipped('this machine has no address but loopback')
+  if (s.interpreter === undefined) throw new Skipped('no python3, perl or node in the VM')
+  return { address, interpreter: s.interpreter }
+}
+
+function first(s: Scene): Vm {
+  const vm = s.vms[0]
+  if (vm === undefined) throw new NoidError('INTERNAL', { why: 'quickstart has no VM' })
+  return vm
+}
+
+async function within<T>(ms: number, work: Promise<T>): Promise<T> {
+  const late = Promise.withResolvers<never>()
+  const timer = setTimeout(() => late.reject(new Error(`no answer within ${ms / 1000} s`)), ms)
+  try {
+    return await Promise.race([work, late.promise])
+  } finally {
+    clearTimeout(timer)
+  }
+}
