@@ -1,0 +1,62 @@
+/**
+ * What of the host a backend could leave behind, as sorted lines: links, addresses, routes, rules, mounts, listening ports.
+ *
+ * Never does: judging; `compareHost` throws with what came and what went.
+ */
+import { execFileSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+
+export type HostState = Readonly<Record<string, readonly string[]>>
+
+const lines = (text: string): string[] => text.split('\n').filter((l) => l.trim() !== '')
+
+function output(tool: string, ...argv: string[]): string[] {
+  try {
+    return lines(execFileSync(tool, argv, { stdio: ['ignore', 'pipe', 'ignore'], timeout: 10_000 }).toString())
+  } catch {
+    return []
+  }
+}
+
+/** Local address and port of everything that listens (TCP state 0A, UDP unconnected 07). */
+function listeners(file: string, state: string): string[] {
+  try {
+    return lines(readFileSync(`/proc/self/net/${file}`, 'utf8'))
+      .map((l) => l.trim().split(/\s+/))
+      .filter((f) => f[3] === state)
+      .map((f) => `${file} ${f[1]}`)
+  } catch {
+    return []
+  }
+}
+
+export function hostState(): HostState {
+  // Counters and the state of carriers change by themselves.
+  const rules = (tool: string) =>
+    output(tool)
+      .filter((l) => !l.startsWith('#'))
+      .map((l) => l.replace(/\[\d+:\d+\]/, ''))
+  return {
+    links: output('ip', '-o', 'link', 'show').map((l) => l.replace(/^\d+: /, '').split(' ')[0] as string),
+    addresses: output('ip', '-o', 'addr', 'show').map((l) =>
+      l.replace(/^\d+: /, '').replace(/ (valid_lft|preferred_lft) \S+/g, ''),
+    ),
+    routes: output('ip', 'route', 'show', 'table', 'all'),
+    'iptables rules': rules('iptables-save'),
+    'ip6tables rules': rules('ip6tables-save'),
+    mounts: lines(readFileSync('/proc/self/mountinfo', 'utf8')).map((l) => l.split(' ').slice(3, 6).join(' ')),
+    'listening ports': [...listeners('tcp', '0A'), ...listeners('tcp6', '0A'), ...listeners('udp', '07')],
+  }
+}
+
+export function compareHost(before: HostState, after: HostState): void {
+  const said: string[] = []
+  for (const [kind, was] of Object.entries(before)) {
+    const is = after[kind] as readonly string[]
+    const left = is.filter((l) => !was.includes(l))
+    const gone = was.filter((l) => !is.includes(l))
+    if (left.length > 0) said.push(`${kind} left behind: ${left.join('; ')}`)
+    if (gone.length > 0) said.push(`${kind} that are gone: ${gone.join('; ')}`)
+  }
+  if (said.length > 0) throw new Error(`the host is not as it was before: ${said.join(' | ')}`)
+}
