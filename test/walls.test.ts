@@ -82,7 +82,7 @@ const walls: Record<string, Wall> = {
       /^src\/(errors|paths)\.ts$/,
       /^src\/runtimes\/sandbox\/doctor\.ts$/,
       /^@oclif\//,
-      /^listr2$/,
+
       NODE,
     ],
     mayType: [/^src\/api\/contract\.ts$/, /^src\/plugins\/contract\.ts$/],
