@@ -117,7 +117,7 @@ function answer(bytes: Buffer, max: number): Buffer | undefined {
         },
       ]
     : []
-  const full = packet.encode(
+  const full: Buffer = packet.encode(
     found.length > 0 ? reply(0, { answers: found, additionals }) : reply(0, { authorities: [soa], additionals }),
   )
   if (full.length <= limit) return full
@@ -141,7 +141,7 @@ for (const address of SERVERS) {
     let held = Buffer.alloc(0)
     s.on('error', () => {})
     s.on('data', (d) => {
-      held = Buffer.concat([held, d])
+      held = Buffer.concat([held, d as Buffer])
       while (held.length >= 2 && held.length >= 2 + held.readUInt16BE(0)) {
         const size = held.readUInt16BE(0)
         const a = answer(held.subarray(2, 2 + size), 65535)
