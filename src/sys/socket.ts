@@ -62,6 +62,9 @@ export const MSG_CMSG_CLOEXEC = 0x40000000
 export const SHUT_WR = 1
 // asm-generic/socket.h
 export const SOL_SOCKET = 1
+export const SOL_RAW = 255
+/** linux/icmp.h: a set bit keeps that type of message out. */
+export const ICMP_FILTER = 1
 export const SO_REUSEADDR = 2
 export const SO_ERROR = 4
 export const SO_SNDBUF = 7
@@ -71,8 +74,10 @@ export const SO_LINGER = 13
 export const SO_REUSEPORT = 15
 export const SO_PEERCRED = 17
 export const SO_BINDTODEVICE = 25
+export const SO_SNDBUFFORCE = 32
 export const SO_RCVBUFFORCE = 33
 export const SO_PEEK_OFF = 42
+const SO_MEMINFO = 55
 // linux/in.h, in6.h, icmp.h, tcp.h, udp.h
 export const IPPROTO_IP = 0
 export const IPPROTO_ICMP = 1
@@ -88,6 +93,7 @@ export const IPV6_MTU_DISCOVER = 23
 export const IPV6_RECVERR = 25
 export const IPV6_V6ONLY = 26
 export const TCP_NODELAY = 1
+const TCP_INFO = 11
 export const UDP_SEGMENT = 103
 export const UDP_GRO = 104
 
@@ -326,6 +332,32 @@ export function peerCredentials(fd: number): { pid: number; uid: number; gid: nu
         uid: scratch.view.getUint32(VALUE + 4, true),
         gid: scratch.view.getUint32(VALUE + 8, true),
       }
+}
+
+/** What SO_MEMINFO said last (linux/sock_diag.h), in bytes with the kernel's overhead. */
+export const memory = { receiveQueued: 0, receiveBuffer: 0, sendBuffer: 0, writeQueued: 0 }
+const MEMINFO = 9 * 4
+
+/** Fill `memory` for a socket: 0, or −errno. */
+export function readMemory(fd: number): number {
+  scratch.setI32(LENGTH, MEMINFO)
+  const r = c.getsockopt(fd, SOL_SOCKET, SO_MEMINFO, scratch.address + VALUE, scratch.address + LENGTH)
+  if (r < 0) return result(r)
+  memory.receiveQueued = scratch.u32(VALUE)
+  memory.receiveBuffer = scratch.u32(VALUE + 4)
+  memory.sendBuffer = scratch.u32(VALUE + 12)
+  memory.writeQueued = scratch.u32(VALUE + 20)
+  return 0
+}
+
+/** States of a TCP socket (netinet/tcp.h). */
+export const TCP = { established: 1, synSent: 2, timeWait: 6, close: 7, closeWait: 8, lastAck: 9, closing: 11 } as const
+
+/** TCP_INFO's state, or −errno. */
+export function tcpState(fd: number): number {
+  scratch.setI32(LENGTH, 1)
+  const r = c.getsockopt(fd, IPPROTO_TCP, TCP_INFO, scratch.address + VALUE, scratch.address + LENGTH)
+  return r < 0 ? result(r) : (scratch.bytes[VALUE] as number)
 }
 
 // -- data ----------------------------------------------------------------------------------------------------------

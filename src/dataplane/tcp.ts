@@ -1,0 +1,206 @@
+/**
+ * TCP host sockets: connect, accept, send from the arena, peek into it.
+ *
+ * Theory. The relay stores no payload: what the peer sent stays in the socket's receive queue until the guest has acknowledged
+ * it. recv(MSG_PEEK) reads from a peek offset (SO_PEEK_OFF, socket(7); TCP since Linux 6.9, TCP over IPv6 since 6.11), which the kernel
+ * advances by what was peeked and takes back by what was consumed. The column `peekOff` mirrors it, so that the option is
+ * set only when a retransmission goes back. recv(MSG_TRUNC) consumes without copying (tcp(7)).
+ *
+ * Where the option does not work (a probe at start tells: it sends bytes to itself), a plain MSG_PEEK of everything up to the
+ * wanted bytes goes to a bounded staging area, and what is beyond it waits until the guest acknowledges.
+ *
+ * Free send space: SO_MEMINFO tells what the kernel itself compares in sk_stream_memory_free (net/core/sock.h): sk_sndbuf, which
+ * autotuning moves, less sk_wmem_queued, which counts payload with its overhead.
+ */
+
+import type { Sock } from '../netstack/host.ts'
+import { close } from '../sys/fd.ts'
+import { Scratch } from '../sys/libc.ts'
+import {
+  AF_INET,
+  AF_INET6,
+  accept,
+  acceptFrom,
+  bind,
+  connect,
+  connectTo,
+  getsockname,
+  IPPROTO_TCP,
+  listen,
+  MSG_DONTWAIT,
+  MSG_PEEK,
+  MSG_TRUNC,
+  memory,
+  peerPort,
+  readMemory,
+  recv,
+  SO_PEEK_OFF,
+  SOCK_STREAM,
+  SOL_SOCKET,
+  send,
+  setOption,
+  shutdown,
+  socket,
+  TCP,
+  TCP_NODELAY,
+  tcpState,
+} from '../sys/socket.ts'
+import { KIND, type Sockets } from './sockets.ts'
+
+const EAGAIN = 11
+const EINPROGRESS = 115
+/** Where SO_PEEK_OFF does not work: the most that is in flight to a guest. */
+const STAGING = 512 * 1024
+/** A skb's own size for each 32 KiB of payload, and a page that is not filled: what is left of free memory for payload. */
+const PAYLOAD_SHARE = 0.9
+
+export class TcpSockets {
+  readonly #sockets: Sockets
+  readonly #base: number
+  /** SO_PEEK_OFF works for IPv4, for IPv6. */
+  readonly peekOffset: readonly [boolean, boolean]
+  readonly #staging: number
+
+  /** @param force [v4, v6] instead of the probe: tests of the other way */
+  constructor(sockets: Sockets, force?: readonly [boolean, boolean]) {
+    this.#sockets = sockets
+    this.#base = sockets.base
+    this.peekOffset = force ?? [probePeekOffset(AF_INET), probePeekOffset(AF_INET6)]
+    this.#staging = this.peekOffset[0] && this.peekOffset[1] ? 0 : sockets.arena.alloc(STAGING, 4096)
+  }
+
+  #prepare(fd: Sock): Sock {
+    setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1)
+    if (this.peekOffset[this.#sockets.six[fd] as 0 | 1]) setOption(fd, SOL_SOCKET, SO_PEEK_OFF, 0)
+    return fd
+  }
+
+  connect(dst: number, l4port: number): Sock {
+    const s = this.#sockets
+    const fd = s.make(dst, SOCK_STREAM, 0, KIND.tcp)
+    if (fd < 0) return fd
+    this.#prepare(fd)
+    const r = connectTo(fd, s.arena.bytes, dst, l4port)
+    if (r < 0 && r !== -EINPROGRESS) {
+      s.close(fd)
+      return r
+    }
+    return fd
+  }
+
+  /** The client's port of the last accept. */
+  peerPort = 0
+
+  accept(listener: Sock, peer: number): Sock {
+    const s = this.#sockets
+    const fd = acceptFrom(listener, s.arena.bytes, peer)
+    if (fd < 0) return fd
+    this.peerPort = peerPort
+    const sock = s.take(fd, s.six[listener] as number, KIND.tcp, 0)
+    return sock < 0 ? sock : this.#prepare(sock)
+  }
+
+  send(fd: Sock, off: number, len: number): number {
+    return send(fd, this.#base + off, len)
+  }
+
+  peek(fd: Sock, off: number, len: number, skip: number): number {
+    const s = this.#sockets
+    if (!this.peekOffset[s.six[fd] as 0 | 1]) return this.#peekStaged(fd, off, len, skip)
+    if (s.peekOff[fd] !== skip) {
+      const r = setOption(fd, SOL_SOCKET, SO_PEEK_OFF, skip)
+      if (r < 0) return r
+      s.peekOff[fd] = skip
+    }
+    const n = recv(fd, this.#base + off, len, MSG_PEEK)
+    if (n > 0) s.peekOff[fd] = skip + n
+    return n
+  }
+
+  #peekStaged(fd: Sock, off: number, len: number, skip: number): number {
+    const want = Math.min(skip + len, STAGING)
+    if (want <= skip) return -EAGAIN
+    // Before the peek, so that bytes which come with the FIN between the two are not taken for its absence.
+    const finSeen = hasPeerClosed(tcpState(fd))
+    const n = recv(fd, this.#base + this.#staging, want, MSG_PEEK)
+    if (n < 0) return n
+    if (n <= skip) return finSeen ? 0 : -EAGAIN
+    this.#sockets.arena.bytes.copyWithin(off, this.#staging + skip, this.#staging + n)
+    return n - skip
+  }
+
+  consume(fd: Sock, len: number): number {
+    const s = this.#sockets
+    let taken = 0
+    while (taken < len) {
+      const n = recv(fd, 0, len - taken, MSG_TRUNC)
+      if (n <= 0) {
+        if (taken === 0) return n
+        break
+      }
+      taken += n
+    }
+    const left = (s.peekOff[fd] as number) - taken
+    s.peekOff[fd] = left > 0 ? left : 0
+    return taken
+  }
+
+  free(fd: Sock): number {
+    if (readMemory(fd) < 0) return 0
+    const free = memory.sendBuffer - memory.writeQueued
+    return free > 0 ? (free * PAYLOAD_SHARE) | 0 : 0
+  }
+
+  shutdown(fd: Sock): number {
+    return shutdown(fd)
+  }
+}
+
+/** States in which the peer's FIN has come. */
+const hasPeerClosed = (state: number): boolean =>
+  state === TCP.closeWait ||
+  state === TCP.lastAck ||
+  state === TCP.closing ||
+  state === TCP.timeWait ||
+  state === TCP.close
+
+/**
+ * Does SO_PEEK_OFF do what the relay needs of it? Peek twice in a row, go back, consume with MSG_TRUNC, peek again: over a connection of
+ * this process with itself. False when anything is otherwise, or when there is no loopback to try it on.
+ */
+function probePeekOffset(family: number): boolean {
+  const fds: number[] = []
+  const memo = new Scratch(64)
+  const make = (): number => {
+    const fd = socket(family, SOCK_STREAM)
+    if (fd >= 0) fds.push(fd)
+    return fd
+  }
+  const loopback = (port: number) =>
+    family === AF_INET
+      ? ({ family: 'inet', address: '127.0.0.1', port } as const)
+      : ({ family: 'inet6', address: '::1', port } as const)
+  try {
+    const listener = make()
+    if (listener < 0 || bind(listener, loopback(0)) < 0 || listen(listener, 1) < 0) return false
+    const at = getsockname(listener)
+    const client = make()
+    if (typeof at === 'number' || at.family === 'unix' || client < 0 || connect(client, loopback(at.port)) < 0)
+      return false
+    const server = accept(listener)
+    if (server < 0) return false
+    fds.push(server)
+    memo.setText(0, 'abcdefgh')
+    if (send(client, memo.address, 8) !== 8 || setOption(server, SOL_SOCKET, SO_PEEK_OFF, 0) < 0) return false
+    const peek = (n: number): string => {
+      const r = recv(server, memo.address + 16, n, MSG_PEEK | MSG_DONTWAIT)
+      return r < 0 ? '' : Buffer.from(memo.bytes.subarray(16, 16 + r)).toString('latin1')
+    }
+    if (peek(3) !== 'abc' || peek(3) !== 'def') return false
+    if (setOption(server, SOL_SOCKET, SO_PEEK_OFF, 2) < 0 || peek(2) !== 'cd') return false
+    if (recv(server, 0, 3, MSG_TRUNC | MSG_DONTWAIT) !== 3) return false
+    return peek(9) === 'efgh' && peek(9) === ''
+  } finally {
+    for (const fd of fds) close(fd)
+  }
+}

@@ -1,0 +1,327 @@
+/**
+ * The engine's way out over real sockets of the loopback: peek and consume, edges, segmented datagrams, error queues, shares of a
+ * raw ICMP socket, and that no event outlives its socket.
+ */
+import assert from 'node:assert/strict'
+import { after, describe, test } from 'node:test'
+import { DataPlaneHost } from '../../src/dataplane/host.ts'
+import { Reactor } from '../../src/dataplane/reactor.ts'
+import { Arena } from '../../src/netstack/arena.ts'
+import { FAILED, READABLE, ROUTE, WRITABLE } from '../../src/netstack/host.ts'
+import { close } from '../../src/sys/fd.ts'
+import {
+  AF_INET,
+  AF_INET6,
+  addressBytes,
+  addressText,
+  bind,
+  getsockname,
+  IPPROTO_ICMP,
+  listen,
+  SOCK_DGRAM,
+  SOCK_RAW,
+  SOCK_STREAM,
+  socket,
+} from '../../src/sys/socket.ts'
+
+const EAGAIN = 11
+const ECONNREFUSED = 111
+
+function lab(peekOffset?: readonly [boolean, boolean]) {
+  const reactor = new Reactor(4096)
+  const memory = new WebAssembly.Memory({ initial: 64, maximum: 64 })
+  const arena = new Arena(memory.buffer)
+  const host = new DataPlaneHost(reactor, arena, () => {}, peekOffset && { peekOffset })
+  const events: { ref: number; events: number }[] = []
+  reactor.onSocket = (ref, e) => events.push({ ref, events: e })
+  const a = arena.alloc(65536)
+  const b = arena.alloc(65536)
+  const dst = arena.alloc(16)
+  const far = arena.alloc(16)
+  return {
+    reactor,
+    arena,
+    host,
+    events,
+    a,
+    b,
+    dst,
+    far,
+    text: (at: number, len: number) => Buffer.from(arena.bytes.subarray(at, at + len)).toString('latin1'),
+    put: (at: number, s: string) => arena.bytes.set(Buffer.from(s, 'latin1'), at),
+    address: (text: string) => arena.bytes.set(addressBytes(text), dst),
+    /** Take events until one for `ref` has any of `want`, at most 2 s. */
+    until(ref: number, want: number): number {
+      for (let i = 0; i < 200; i++) {
+        events.length = 0
+        reactor.dispatch(reactor.wait(10))
+        for (const e of events) if (e.ref === ref && e.events & want) return e.events
+      }
+      throw new Error(`no event ${want} for ${ref}`)
+    },
+  }
+}
+
+const opened: number[] = []
+after(() => {
+  for (const fd of opened) close(fd)
+})
+
+function bound(type: number, address = '127.0.0.1') {
+  const six = address.includes(':')
+  const fd = socket(six ? AF_INET6 : AF_INET, type)
+  opened.push(fd)
+  assert.equal(bind(fd, { family: six ? 'inet6' : 'inet', address, port: 0 }), 0)
+  const at = getsockname(fd)
+  assert.ok(typeof at === 'object' && at.family !== 'unix')
+  return { fd, port: at.port }
+}
+
+for (const [name, address, peekOffset] of [
+  ['IPv4, peek offset of the kernel', '127.0.0.1', undefined],
+  ['IPv6, peek offset of the kernel', '::1', undefined],
+  ['IPv4, staged', '127.0.0.1', [false, false]],
+] as const)
+  describe(`TCP: ${name}`, () => {
+    test('connect, send, peek at any place, consume, half-close, FIN', () => {
+      const l = lab(peekOffset)
+      const { fd, port } = bound(SOCK_STREAM, address)
+      assert.equal(listen(fd), 0)
+      l.address(address)
+      const c = l.host.tcpConnect(l.dst, port)
+      assert.ok(c >= 0)
+      assert.equal(l.host.watch(c, 7), 0)
+      assert.ok(l.until(7, WRITABLE) & WRITABLE)
+      assert.equal(l.host.error(c), 0)
+      l.host.adoptListener(fd)
+      const s = l.host.tcpAccept(fd, l.far)
+      assert.ok(s >= 0)
+      assert.equal(addressText(l.arena.bytes, l.far), address)
+      assert.ok(l.host.peerPort > 0)
+      assert.equal(l.host.watch(s, 8), 0)
+      assert.ok(l.host.tcpFree(c) > 10_000)
+      l.put(l.a, 'abcdefgh')
+      assert.equal(l.host.tcpSend(c, l.a, 8), 8)
+      l.until(8, READABLE)
+      assert.equal(l.host.tcpPeek(s, l.b, 3, 0), 3)
+      assert.equal(l.host.tcpPeek(s, l.b + 3, 3, 3), 3)
+      assert.equal(l.text(l.b, 6), 'abcdef')
+      // a retransmission
+      assert.equal(l.host.tcpPeek(s, l.b, 2, 1), 2)
+      assert.equal(l.text(l.b, 2), 'bc')
+      assert.equal(l.host.tcpConsume(s, 4), 4)
+      assert.equal(l.host.tcpPeek(s, l.b, 100, 0), 4)
+      assert.equal(l.text(l.b, 4), 'efgh')
+      assert.equal(l.host.tcpPeek(s, l.b, 100, 4), -EAGAIN)
+      assert.equal(l.host.tcpShutdown(c), 0)
+      l.until(8, READABLE)
+      assert.equal(l.host.tcpPeek(s, l.b, 100, 4), 0)
+      assert.equal(l.host.tcpPeek(s, l.b, 100, 2), 2)
+      assert.equal(l.text(l.b, 2), 'gh')
+      assert.equal(l.host.tcpConsume(s, 4), 4)
+      assert.equal(l.host.tcpPeek(s, l.b, 100, 0), 0)
+      l.host.close(c)
+      l.host.close(s)
+      assert.equal(l.host.sockets.open, 1)
+    })
+  })
+
+describe('TCP', () => {
+  test('refused: FAILED, and the error is fetched once', () => {
+    const l = lab()
+    const { port } = bound(SOCK_STREAM)
+    l.address('127.0.0.1')
+    const c = l.host.tcpConnect(l.dst, port)
+    assert.ok(c >= 0)
+    l.host.watch(c, 3)
+    l.until(3, FAILED)
+    assert.equal(l.host.error(c), ECONNREFUSED)
+    l.host.close(c)
+  })
+
+  test('a full socket says EAGAIN, and WRITABLE comes when the peer has read', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_STREAM)
+    listen(fd)
+    l.address('127.0.0.1')
+    const c = l.host.tcpConnect(l.dst, port)
+    l.host.watch(c, 1)
+    l.until(1, WRITABLE)
+    l.host.adoptListener(fd)
+    const s = l.host.tcpAccept(fd, l.far)
+    let sent = 0
+    for (;;) {
+      const n = l.host.tcpSend(c, l.a, 65536)
+      if (n < 0) {
+        assert.equal(n, -EAGAIN)
+        break
+      }
+      sent += n
+    }
+    assert.ok(l.host.tcpFree(c) < 65536)
+    l.reactor.dispatch(l.reactor.wait(0))
+    l.events.length = 0
+    for (let taken = 0; taken < sent; ) {
+      const n = l.host.tcpConsume(s, 1 << 20)
+      if (n > 0) taken += n
+      else l.reactor.dispatch(l.reactor.wait(5))
+    }
+    if (!l.events.some((e) => e.ref === 1 && e.events & WRITABLE)) l.until(1, WRITABLE)
+    l.host.armWrite(c)
+    l.until(1, WRITABLE)
+    l.host.close(c)
+    l.host.close(s)
+  })
+
+  test('an event collected before close is not delivered, also when the number is used again', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_DGRAM)
+    l.address('127.0.0.1')
+    const one = l.host.udpConnect(l.dst, port)
+    l.host.watch(one, 11)
+    l.host.udpSend(one, l.a, 4, 0)
+    l.host.adoptUdp(fd)
+    l.host.watch(fd, 12)
+    const n = l.reactor.wait(100)
+    assert.equal(n, 1)
+    l.host.close(fd)
+    opened.splice(opened.indexOf(fd), 1)
+    const again = l.host.udpConnect(l.dst, port)
+    assert.equal(again, fd)
+    l.host.watch(again, 13)
+    l.reactor.dispatch(n)
+    assert.deepEqual(l.events, [])
+    l.host.close(one)
+    l.host.close(again)
+  })
+
+  test('sockets are refused before the descriptors that others need run out', () => {
+    const reactor = new Reactor(96)
+    const arena = new Arena(new ArrayBuffer(1 << 20))
+    const host = new DataPlaneHost(reactor, arena, () => {}, { peekOffset: [true, true] })
+    const dst = arena.alloc(16)
+    arena.bytes.set(addressBytes('127.0.0.1'), dst)
+    const socks: number[] = []
+    let r = 0
+    while (r >= 0 && socks.length < 100) {
+      r = host.udpConnect(dst, 9)
+      if (r >= 0) socks.push(r)
+    }
+    assert.equal(r, -24)
+    assert.ok(Math.max(...socks) < 96 - 24)
+    const first = socks[0] as number
+    host.close(first)
+    assert.equal(host.udpConnect(dst, 9), first)
+    for (const s of socks) host.close(s)
+  })
+})
+
+describe('UDP', () => {
+  test('datagrams of one size go and come together; the last may be shorter', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_DGRAM)
+    l.address('127.0.0.1')
+    l.host.adoptUdp(fd)
+    const c = l.host.udpConnect(l.dst, port)
+    for (let i = 0; i < 2500; i++) l.arena.bytes[l.a + i] = i & 255
+    assert.equal(l.host.udpSend(c, l.a, 2500, 1000), 2500)
+    const got: number[] = []
+    let first = 0
+    for (;;) {
+      const n = l.host.udpRecvFrom(fd, l.b, 65536, l.far)
+      if (n < 0) break
+      first ||= n
+      if (l.host.segment === 0) got.push(n)
+      else for (let at = 0; at < n; at += l.host.segment) got.push(Math.min(l.host.segment, n - at))
+    }
+    assert.deepEqual(got, [1000, 1000, 500])
+    assert.deepEqual(l.arena.bytes.slice(l.b, l.b + first), l.arena.bytes.slice(l.a, l.a + first))
+    // back to the client, to its address
+    assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 700, 300), 700)
+    let back = 0
+    for (let n = l.host.udpRecv(c, l.a, 65536); n >= 0; n = l.host.udpRecv(c, l.a, 65536)) back += n
+    assert.equal(back, 700)
+    // a single one longer than the size that was set
+    assert.equal(l.host.udpSend(c, l.a, 1400, 0), 1400)
+    assert.equal(l.host.udpRecvFrom(fd, l.b, 65536, l.far), 1400)
+    assert.equal(l.host.segment, 0)
+    // more segments than one call takes, and an empty datagram
+    assert.equal(l.host.udpSend(c, l.a, 200, 1), 200)
+    assert.equal(l.host.udpSend(c, l.a, 0, 0), 0)
+    l.host.close(c)
+  })
+
+  test('a refused port comes through the error queue, and the next datagram is not lost', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_DGRAM)
+    close(fd)
+    opened.splice(opened.indexOf(fd), 1)
+    l.address('127.0.0.1')
+    const c = l.host.udpConnect(l.dst, port)
+    l.host.watch(c, 5)
+    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+    l.until(5, FAILED)
+    assert.equal(l.host.recvError(c, l.far), 1)
+    assert.equal(l.host.icmp.errno, ECONNREFUSED)
+    assert.deepEqual([l.host.icmp.type, l.host.icmp.code, l.host.icmp.sequence], [3, 3, -1])
+    assert.equal(addressText(l.arena.bytes, l.far), '127.0.0.1')
+    assert.equal(l.host.recvError(c, l.far), 0)
+    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+    l.host.close(c)
+  })
+})
+
+describe('routes', () => {
+  test('loopback in all its names, the host itself', () => {
+    const l = lab()
+    for (const a of ['127.0.0.1', '127.9.9.9', '0.0.0.0', '::1', '::']) {
+      l.address(a)
+      assert.equal(l.host.route(l.dst), ROUTE.loopback, a)
+    }
+    l.address('224.0.0.251')
+    assert.notEqual(l.host.route(l.dst), ROUTE.loopback)
+    l.address('255.255.255.255')
+    assert.equal(l.host.route(l.dst), ROUTE.unreachable)
+  })
+})
+
+describe('ping', () => {
+  test('two shares of a raw socket get their own replies', {
+    skip: process.getuid?.() === 0 ? false : 'needs root for a raw socket',
+  }, () => {
+    const l = lab()
+    l.address('127.0.0.1')
+    const direct = l.host.pingOpen(l.dst)
+    if (direct >= 0) {
+      l.host.close(direct)
+      return
+    }
+    const raw = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)
+    assert.ok(raw >= 0)
+    l.host.adoptRawIcmp(raw)
+    const got: string[] = []
+    const p1 = l.host.pingOpen(l.dst)
+    const p2 = l.host.pingOpen(l.dst)
+    l.host.watch(p1, 21)
+    l.host.watch(p2, 22)
+    l.reactor.onSocket = (ref, events) => {
+      assert.equal(events, READABLE)
+      const n = l.host.pingRecv(ref === 21 ? p1 : p2, l.b, 1500)
+      got.push(`${ref}:${l.text(l.b + 8, n - 8)}:${l.arena.bytes[l.b + 7]}`)
+      assert.equal(l.host.pingRecv(ref === 21 ? p2 : p1, l.b, 1500), -EAGAIN)
+    }
+    for (const [p, text, seq] of [
+      [p1, 'one', 1],
+      [p2, 'second', 2],
+    ] as const) {
+      l.arena.bytes.set([8, 0, 0, 0, 0, 0, 0, seq], l.a)
+      l.put(l.a + 8, text)
+      assert.equal(l.host.pingSend(p, l.a, 8 + text.length), 8 + text.length)
+    }
+    for (let i = 0; i < 50 && got.length < 2; i++) l.reactor.dispatch(l.reactor.wait(20))
+    assert.deepEqual(got.sort(), ['21:one:1', '22:second:2'])
+    l.host.close(p1)
+    l.host.close(p2)
+  })
+})
