@@ -1,0 +1,48 @@
+/**
+ * The daemon's process, as src/client/daemon.ts starts it: detached, without a terminal.
+ *
+ * Prints nothing; everything is in the log. Ends with 0 when it was asked to, or when another daemon serves the store
+ * already (then that one answers); with 1 when it cannot start. A fault that nobody caught is logged and survived: VMs
+ * of many people may hang on it, and every operation writes down what it does.
+ */
+import { readFileSync } from 'node:fs'
+import { ownPaths } from '../paths.ts'
+import { backendSources } from '../plugins/sources.ts'
+import { runtimes } from '../runtimes/index.ts'
+import { startDaemon } from './daemon.ts'
+import { fileLog } from './log.ts'
+
+const paths = ownPaths()
+const debug = process.env.NOID_DEBUG !== undefined && process.env.NOID_DEBUG !== '0'
+const log = fileLog(paths.daemonLog, debug)
+const text = (e: unknown): string => (e instanceof Error ? (e.stack ?? e.message) : String(e))
+
+process.title = 'noid-daemon'
+process.on('uncaughtException', (e) => log('error', `uncaught: ${text(e)}`))
+process.on('unhandledRejection', (e) => log('error', `unhandled: ${text(e)}`))
+process.on('SIGHUP', () => {})
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string
+}
+try {
+  const daemon = await startDaemon({
+    paths,
+    sources: await backendSources(),
+    runtimes,
+    log,
+    version,
+    privileged: process.getuid?.() === 0,
+    defaultBackend: process.env.NOID_NETWORK_BACKEND,
+    debug,
+  })
+  if (daemon === undefined) log('warn', `another daemon serves ${paths.stateDir}`)
+  else {
+    for (const signal of ['SIGTERM', 'SIGINT'] as const) process.on(signal, () => void daemon.stop())
+    await daemon.ended
+  }
+  process.exit(0)
+} catch (e) {
+  log('error', `cannot start: ${text(e)}`)
+  process.exit(1)
+}

@@ -1,0 +1,291 @@
+/**
+ * Networks: their names, subnets and life.
+ *
+ * A network is made by `network create`, or by the first VM that names it (`onDemand`: it goes with its last VM). Its row
+ * is written before the backend makes it. `carried` are the networks that the backend was asked for in this daemon's
+ * life: the first use of each one asks again, because createNetwork is idempotent and a reboot may lie in between.
+ * Names: `default` and `isolated` are userspace's; another backend's are `default-BRIDGE`, `isolated-BRIDGE`.
+ */
+import { networkInterfaces } from 'node:os'
+import type { CreateNetwork, Network } from '../api/contract.ts'
+import { NoidError } from '../errors.ts'
+import type { NetworkSpec, NetworkStats } from '../plugins/contract.ts'
+import {
+  checkSubnet,
+  chooseSubnet,
+  formatIpv4,
+  formatSubnet,
+  type Plan,
+  parseCidr,
+  parseSubnet,
+  planOf,
+  type Subnet,
+  type TakenSubnet,
+} from './addressing.ts'
+import { bounded, limitMs } from './bounded.ts'
+import { type Control, checkName, newId, type Progress } from './control.ts'
+import type { NetworkRecord } from './store.ts'
+
+const PLAIN_BACKEND = 'userspace'
+const DOMAIN = 'noid.internal'
+const DEFAULT_MTU = 1500
+const MAX_WARNINGS = 20
+
+const named = (kind: 'default' | 'isolated', backend: string): string =>
+  backend === PLAIN_BACKEND ? kind : `${kind}-${backend}`
+
+export const planOfNetwork = (n: NetworkRecord): Plan => planOf(parseCidr(n.subnet) as Subnet)
+
+/** A network as asked for: by name, and of which backend; whether it exists is seen when it is taken. */
+export interface Wanted {
+  readonly name: string
+  readonly backend: string
+}
+
+export class Networks {
+  readonly #c: Control
+  readonly #carried = new Set<string>()
+  readonly #warnings = new Map<string, string[]>()
+
+  constructor(c: Control) {
+    this.#c = c
+  }
+
+  /** Which network is meant. Throws when the name and the backend do not go together. */
+  resolve(network: string | undefined, backend: string | undefined): Wanted {
+    const { store, registry, defaultBackend } = this.#c
+    if (backend !== undefined) registry.descriptor(backend)
+    const preferred = backend ?? defaultBackend
+    if (network === undefined || network === 'isolated') {
+      registry.descriptor(preferred)
+      return { name: named(network === undefined ? 'default' : 'isolated', preferred), backend: preferred }
+    }
+    checkName('network', network)
+    const owner = store.networkNamed(network)?.backend ?? this.#ownerByName(network)
+    if (owner !== undefined && backend !== undefined && owner !== backend)
+      throw new NoidError('NETWORK_BACKEND_MISMATCH', { network, actual: owner, wanted: backend })
+    registry.descriptor(owner ?? preferred)
+    return { name: network, backend: owner ?? preferred }
+  }
+
+  /** `default`, `default-bridge`, ... belong to their backend before they exist. */
+  #ownerByName(name: string): string | undefined {
+    return this.#c.registry
+      .descriptors()
+      .map((d) => d.name)
+      .find((b) => name === named('default', b) || name === named('isolated', b))
+  }
+
+  /**
+   * Put a VM on a network: `insert` writes its rows (and throws when the network has no room), in one transaction with
+   * the row of the network when that is new. Then the network is made where it is not there yet.
+   */
+  async take<T>(w: Wanted, progress: Progress, insert: (n: NetworkRecord) => T, cancel?: AbortSignal): Promise<T> {
+    return this.#c.locks.run(`net:${w.name}`, async () => {
+      const existing = this.#c.store.networkNamed(w.name)
+      const n = existing ?? (await this.#draft(w, {}, true))
+      const result = this.#c.store.transaction(() => {
+        if (existing === undefined) this.#c.store.addNetwork(n)
+        return insert(n)
+      })
+      this.#c.checkpoint('reserved')
+      if (n.phase !== 'ready') {
+        progress('step', `making the network ${n.name} (${n.subnet}, ${n.backend})`)
+        for (const note of n.notes) progress('note', note)
+        if (existing === undefined && w.name !== named('default', w.backend) && w.name !== named('isolated', w.backend))
+          progress('note', `the network ${n.name} did not exist and is made: ${n.subnet}, backend ${n.backend}`)
+      }
+      await this.#carry(n, cancel)
+      return result
+    })
+  }
+
+  /** Have the backend carry it. Under its lock. */
+  async #carry(n: NetworkRecord, cancel?: AbortSignal): Promise<void> {
+    if (n.phase === 'ready' && this.#carried.has(n.id)) return
+    const backend = await this.#c.registry.backend(n.backend)
+    const spec = this.specOf(n)
+    await bounded(`making the network ${n.name}`, limitMs.network, (s) => backend.createNetwork(spec, s), cancel)
+    this.#c.checkpoint('network-made')
+    this.#c.store.updateNetwork(n.id, { phase: 'ready' })
+    this.#carried.add(n.id)
+  }
+
+  /** The backend carries the network, whatever happened before. */
+  async ensure(id: string, cancel?: AbortSignal): Promise<void> {
+    const { name } = this.#c.store.network(id)
+    await this.#c.locks.run(`net:${name}`, () => this.#carry(this.#c.store.network(id), cancel))
+  }
+
+  /**
+   * The row of a new network. Its subnet is chosen in the same turn in which the caller writes the row: two networks that
+   * are made at once never choose one subnet.
+   */
+  async #draft(w: Wanted, body: Partial<CreateNetwork>, onDemand: boolean): Promise<NetworkRecord> {
+    const { store, registry, hostRoutes } = this.#c
+    const d = registry.descriptor(w.backend)
+    const backend = await registry.backend(w.backend)
+    const config = parseConfig((raw) => backend.parseConfig(raw), body.config ?? {})
+    const isolated = w.name === named('isolated', w.backend)
+    if (isolated && !d.capabilities.isolation)
+      throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'keep VMs of one network apart' })
+    const taken: TakenSubnet[] = [
+      ...store.networks().map((n) => ({ subnet: parseCidr(n.subnet) as Subnet, by: `the network "${n.name}"` })),
+      ...hostRoutes(),
+    ]
+    const notes: string[] = []
+    let subnet: Subnet
+    if (body.subnet !== undefined) {
+      subnet = parseSubnet(body.subnet)
+      checkSubnet(subnet, taken)
+    } else {
+      const chosen = chooseSubnet(w.name === named('default', PLAIN_BACKEND), taken)
+      subnet = chosen.subnet
+      if (chosen.insteadOf !== undefined)
+        notes.push(`192.168.100.0/24 overlaps ${chosen.insteadOf}, so ${w.name} is ${formatSubnet(subnet)}`)
+    }
+    return {
+      id: newId('n'),
+      name: w.name,
+      backend: w.backend,
+      phase: 'creating',
+      subnet: formatSubnet(subnet),
+      domain: DOMAIN,
+      mtu: body.mtu ?? DEFAULT_MTU,
+      isolated,
+      onDemand,
+      allowHost: body.allowHost ?? [],
+      config,
+      notes,
+      createdAt: new Date().toISOString(),
+    }
+  }
+
+  async create(body: CreateNetwork): Promise<Network> {
+    const w = this.resolve(body.name, body.backend)
+    await this.#c.locks.run(`net:${w.name}`, async () => {
+      if (this.#c.store.networkNamed(w.name) !== undefined)
+        throw new NoidError('NAME_TAKEN', { name: w.name, kind: 'network' })
+      const n = await this.#draft(w, body, false)
+      this.#c.store.addNetwork(n)
+      this.#c.checkpoint('network-reserved')
+      try {
+        await this.#carry(n)
+      } catch (e) {
+        await this.#delete(n).catch((f) => this.#c.log('error', `removing the half-made network ${n.name}: ${f}`))
+        throw e
+      }
+    })
+    return this.view(this.find(w.name))
+  }
+
+  find(name: string): NetworkRecord {
+    const n = this.#c.store.networkNamed(name)
+    if (n === undefined) throw new NoidError('NETWORK_UNKNOWN', { name })
+    return n
+  }
+
+  async remove(name: string): Promise<void> {
+    await this.#c.locks.run(`net:${name}`, async () => {
+      const n = this.find(name)
+      const vms = this.#c.store.vmsOn(n.id).map((v) => v.name)
+      if (vms.length > 0) throw new NoidError('NETWORK_IN_USE', { name, vms: vms.join(', ') })
+      await this.#delete(n)
+    })
+  }
+
+  /** A VM has left: a network that was made for VMs goes with the last one. */
+  async release(id: string): Promise<void> {
+    const name = this.#c.store.networks().find((n) => n.id === id)?.name
+    if (name === undefined) return
+    await this.#c.locks.run(`net:${name}`, async () => {
+      const n = this.#c.store.networkNamed(name)
+      if (n?.id === id && n.onDemand && this.#c.store.vmsOn(id).length === 0) await this.#delete(n)
+    })
+  }
+
+  async #delete(n: NetworkRecord): Promise<void> {
+    this.#c.store.updateNetwork(n.id, { phase: 'deleting' })
+    this.#c.checkpoint('network-deleting')
+    const backend = await this.#c.registry.backend(n.backend)
+    await bounded(`removing the network ${n.name}`, limitMs.network, (s) => backend.deleteNetwork(n.id, s))
+    this.#carried.delete(n.id)
+    this.#warnings.delete(n.id)
+    this.#c.store.removeNetwork(n.id)
+  }
+
+  /** After the daemon's death: a network that was being made without VMs, or removed, goes. */
+  async finish(n: NetworkRecord): Promise<void> {
+    await this.#c.locks.run(`net:${n.name}`, async () => {
+      const now = this.#c.store.networkNamed(n.name)
+      if (now === undefined || this.#c.store.vmsOn(n.id).length > 0) return
+      if (now.phase !== 'ready' || now.onDemand) await this.#delete(now)
+    })
+  }
+
+  specOf(n: NetworkRecord): NetworkSpec {
+    const p = planOfNetwork(n)
+    return {
+      id: n.id,
+      name: n.name,
+      subnet: n.subnet,
+      gateway: formatIpv4(p.gateway),
+      services: formatIpv4(p.services),
+      hostAddress: formatIpv4(p.host),
+      domain: n.domain,
+      mtu: n.mtu,
+      isolated: n.isolated,
+      allowHostPorts: n.allowHost,
+      config: n.config,
+    }
+  }
+
+  warn(id: string, message: string): void {
+    const list = this.#warnings.get(id) ?? []
+    if (list.includes(message)) return
+    list.push(message)
+    this.#warnings.set(id, list.slice(-MAX_WARNINGS))
+  }
+
+  async stats(name: string): Promise<NetworkStats> {
+    const n = this.find(name)
+    const backend = await this.#c.registry.backend(n.backend)
+    if (backend.stats === undefined)
+      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: 'show its flows, leases and drops' })
+    return bounded(`asking the network ${name}`, limitMs.stats, () => backend.stats?.(n.id) as Promise<NetworkStats>)
+  }
+
+  view(n: NetworkRecord): Network {
+    const spec = this.specOf(n)
+    const local = Object.values(networkInterfaces()).flatMap((list) => (list ?? []).map((i) => i.address))
+    return {
+      id: n.id,
+      name: n.name,
+      backend: n.backend,
+      subnet: n.subnet,
+      gateway: spec.gateway,
+      services: spec.services,
+      hostAddress: spec.hostAddress,
+      hostReach: local.includes(spec.hostAddress),
+      domain: n.domain,
+      mtu: n.mtu,
+      isolated: n.isolated,
+      allowHostPorts: [...n.allowHost],
+      vms: this.#c.store.vmsOn(n.id).map((v) => v.name),
+      warnings: [...n.notes, ...(this.#warnings.get(n.id) ?? [])],
+      createdAt: n.createdAt,
+    }
+  }
+}
+
+function parseConfig(parse: (raw: unknown) => unknown, raw: unknown): unknown {
+  try {
+    return parse(raw) ?? {}
+  } catch (e) {
+    if (e instanceof NoidError) throw e
+    throw new NoidError('INVALID_INPUT', {
+      what: `the backend does not take this configuration: ${e instanceof Error ? e.message : String(e)}`,
+      hint: 'noid backends info shows what it takes',
+    })
+  }
+}

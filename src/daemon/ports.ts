@@ -1,0 +1,111 @@
+/**
+ * Port mappings as people type them: [HOSTIP:]HOST:GUEST[/tcp|/udp].
+ *
+ * Decisions: HOST alone ("8080") means the same port inside; a range needs an equally long one on the other side; HOST 0
+ * picks a free port, for each port of a guest range when there is one; "localhost" is 127.0.0.1; IPv6 is refused by name.
+ * Pure. Who holds a port is asked elsewhere; `clash` only compares two mappings.
+ */
+import type { Publish } from '../api/contract.ts'
+import { NoidError } from '../errors.ts'
+import { parseIpv4 } from './addressing.ts'
+
+export const ANY_ADDRESS = '0.0.0.0'
+/** More than this many ports of one VM is taken for a mistake: each is a descriptor. */
+export const MAX_PORTS = 1000
+
+const bad = (spec: string, why: string): NoidError => new NoidError('PORT_SPEC_INVALID', { spec, why })
+
+type Range = readonly [first: number, last: number]
+
+function range(spec: string, text: string, side: 'host' | 'guest'): Range {
+  const m = /^(\d{1,6})(?:-(\d{1,6}))?$/.exec(text)
+  if (m === null) throw bad(spec, `"${text}" is neither a port nor a range of ports`)
+  const first = Number(m[1])
+  const last = m[2] === undefined ? first : Number(m[2])
+  if (first > 65535 || last > 65535) throw bad(spec, 'a port is at most 65535')
+  if (last < first) throw bad(spec, `the range ${text} runs backwards`)
+  if (first === 0 && (side === 'guest' || last !== 0)) throw bad(spec, 'only the host port alone may be 0')
+  return [first, last]
+}
+
+export interface PortSpec {
+  readonly text: string
+  readonly proto: 'tcp' | 'udp'
+  /** As typed; undefined when it was left out. */
+  readonly hostAddress: string | undefined
+  readonly host: Range
+  /** undefined when only one port was typed. */
+  readonly guest: Range | undefined
+}
+
+export function parseSpec(text: string): PortSpec {
+  const spec = text.trim()
+  if (spec === '') throw bad(text, 'it is empty')
+  if (spec.includes('[') || spec.split(':').length > 3) throw bad(text, 'IPv6 host addresses are not supported yet')
+  const [body, proto = 'tcp', more] = spec.split('/')
+  if (more !== undefined || (proto !== 'tcp' && proto !== 'udp')) throw bad(text, 'what follows the / is tcp or udp')
+  const parts = (body as string).split(':')
+  const address = parts.length === 3 ? hostAddress(text, parts.shift() as string) : undefined
+  if (parts.length === 2 && parseIpv4(parts[0] as string) !== undefined)
+    throw bad(text, 'after a host address come both ports, HOSTIP:HOST:GUEST')
+  const host = range(text, parts[0] as string, 'host')
+  const guest = parts.length === 1 ? undefined : range(text, parts[1] as string, 'guest')
+  const picked = host[0] === 0
+  if (picked && guest === undefined) throw bad(text, 'a host port of 0 needs a guest port')
+  const count = (guest ?? host)[1] - (guest ?? host)[0] + 1
+  if (guest !== undefined && !picked && count !== host[1] - host[0] + 1)
+    throw bad(text, 'the two ranges are not equally long')
+  if (count > MAX_PORTS) throw bad(text, `a range has at most ${MAX_PORTS} ports`)
+  return { text, proto, hostAddress: address, host, guest }
+}
+
+function hostAddress(spec: string, text: string): string {
+  if (text === 'localhost') return '127.0.0.1'
+  if (text === '' || text === '*') return ANY_ADDRESS
+  if (parseIpv4(text) === undefined) throw bad(spec, `"${text}" is not an IPv4 address`)
+  return text
+}
+
+/** The single mappings a spec stands for. */
+export function mappings(s: PortSpec): Publish[] {
+  const guest = s.guest ?? s.host
+  return Array.from({ length: guest[1] - guest[0] + 1 }, (_, i) => ({
+    proto: s.proto,
+    hostAddress: s.hostAddress ?? ANY_ADDRESS,
+    hostPort: s.host[0] === 0 ? 0 : s.host[0] + i,
+    guestPort: guest[0] + i,
+  }))
+}
+
+/** All the ports a VM asks for; two that cannot both be bound are refused here. */
+export function parsePorts(specs: readonly string[], have: readonly Publish[] = []): Publish[] {
+  const all: Publish[] = []
+  for (const text of specs) {
+    for (const p of mappings(parseSpec(text))) {
+      if ([...have, ...all].some((q) => clash(p, q)))
+        throw bad(text, `host port ${p.hostPort}/${p.proto} is mapped twice`)
+      all.push(p)
+    }
+  }
+  if (all.length + have.length > MAX_PORTS) throw bad(specs[0] as string, `a VM publishes at most ${MAX_PORTS} ports`)
+  return all
+}
+
+/** Can both not be bound at once? */
+export const clash = (a: Publish, b: Publish): boolean =>
+  a.proto === b.proto &&
+  a.hostPort !== 0 &&
+  a.hostPort === b.hostPort &&
+  (a.hostAddress === b.hostAddress || a.hostAddress === ANY_ADDRESS || b.hostAddress === ANY_ADDRESS)
+
+/** Does a spec name this mapping? What was left out of the spec matches anything: "8080" alone is enough to remove it. */
+export function names(s: PortSpec, p: Publish): boolean {
+  const i = p.hostPort - s.host[0]
+  return (
+    s.proto === p.proto &&
+    (s.hostAddress === undefined || s.hostAddress === p.hostAddress) &&
+    i >= 0 &&
+    p.hostPort <= s.host[1] &&
+    (s.guest === undefined || s.guest[0] + i === p.guestPort)
+  )
+}

@@ -1,0 +1,117 @@
+/**
+ * Bringing the store and the world together: once at the start, and while the daemon runs.
+ *
+ * At the start: what was being done is finished or undone, VMs that run are adopted, networks with such VMs are carried
+ * again and strays on them removed. Networks are repaired side by side; one that hangs delays nobody else's.
+ * While it runs: each second every running VM is asked whether its init lives (two reads of /proc for each); events of the
+ * backends go to the store.
+ */
+import type { BackendEvent } from '../plugins/contract.ts'
+import { bounded, limitMs } from './bounded.ts'
+import type { Control } from './control.ts'
+import type { Networks } from './networks.ts'
+import type { NetworkRecord, VmRecord } from './store.ts'
+import type { Vms } from './vms.ts'
+
+const WATCH_MS = 1_000
+
+export class Reconciler {
+  readonly #c: Control
+  readonly #networks: Networks
+  readonly #vms: Vms
+  #timer: NodeJS.Timeout | undefined
+
+  constructor(c: Control, networks: Networks, vms: Vms) {
+    this.#c = c
+    this.#networks = networks
+    this.#vms = vms
+  }
+
+  /** Never throws: what cannot be repaired is logged, and told with the VM or network that it concerns. */
+  async start(): Promise<void> {
+    await Promise.all(
+      this.#c.store.networks().map((n) =>
+        this.#network(n).catch((e: unknown) => {
+          this.#c.log('error', `the network ${n.name} could not be repaired: ${e instanceof Error ? e.message : e}`)
+          this.#networks.warn(n.id, `it could not be repaired: ${e instanceof Error ? e.message : e}`)
+        }),
+      ),
+    )
+  }
+
+  async #network(n: NetworkRecord): Promise<void> {
+    const { store, registry, log } = this.#c
+    const vms = store.vmsOn(n.id)
+    const running = vms.filter((v) => v.phase === 'running')
+    const interrupted = vms.filter((v) => v.phase !== 'running')
+    if (running.some((v) => this.#plausible(v))) {
+      await this.#networks.ensure(n.id)
+      const backend = await registry.backend(n.backend)
+      const valid = vms.filter((v) => store.attachment(v.id) !== undefined).map((v) => v.id)
+      const { removed } = await bounded('removing strays', limitMs.network, (s) => backend.gc(n.id, valid, s))
+      if (removed.length > 0) log('info', `removed strays of ${n.name}: ${removed.join(', ')}`)
+    }
+    for (const v of [...interrupted, ...running]) await this.#vms.recover(v.name)
+    await this.#networks.finish(n)
+  }
+
+  #plausible(v: VmRecord): boolean {
+    return v.bootId === this.#c.bootId
+  }
+
+  watch(): void {
+    const round = async (): Promise<void> => {
+      for (const v of this.#c.store.vms()) {
+        if (v.phase === 'running' && !(await this.#vms.isAlive(v))) await this.#vms.reap(v.name)
+      }
+    }
+    const again = (): void => {
+      this.#timer = setTimeout(() => {
+        round()
+          .catch((e: unknown) => this.#c.log('error', `watching: ${e instanceof Error ? e.message : e}`))
+          .finally(() => {
+            if (this.#timer !== undefined) again()
+          })
+      }, WATCH_MS)
+    }
+    again()
+  }
+
+  close(): void {
+    clearTimeout(this.#timer)
+    this.#timer = undefined
+  }
+
+  /** A backend's word. Never throws: the backend is not the one to repair what goes wrong here. */
+  event(e: BackendEvent): void {
+    if (e.type === 'warning') {
+      this.#c.log('warn', `${e.network}: ${e.message}`)
+      this.#networks.warn(e.network, e.message)
+    } else if (e.type === 'lease') this.#lease(e)
+    else void this.#restored(e)
+  }
+
+  #lease(e: Extract<BackendEvent, { type: 'lease' }>): void {
+    const { store, registry } = this.#c
+    const v = store.vm(e.attachment)
+    if (v === undefined) return
+    store.setLease({ attachment: e.attachment, address: e.address, state: e.state, expiresAt: e.expiresAt })
+    const external = registry.descriptor(store.network(v.network).backend).capabilities.addressing === 'external'
+    if (external && e.state === 'bound') store.updateVm(v.id, { address: e.address })
+  }
+
+  async #restored(e: Extract<BackendEvent, { type: 'restored' }>): Promise<void> {
+    this.#c.log('warn', `the backend has made ${e.network} again, with ${e.attachments.length} attachments`)
+    await Promise.all(
+      e.attachments.map(async (a) => {
+        const name = this.#c.store.vm(a.id)?.name
+        if (name === undefined) return
+        await this.#vms
+          .locked(name, async (v) => {
+            if (v.phase === 'running') await this.#vms.boot.restored(v, a)
+          })
+          .catch((f: unknown) => this.#c.log('error', `${name} after its network was made again: ${f}`))
+      }),
+    )
+  }
+}

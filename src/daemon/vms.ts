@@ -1,0 +1,393 @@
+/**
+ * VMs: create, start, stop, restart, destroy, and the ports they publish.
+ *
+ * Everything that can be refused is refused before anything is made. What was made before a failure is unmade before the
+ * error is told; when even that fails the row stays, `destroying` with its problem, and destroy or the next start of the
+ * daemon tries again. Operations on one VM take turns; different VMs do not wait for each other.
+ */
+import { mkdir, rm } from 'node:fs/promises'
+import type { CreateVm, Publish, Vm } from '../api/contract.ts'
+import { NoidError } from '../errors.ts'
+import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
+import { Boot, busy } from './boot.ts'
+import { bounded, limitMs } from './bounded.ts'
+import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
+import { type Networks, planOfNetwork, type Wanted } from './networks.ts'
+import { names, parsePorts, parseSpec } from './ports.ts'
+import type { NetworkRecord, Phase, PublishRecord, VmRecord } from './store.ts'
+
+const GRACE_MS = 5_000
+export const MAX_GRACE_MS = 600_000
+
+/** A request after everything that can be checked without the store was checked. */
+interface Plan {
+  readonly body: CreateVm
+  readonly wanted: Wanted
+  readonly runtime: string
+  readonly mac: string | undefined
+  readonly ports: readonly Publish[]
+}
+
+const shown: Readonly<Record<Phase, Vm['state']>> = {
+  creating: 'starting',
+  created: 'created',
+  starting: 'starting',
+  running: 'running',
+  stopping: 'running',
+  stopped: 'stopped',
+  failed: 'failed',
+  destroying: 'failed',
+}
+
+export class Vms {
+  readonly #c: Control
+  readonly #networks: Networks
+  readonly boot: Boot
+
+  constructor(c: Control, networks: Networks) {
+    this.#c = c
+    this.#networks = networks
+    this.boot = new Boot(c, networks)
+  }
+
+  find(name: string): VmRecord {
+    const v = this.#c.store.vmNamed(name)
+    if (v === undefined) throw new NoidError('VM_UNKNOWN', { name })
+    return v
+  }
+
+  /** Run something on a VM while nobody else changes it; the record is read under the lock. */
+  locked<T>(name: string, fn: (v: VmRecord) => Promise<T>): Promise<T> {
+    return this.#c.locks.run(`vm:${name}`, () => fn(this.find(name)))
+  }
+
+  // -- create ----------------------------------------------------------------------------------------------------------
+  async create(body: CreateVm, progress: Progress, cancel?: AbortSignal): Promise<Vm> {
+    const plan = await this.#check(body)
+    const id = newId('v')
+    await this.#c.locks.run(`vm:${body.name}`, async () => {
+      if (this.#c.store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
+      const undo = new AsyncDisposableStack()
+      undo.defer(() => this.#forget(id, 0))
+      try {
+        await this.#networks.take(plan.wanted, progress, (n) => this.#insert(id, plan, n), cancel)
+        await mkdir(vmDir(this.#c.paths, id), { recursive: true, mode: 0o700 })
+        const v = this.find(body.name)
+        if (body.start === false) this.#c.store.updateVm(id, { phase: 'created' })
+        else await this.boot.up(v, progress, cancel)
+        undo.move()
+      } catch (e) {
+        progress('step', 'undoing what was made')
+        await undo.disposeAsync().catch((f: unknown) => this.#stuck(id, f))
+        throw e
+      }
+    })
+    return this.view(this.find(body.name))
+  }
+
+  /** What can be refused before the network is known. */
+  async #check(body: CreateVm): Promise<Plan> {
+    const { registry, runtimes, store } = this.#c
+    checkName('VM', body.name)
+    if (store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
+    const wanted = this.#networks.resolve(body.network, body.networkBackend)
+    const backend = registry.descriptor(wanted.backend)
+    const runtime = runtimes.descriptor(body.runtime)
+    commonNics(runtime, backend)
+    const ports = parsePorts(body.ports ?? [])
+    if (ports.length > 0) this.#mustPublish(wanted.backend)
+    if (body.ip !== undefined) {
+      if (backend.capabilities.addressing === 'external')
+        throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
+      if (parseIpv4(body.ip) === undefined) throw new NoidError('ADDRESS_INVALID', { address: body.ip })
+    }
+    const mac = body.mac === undefined ? undefined : parseMac(body.mac)
+    const b = await registry.backend(wanted.backend)
+    const status = await bounded(`asking the backend ${wanted.backend}`, limitMs.status, (s) => b.status(s))
+    if (!status.ok) {
+      const p = status.problems[0]
+      throw new NoidError('BACKEND_UNAVAILABLE', {
+        name: wanted.backend,
+        why: p?.what ?? 'it is not ready',
+        hint: p?.hint,
+      })
+    }
+    return { body, wanted, runtime: runtime.name, mac, ports }
+  }
+
+  #mustPublish(backend: string): void {
+    if (!this.#c.registry.descriptor(backend).capabilities.publish)
+      throw new NoidError('CAPABILITY_MISSING', { backend, what: 'publish ports' })
+  }
+
+  /** The VM's rows: in one transaction, without a pause, so that no two VMs are given one address or MAC. */
+  #insert(id: string, plan: Plan, n: NetworkRecord): void {
+    const { store, registry } = this.#c
+    const { body } = plan
+    const holder = plan.mac === undefined ? undefined : store.vmWithMac(plan.mac)
+    if (holder !== undefined) throw new NoidError('MAC_TAKEN', { mac: plan.mac, by: holder.name })
+    const external = registry.descriptor(n.backend).capabilities.addressing === 'external'
+    store.addVm({
+      id,
+      name: body.name,
+      phase: 'creating',
+      problem: null,
+      runtime: plan.runtime,
+      network: n.id,
+      address: external ? null : this.#address(body.ip, n),
+      mac: plan.mac ?? macOf(id, (m) => store.vmWithMac(m) !== undefined),
+      cpus: body.cpus ?? 1,
+      memMib: body.memMib ?? 512,
+      image: body.image ?? null,
+      handle: null,
+      bootId: null,
+      createdAt: new Date().toISOString(),
+      startedAt: null,
+    })
+    this.#addPublishes(id, plan.ports)
+  }
+
+  #address(ip: string | undefined, n: NetworkRecord): string {
+    const holders: Holder[] = this.#c.store
+      .vmsOn(n.id)
+      .flatMap((v) => (v.address === null ? [] : [{ address: parseIpv4(v.address) as number, vm: v.name }]))
+    const p = planOfNetwork(n)
+    return formatIpv4(ip === undefined ? nextAddress(n.name, p, holders) : claimAddress(ip, n.name, p, holders))
+  }
+
+  #addPublishes(vm: string, ports: readonly Publish[]): PublishRecord[] {
+    return ports.map((p) => {
+      const r: PublishRecord = { id: newId('p'), vm, picked: p.hostPort === 0, ...p }
+      const holder = this.boot.holderOf(r, vm)
+      if (holder !== undefined) throw busy(r, `the VM "${holder.name}"`)
+      this.#c.store.addPublish(r)
+      return r
+    })
+  }
+
+  // -- start, stop, restart, destroy -----------------------------------------------------------------------------------
+  start(name: string, progress: Progress, cancel?: AbortSignal): Promise<Vm> {
+    return this.locked(name, async (v) => {
+      if (v.phase === 'running') progress('note', `${name} runs already`)
+      else await this.#start(v, progress, cancel)
+      return this.view(this.find(name))
+    })
+  }
+
+  restart(name: string, progress: Progress): Promise<Vm> {
+    return this.locked(name, async (v) => {
+      if (v.phase === 'running') {
+        progress('step', 'stopping it')
+        await this.#stop(v, GRACE_MS)
+      }
+      await this.#start(this.find(name), progress)
+      return this.view(this.find(name))
+    })
+  }
+
+  async #start(v: VmRecord, progress: Progress, cancel?: AbortSignal): Promise<void> {
+    this.#mayStart(v)
+    this.#c.store.updateVm(v.id, { phase: 'starting', problem: null })
+    this.#c.checkpoint('starting')
+    try {
+      await mkdir(vmDir(this.#c.paths, v.id), { recursive: true, mode: 0o700 })
+      await this.boot.up(v, progress, cancel)
+    } catch (e) {
+      const problem = e instanceof Error ? e.message : String(e)
+      await this.boot.down(v, 0).catch(() => {})
+      this.#c.store.updateVm(v.id, { phase: 'failed', problem })
+      throw e
+    }
+  }
+
+  #mayStart(v: VmRecord): void {
+    if (v.phase === 'destroying')
+      throw new NoidError('VM_START_FAILED', {
+        name: v.name,
+        why: 'its removal did not finish, so it can only be destroyed',
+      })
+    for (const p of this.#c.store.publishesOf(v.id)) {
+      const holder = p.picked ? undefined : this.boot.holderOf(p, v.id)
+      if (holder !== undefined) throw busy(p, `the VM "${holder.name}"`)
+    }
+  }
+
+  stop(name: string, graceMs = GRACE_MS): Promise<Vm> {
+    return this.locked(name, async (v) => {
+      if (v.phase !== 'created' && v.phase !== 'stopped' && v.phase !== 'destroying') await this.#stop(v, graceMs)
+      return this.view(this.find(name))
+    })
+  }
+
+  async #stop(v: VmRecord, graceMs: number): Promise<void> {
+    this.#c.store.updateVm(v.id, { phase: 'stopping' })
+    this.#c.checkpoint('stopping')
+    try {
+      await this.boot.down(v, graceMs)
+      this.#c.store.updateVm(v.id, { phase: 'stopped', problem: null })
+    } catch (e) {
+      this.#c.store.updateVm(v.id, { phase: 'failed', problem: e instanceof Error ? e.message : String(e) })
+      throw e
+    }
+  }
+
+  destroy(name: string): Promise<void> {
+    return this.locked(name, async (v) => {
+      try {
+        await this.#forget(v.id, GRACE_MS)
+      } catch (e) {
+        this.#stuck(v.id, e)
+        throw e
+      }
+    })
+  }
+
+  /** Unmake everything a VM has and its rows. Also for a VM of which nothing was made yet. Under its lock. */
+  async #forget(id: string, graceMs: number): Promise<void> {
+    const { store, runtimes, paths, checkpoint } = this.#c
+    const v = store.vm(id)
+    if (v === undefined) return
+    store.updateVm(id, { phase: 'destroying' })
+    checkpoint('destroying')
+    await this.boot.down(v, graceMs)
+    const runtime = await runtimes.get(v.runtime)
+    await bounded('removing the VM', limitMs.stop, () => runtime.destroy(specOf(paths, v)))
+    await rm(vmDir(paths, id), { recursive: true, force: true })
+    checkpoint('removed')
+    store.removeVm(id)
+    checkpoint('forgotten')
+    await this.#networks.release(v.network)
+  }
+
+  #stuck(id: string, e: unknown): void {
+    const problem = `its removal did not finish: ${e instanceof Error ? e.message : e}`
+    this.#c.log('error', `${id}: ${problem}`)
+    this.#c.store.updateVm(id, { phase: 'destroying', problem })
+  }
+
+  // -- what a daemon that died left, and what happens on its own ---------------------------------------------------------
+  /** Finish or undo what was being done when the daemon died. */
+  recover(name: string): Promise<void> {
+    return this.locked(name, async (v) => {
+      const { log } = this.#c
+      if (v.phase === 'creating' || v.phase === 'destroying') {
+        log('info', `removing ${v.name}, left ${v.phase}`)
+        await this.#forget(v.id, 0).catch((e) => this.#stuck(v.id, e))
+      } else if (v.phase === 'starting') {
+        log('info', `undoing the start of ${v.name}`)
+        await this.#ended(v, 'failed', 'the daemon ended while it was starting')
+      } else if (v.phase === 'stopping') {
+        log('info', `finishing the stop of ${v.name}`)
+        await this.#ended(v, 'stopped', null)
+      } else if (v.phase === 'running') await this.#recoverRunning(v)
+    })
+  }
+
+  async #recoverRunning(v: VmRecord): Promise<void> {
+    if (v.bootId !== this.#c.bootId) return this.#ended(v, 'stopped', 'the machine was started again')
+    if (!(await this.isAlive(v))) return this.#ended(v, 'failed', 'its init ended while the daemon was away')
+    try {
+      await this.boot.adopt(v)
+      this.#c.log('info', `adopted ${v.name}`)
+    } catch (e) {
+      const problem = `its network could not be repaired: ${e instanceof Error ? e.message : e}`
+      this.#c.log('error', `${v.name}: ${problem}`)
+      this.#c.store.updateVm(v.id, { problem })
+    }
+  }
+
+  async #ended(v: VmRecord, phase: 'failed' | 'stopped', problem: string | null): Promise<void> {
+    await this.boot.down(v, 0).catch(() => {})
+    this.#c.store.updateVm(v.id, { phase, problem })
+  }
+
+  async isAlive(v: VmRecord): Promise<boolean> {
+    return v.handle !== null && (await this.#c.runtimes.get(v.runtime)).alive(v.handle)
+  }
+
+  /** Its init is gone without `stop`: give back what it held and say so. */
+  async reap(name: string): Promise<void> {
+    await this.locked(name, async (v) => {
+      if (v.phase !== 'running' || (await this.isAlive(v))) return
+      this.#c.log('warn', `the init of ${name} ended`)
+      await this.#ended(v, 'failed', 'its init ended')
+    })
+  }
+
+  // -- ports -------------------------------------------------------------------------------------------------------------
+  ports(name: string): Publish[] {
+    return this.#c.store.publishesOf(this.find(name).id).map(publicPort)
+  }
+
+  /** All of them or none. */
+  addPorts(name: string, specs: readonly string[]): Promise<Publish[]> {
+    return this.locked(name, async (v) => {
+      const { store } = this.#c
+      const ports = parsePorts(specs, store.publishesOf(v.id))
+      this.#mustPublish(store.network(v.network).backend)
+      const records = store.transaction(() => this.#addPublishes(v.id, ports))
+      if (v.phase !== 'running') return records.map(publicPort)
+      const undo = new AsyncDisposableStack()
+      try {
+        const done: Publish[] = []
+        for (const r of records) {
+          undo.defer(() => this.boot.unpublish(v, r))
+          done.push(publicPort(await this.boot.publish(v, r)))
+        }
+        undo.move()
+        return done
+      } catch (e) {
+        await undo.disposeAsync().catch((f: unknown) => this.#c.log('error', `closing ports of ${name}: ${f}`))
+        for (const r of records) store.removePublish(r.id)
+        throw e
+      }
+    })
+  }
+
+  removePorts(name: string, specs: readonly string[]): Promise<Publish[]> {
+    return this.locked(name, async (v) => {
+      const have = this.#c.store.publishesOf(v.id)
+      const going = new Set<PublishRecord>()
+      for (const text of specs) {
+        const spec = parseSpec(text)
+        const hits = have.filter((p) => names(spec, p))
+        if (hits.length === 0) throw new NoidError('PORT_UNKNOWN', { vm: name, spec: text })
+        for (const p of hits) going.add(p)
+      }
+      for (const p of going) {
+        if (v.phase === 'running') await this.boot.unpublish(v, p)
+        this.#c.store.removePublish(p.id)
+      }
+      return [...going].map(publicPort)
+    })
+  }
+
+  view(v: VmRecord): Vm {
+    const n = this.#c.store.network(v.network)
+    return {
+      id: v.id,
+      name: v.name,
+      state: shown[v.phase],
+      problem: v.problem,
+      runtime: v.runtime,
+      network: n.name,
+      backend: n.backend,
+      address: v.address,
+      mac: v.mac,
+      cpus: v.cpus,
+      memMib: v.memMib,
+      image: v.image,
+      ports: this.#c.store.publishesOf(v.id).map(publicPort),
+      pid: v.handle?.pid ?? null,
+      createdAt: v.createdAt,
+      startedAt: v.startedAt,
+    }
+  }
+}
+
+const publicPort = (p: PublishRecord): Publish => ({
+  proto: p.proto,
+  hostAddress: p.hostAddress,
+  hostPort: p.hostPort,
+  guestPort: p.guestPort,
+})

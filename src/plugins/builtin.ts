@@ -1,0 +1,5 @@
+/** The hook `noid:backends` of noid itself: the backends it brings along, by descriptor; their code is loaded when used. */
+import type { BackendDescriptor } from './contract.ts'
+import { descriptor as userspace } from './userspace/index.ts'
+
+export default async (): Promise<readonly BackendDescriptor[]> => [userspace]

@@ -1,0 +1,30 @@
+/** The daemon with the fakes, as a process: NOID_HOME, and CRASH_AT=POINT to be killed (-9) at a checkpoint. */
+import { join } from 'node:path'
+import { startDaemon } from '../../src/daemon/daemon.ts'
+import { fileLog } from '../../src/daemon/log.ts'
+import { ownPaths } from '../../src/paths.ts'
+import { fakeBackend, fakeRuntime, World } from './fakes.ts'
+
+const paths = ownPaths()
+const world = new World(join(process.env.NOID_HOME as string, 'world'))
+const plain = fakeBackend(world, 'userspace')
+const bare = fakeBackend(world, 'bare', { publish: false, isolation: false })
+const daemon = await startDaemon({
+  paths,
+  sources: [
+    { from: 'noid', backends: async () => [plain, bare] },
+    { from: 'broken', backends: () => Promise.reject(new Error('it throws')) },
+  ],
+  runtimes: [fakeRuntime(world)],
+  log: fileLog(paths.daemonLog, true),
+  version: '0.0.0-test',
+  privileged: false,
+  hostRoutes: () => [],
+  checkpoint: (point) => {
+    if (point === process.env.CRASH_AT) process.kill(process.pid, 'SIGKILL')
+  },
+})
+if (daemon === undefined) process.exit(3)
+process.on('SIGTERM', () => void daemon.stop())
+await daemon.ended
+process.exit(0)

@@ -1,0 +1,234 @@
+/**
+ * A backend and a runtime that make files instead of networks and VMs, so that what is left behind can be listed, also
+ * after the daemon was killed: one file below `world` for each thing that exists. VMs are real processes (`sleep`).
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { NoidError } from '../../src/errors.ts'
+import type { Attachment, BackendContext, BackendDescriptor, NetworkBackend } from '../../src/plugins/contract.ts'
+import type { Runtime, RuntimeDescriptor } from '../../src/runtimes/contract.ts'
+
+/** How the fakes misbehave, read from a file before each call, so that a test can change it while the daemon runs. */
+export interface Mood {
+  readonly failAttach?: boolean
+  readonly failStart?: boolean
+  readonly hangStatus?: boolean
+  readonly failDetach?: boolean
+  readonly slowMs?: number
+}
+
+export class World {
+  readonly dir: string
+
+  constructor(dir: string) {
+    this.dir = dir
+    mkdirSync(dir, { recursive: true })
+  }
+
+  list = (): string[] =>
+    readdirSync(this.dir)
+      .filter((f) => !f.startsWith('.'))
+      .sort()
+  has = (name: string): boolean => existsSync(join(this.dir, name))
+  put = (name: string, text = ''): void => writeFileSync(join(this.dir, name), text)
+  get = (name: string): string => readFileSync(join(this.dir, name), 'utf8')
+  drop = (name: string): void => rmSync(join(this.dir, name), { force: true })
+  get mood(): Mood {
+    return this.has('.mood') ? (JSON.parse(this.get('.mood')) as Mood) : {}
+  }
+  set mood(m: Mood) {
+    this.put('.mood', JSON.stringify(m))
+  }
+  /** Calls in order, for tests that ask what was done. */
+  called = (what: string): void => appendFileSync(join(this.dir, '.calls'), `${what}\n`)
+  calls = (): string[] => (this.has('.calls') ? this.get('.calls').trimEnd().split('\n') : [])
+}
+
+const startTime = (pid: number): string => {
+  try {
+    const s = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    const f = s.slice(s.lastIndexOf(')') + 2).split(' ')
+    return f[0] === 'Z' ? '' : (f[19] as string)
+  } catch {
+    return ''
+  }
+}
+
+class FakeBackend implements NetworkBackend {
+  readonly #w: World
+  readonly #ctx: BackendContext
+
+  constructor(w: World, ctx: BackendContext) {
+    this.#w = w
+    this.#ctx = ctx
+    // A test that wants an event of the backend writes it here.
+    setInterval(() => {
+      if (!w.has('.event')) return
+      const e = JSON.parse(w.get('.event'))
+      w.drop('.event')
+      this.#ctx.notify(e)
+    }, 20).unref()
+  }
+
+  parseConfig(raw: unknown): unknown {
+    for (const k of Object.keys(raw as object)) if (k !== 'colour') throw new Error(`unknown key ${k}`)
+    return raw
+  }
+  async status() {
+    if (this.#w.mood.hangStatus) await new Promise(() => {})
+    return { ok: true, problems: [] }
+  }
+  async createNetwork(n: { id: string }) {
+    this.#w.called(`createNetwork ${n.id}`)
+    this.#w.put(`net-${n.id}`)
+  }
+  async deleteNetwork(id: string) {
+    this.#w.drop(`net-${id}`)
+  }
+  async attach(r: Parameters<NetworkBackend['attach']>[0]): Promise<Attachment> {
+    this.#w.called(`attach ${r.name}`)
+    await sleep(this.#w.mood.slowMs ?? 1)
+    this.#w.put(`att-${r.network}-${r.id}`)
+    if (this.#w.mood.failAttach) throw new Error('the fake does not attach')
+    return {
+      id: r.id,
+      network: r.network,
+      nic: { kind: 'tap', ifname: 'eth0', queues: 1, vnetHdr: true },
+      mac: r.mac,
+      mtu: 1500,
+      addresses: r.addresses,
+      routes: [],
+      configuredBy: 'dhcp',
+      state: { some: 'thing' },
+    }
+  }
+  async detach(id: string) {
+    if (this.#w.mood.failDetach) throw new Error('the fake does not detach')
+    for (const f of this.#w.list()) if (f.startsWith('att-') && f.endsWith(`-${id}`)) this.#w.drop(f)
+  }
+  async check(a: Attachment) {
+    if (!this.#w.has(`att-${a.network}-${a.id}`)) throw new Error('gone')
+  }
+  async gc(n: string, valid: readonly string[]) {
+    const removed: string[] = []
+    for (const f of this.#w.list()) {
+      const id = f.startsWith(`att-${n}-`) ? f.slice(`att-${n}-`.length) : undefined
+      if (id === undefined || valid.includes(id)) continue
+      this.#w.drop(f)
+      removed.push(id)
+    }
+    return { removed }
+  }
+  async close() {}
+  ports = {
+    publish: async (p: { id: string; proto: string; hostPort: number; hostAddress: string }) => {
+      const mine = this.#w.list().find((f) => f.startsWith('pub-') && this.#w.get(f) === p.id)
+      if (mine !== undefined) return { hostPort: Number(mine.split('-')[2]) }
+      let port = p.hostPort
+      if (port === 0) for (port = 40000; this.#w.has(`pub-${p.proto}-${port}`); port++);
+      if (this.#w.has(`pub-${p.proto}-${port}`))
+        throw new NoidError('PORT_BUSY', { proto: p.proto, port, address: p.hostAddress, holder: 'nginx (pid 7)' })
+      this.#w.put(`pub-${p.proto}-${port}`, p.id)
+      return { hostPort: port }
+    },
+    unpublish: async (id: string) => {
+      for (const f of this.#w.list()) if (f.startsWith('pub-') && this.#w.get(f) === id) this.#w.drop(f)
+    },
+  }
+  async stats() {
+    return { flows: [], leases: [], drops: [], ports: [], warnings: [] }
+  }
+}
+
+class FakeRuntime implements Runtime {
+  readonly #w: World
+
+  constructor(w: World) {
+    this.#w = w
+  }
+
+  async status() {
+    return { ok: true, problems: [] }
+  }
+  async prepare(vm: Parameters<Runtime['prepare']>[0]) {
+    const child = spawn('sleep', ['300'], { detached: true, stdio: 'ignore' })
+    child.unref()
+    const pid = child.pid as number
+    this.#w.put(`vm-${vm.id}`, String(pid))
+    writeFileSync(join(vm.dir, 'log'), 'first\nsecond\nthird\n')
+    return { pid, startTime: startTime(pid), netns: `/proc/${pid}/ns/net`, state: {} }
+  }
+  async start(...[, h, a]: Parameters<Runtime['start']>) {
+    if (this.#w.mood.failStart) throw new NoidError('VM_START_FAILED', { name: 'x', why: 'the fake does not start' })
+    return { handle: h, nic: { address: (a.addresses[0] ?? '').split('/')[0] as string, leaseMs: 3600_000 } }
+  }
+  async renic(...[vm, , a]: Parameters<Runtime['renic']>) {
+    this.#w.called(`renic ${vm.name}`)
+    return { address: (a.addresses[0] ?? '').split('/')[0] as string, leaseMs: 3600_000 }
+  }
+  async stop(...[vm]: Parameters<Runtime['stop']>) {
+    if (!this.#w.has(`vm-${vm.id}`)) return
+    const pid = Number(this.#w.get(`vm-${vm.id}`))
+    try {
+      process.kill(pid, 'SIGKILL')
+    } catch {
+      // Gone already.
+    }
+    while (startTime(pid) !== '') await sleep(5)
+    this.#w.drop(`vm-${vm.id}`)
+  }
+  alive(h: { pid: number; startTime: string }) {
+    return startTime(h.pid) === h.startTime
+  }
+  async exec(...[, , r]: Parameters<Runtime['exec']>) {
+    const child = spawn(r.argv[0] as string, r.argv.slice(1), { env: { ...process.env, ...r.env }, detached: true })
+    await once(child, 'spawn').catch((e: Error) => {
+      throw new NoidError('EXEC_FAILED', { vm: 'x', why: e.message })
+    })
+    return {
+      stdin: child.stdin,
+      stdout: child.stdout,
+      stderr: child.stderr,
+      signal: (name: string) => void process.kill(-(child.pid as number), name as NodeJS.Signals),
+      resize: () => {},
+      exit: new Promise<number>((resolve) =>
+        child.on('exit', (code, signal) => resolve(code ?? (signal === 'SIGHUP' ? 129 : 143))),
+      ),
+    }
+  }
+  async destroy() {}
+  logFile(vm: { dir: string }) {
+    return join(vm.dir, 'log')
+  }
+}
+
+export const fakeBackend = (
+  w: World,
+  name: string,
+  change: Partial<BackendDescriptor['capabilities']> = {},
+): BackendDescriptor => ({
+  name,
+  apiVersion: 1,
+  summary: 'files',
+  provides: ['tap'],
+  capabilities: {
+    addressing: 'noid',
+    privileges: [],
+    publish: true,
+    dns: true,
+    isolation: true,
+    ipv6: false,
+    ...change,
+  },
+  load: async () => (ctx) => new FakeBackend(w, ctx),
+})
+
+export const fakeRuntime = (w: World): RuntimeDescriptor => ({
+  name: 'sandbox',
+  summary: 'sleep',
+  accepts: ['tap', 'netdev'],
+  load: async () => () => new FakeRuntime(w),
+})
