@@ -56,7 +56,8 @@ export interface BoundPart extends Bind {
 const quote = (s: string): string => `'${s.replaceAll("'", "'\\''")}'`
 
 /** Colons and commas end a word in overlayfs's options. */
-const overlayPath = (s: string): string => s.replaceAll('\\', '\\\\').replaceAll(':', '\\:').replaceAll(',', '\\,')
+export const overlayPath = (s: string): string =>
+  s.replaceAll('\\', '\\\\').replaceAll(':', '\\:').replaceAll(',', '\\,')
 
 export interface StageWords {
   readonly name: string

@@ -287,10 +287,10 @@ const list = (dir: string): string[] => {
 }
 
 function filesBelow(dir: string): string[] {
-  if (!isDirectory(dir)) return []
-  return readdirSync(dir, { withFileTypes: true }).flatMap((e) =>
-    e.isDirectory() ? filesBelow(`${dir}/${e.name}`) : [`${dir}/${e.name}`],
-  )
+  return list(dir).flatMap((name) => {
+    const path = `${dir}/${name}`
+    return isDirectory(path) ? filesBelow(path) : [path]
+  })
 }
 
 function ancestors(path: string): string[] {

@@ -29,7 +29,7 @@ import { bindIdMapped, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mknodChar, mount
 import { CLONE_NEWNS, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
 import { holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { markOf } from '../mark.ts'
-import { initScript, type RootPlan, stageScript } from '../script.ts'
+import { initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
 import { type Bind, identityFiles, seedDirectory, seedUpper } from '../view.ts'
 import { lockedFlags, systemMounts } from './mountinfo.ts'
 
@@ -105,8 +105,7 @@ function assembly(base: string): void {
 function overlay(lower: string, upper: string, work: string, target: string, shifted: string, ns: number): void {
   mkdirSync(shifted)
   must(`id-mapped view of ${lower}`, bindIdMapped(lower, shifted, ns))
-  const escape = (p: string) => p.replaceAll('\\', '\\\\').replaceAll(':', '\\:').replaceAll(',', '\\,')
-  const options = `index=off,lowerdir=${escape(shifted)},upperdir=${escape(upper)},workdir=${escape(work)}`
+  const options = `index=off,lowerdir=${overlayPath(shifted)},upperdir=${overlayPath(upper)},workdir=${overlayPath(work)}`
   must('overlay', mount('noid', target, 'overlay', 0, options))
 }
 
