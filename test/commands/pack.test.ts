@@ -1,0 +1,90 @@
+/**
+ * What is published works where it is installed: built, packed, installed into an empty directory, run there, by the
+ * Node that came along and by an older one when this machine has it.
+ */
+import assert from 'node:assert/strict'
+import { execFile, spawnSync } from 'node:child_process'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, before, describe, test } from 'node:test'
+
+/** PATH without node_modules: npm as a stranger has it. */
+const PATH = (process.env.PATH ?? '')
+  .split(':')
+  .filter((d) => !d.includes('node_modules'))
+  .join(':')
+const env: NodeJS.ProcessEnv = { ...process.env, PATH, NOID_HOST: '', NODE_TEST_CONTEXT: undefined }
+
+const registry = spawnSync('npm', ['view', 'koffi', 'version', '--fetch-retries=0', '--fetch-timeout=5000'], {
+  env,
+  encoding: 'utf8',
+  timeout: 20_000,
+})
+const skip = registry.status === 0 ? false : 'the npm registry does not answer'
+
+interface Run {
+  readonly code: number
+  readonly stdout: string
+  readonly stderr: string
+}
+
+function run(file: string, args: readonly string[], cwd: string, more: NodeJS.ProcessEnv = {}): Promise<Run> {
+  return new Promise((resolve) => {
+    execFile(file, args, { cwd, env: { ...env, ...more }, timeout: 170_000 }, (e, stdout, stderr) =>
+      resolve({ code: e === null ? 0 : typeof e.code === 'number' ? e.code : 1, stdout, stderr }),
+    )
+  })
+}
+
+describe('npm pack, npm install, noid', { skip }, () => {
+  let dir = ''
+  let noid = ''
+  before(
+    async () => {
+      dir = mkdtempSync(join(tmpdir(), 'noid-pack-'))
+      const { pack } = (await import('../../scripts/build.mjs' as string)) as { pack(into: string): Promise<string> }
+      const tarball = await pack(dir)
+      const r = await run(
+        'npm',
+        ['install', '--prefix', dir, '--no-audit', '--no-fund', '--prefer-offline', tarball],
+        dir,
+      )
+      assert.equal(r.code, 0, r.stderr)
+      noid = join(dir, 'node_modules', '.bin', 'noid')
+    },
+    { timeout: 200_000 },
+  )
+  after(async () => {
+    if (noid !== '') await run(noid, ['daemon', 'stop'], dir, { NOID_HOME: join(dir, 'home') })
+    rmSync(dir, { recursive: true, force: true })
+  })
+
+  test('--version says which Node runs it: the one that came along', { timeout: 60_000 }, async () => {
+    const r = await run(noid, ['--version'], dir)
+    assert.match(r.stdout, /^noid\/\d+\.\d+\.\d+ linux-\S+ node-v(2[6-9]|[3-9]\d)\./)
+  })
+
+  test('doctor looks at the machine', { timeout: 60_000 }, async () => {
+    const r = await run(noid, ['doctor', '--json'], dir)
+    const { checks } = JSON.parse(r.stdout) as { checks: { name: string }[] }
+    assert.ok(checks.some((c) => c.name === 'kernel'))
+  })
+
+  test('the daemon starts from the built files', { timeout: 60_000 }, async () => {
+    const r = await run(noid, ['backends', 'list', '--json'], dir, { NOID_HOME: join(dir, 'home') })
+    assert.equal(r.code, 0, r.stderr)
+    const names = (JSON.parse(r.stdout) as { name: string }[]).map((b) => b.name)
+    assert.ok(names.includes('userspace'))
+  })
+
+  test('it holds what it needs and no source', () => {
+    const at = join(dir, 'node_modules', 'noid')
+    const files = readdirSync(at, { recursive: true, encoding: 'utf8' }).filter((f) => !f.startsWith('node_modules'))
+    assert.deepEqual(
+      files.filter((f) => f.endsWith('.ts') && !f.endsWith('.d.ts')),
+      [],
+    )
+    for (const f of ['LICENSE', 'README.md', 'oclif.manifest.json', 'docs/errors.md']) assert.ok(files.includes(f), f)
+  })
+})
