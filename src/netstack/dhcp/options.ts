@@ -5,7 +5,7 @@
  * asked for, and then hold the default route too, because a client that takes them ignores option 3 (RFC 3442).
  */
 import { type Options, optionCodes, type Packet } from '#dhcp-packet'
-import { ipv4Text, subnetOf } from './address.ts'
+import { addressText, parseSubnet } from '../wire/ipv4.ts'
 import type { Lease } from './leases.ts'
 
 /** What the server says of its network. Text addresses: it was checked at the control plane's edge. */
@@ -42,10 +42,10 @@ const usual: readonly number[] = [
 
 export function leaseOptions(n: DhcpNetwork, l: Lease, p: Packet, how: ReplyOptions): Options {
   const asked = new Set(p.options.parameterRequestList ?? usual)
-  const subnet = subnetOf(n.subnet)
+  const subnet = parseSubnet(n.subnet)
   const options: Options = {
     serverId: n.services,
-    subnetMask: ipv4Text(subnet.mask),
+    subnetMask: addressText(subnet.mask),
     // RFC 6842: a client id comes back as it came.
     clientId: p.options.clientId,
   }
@@ -63,7 +63,7 @@ export function leaseOptions(n: DhcpNetwork, l: Lease, p: Packet, how: ReplyOpti
   if (wants('domainName')) options.domainName = n.domain
   if (wants('searchDomains')) options.searchDomains = [...(n.search ?? [n.domain])]
   if (wants('mtu')) options.mtu = n.mtu
-  if (wants('broadcastAddress')) options.broadcastAddress = ipv4Text(subnet.base | ~subnet.mask)
+  if (wants('broadcastAddress')) options.broadcastAddress = addressText(subnet.base | ~subnet.mask)
   const routes = [{ to: '0.0.0.0/0', via: n.gateway }, ...(n.routes ?? [])]
   if (wants('classlessRoutes')) options.classlessRoutes = routes
   if (wants('microsoftRoutes')) options.microsoftRoutes = routes

@@ -12,9 +12,10 @@
 import { DhcpError, decode, encode, type Packet } from '#dhcp-packet'
 import type { Datagram, DatagramService, Reply } from '../gateway/service.ts'
 import type { Host } from '../host.ts'
-import { BROADCAST_MAC, ipv4Of, type Mac, stationOf } from './address.ts'
+import { parseAddress } from '../wire/ipv4.ts'
 import { type Binding, type Lease, type LeaseInfo, Leases } from './leases.ts'
 import { type DhcpNetwork, leaseOptions, type ReplyOptions } from './options.ts'
+import { BROADCAST_MAC, type Mac, stationOf } from './station.ts'
 
 export const SERVER_PORT = 67
 export const CLIENT_PORT = 68
@@ -57,14 +58,14 @@ export class DhcpServer implements DatagramService {
     this.#reply = reply
     this.#drop = drop
     this.#network = network
-    this.#serverAddress = ipv4Of(network.services)
+    this.#serverAddress = parseAddress(network.services)
     this.#leases = new Leases((l) => this.#report(l))
   }
 
   /** What may change while the network runs: search domains, MTU, lease time. Clients hear of it when they renew. */
   configure(network: DhcpNetwork): void {
     this.#network = network
-    this.#serverAddress = ipv4Of(network.services)
+    this.#serverAddress = parseAddress(network.services)
   }
 
   /** Give a port its address. Idempotent; another address than before starts over, and the client's next message is NAKed. */
@@ -199,7 +200,7 @@ export class DhcpServer implements DatagramService {
     // this far is the port's own address.
     const known = messageType === 'ACK' && p.ciaddr !== ANY
     const broadcast = p.broadcast && !known
-    this.#emit(l.port, broadcast ? -1 : ipv4Of(l.address), bytes, broadcast ? BROADCAST_MAC : station)
+    this.#emit(l.port, broadcast ? -1 : parseAddress(l.address), bytes, broadcast ? BROADCAST_MAC : station)
   }
 
   #refuse(l: Lease, p: Packet, message: string): void {
