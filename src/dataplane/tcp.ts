@@ -141,7 +141,7 @@ export class TcpSockets {
       taken += n
     }
     const left = (s.peekOff[fd] as number) - taken
-    s.peekOff[fd] = left > 0 ? left : 0
+    s.peekOff[fd] = Math.max(0, left)
     return taken
   }
 

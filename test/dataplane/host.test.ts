@@ -5,6 +5,7 @@
 import assert from 'node:assert/strict'
 import { after, describe, test } from 'node:test'
 import { DataPlaneHost } from '../../src/dataplane/host.ts'
+import { makeArena } from '../../src/dataplane/memory.ts'
 import { Reactor } from '../../src/dataplane/reactor.ts'
 import { Arena } from '../../src/netstack/arena.ts'
 import { FAILED, READABLE, ROUTE, WRITABLE } from '../../src/netstack/host.ts'
@@ -29,8 +30,7 @@ const ECONNREFUSED = 111
 
 function lab(peekOffset?: readonly [boolean, boolean]) {
   const reactor = new Reactor(4096)
-  const memory = new WebAssembly.Memory({ initial: 64, maximum: 64 })
-  const arena = new Arena(memory.buffer)
+  const arena = makeArena(4)
   const host = new DataPlaneHost(reactor, arena, () => {}, peekOffset && { peekOffset })
   const events: { ref: number; events: number }[] = []
   reactor.onSocket = (ref, e) => events.push({ ref, events: e })
