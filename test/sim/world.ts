@@ -4,11 +4,13 @@
  * What network.ts does for the relay (lookup, policy, egress, timers, end of burst) is done here in the plainest way.
  */
 import { Arena, VNET } from '../../src/netstack/arena.ts'
-import type { RelayContext } from '../../src/netstack/flow/context.ts'
 import { DEFAULT_LIMITS, type Limits } from '../../src/netstack/flow/context.ts'
 import { FlowTable, IN, MAPPED, OUT, TCP } from '../../src/netstack/flow/table.ts'
 import { Frame } from '../../src/netstack/frame.ts'
 import type { Egress } from '../../src/netstack/gateway/egress.ts'
+import type { StreamService } from '../../src/netstack/gateway/service.ts'
+import type { TcpContext } from '../../src/netstack/tcp/context.ts'
+import { LocalStreams } from '../../src/netstack/tcp/local.ts'
 import { TcpRelay } from '../../src/netstack/tcp/relay.ts'
 import { Timers } from '../../src/netstack/timers.ts'
 import { Drops } from '../../src/netstack/trace/drops.ts'
@@ -39,6 +41,7 @@ export class World {
   readonly flows: FlowTable
   readonly drops: Drops
   readonly relay: TcpRelay
+  readonly streams: LocalStreams
   readonly timers: Timers
   readonly icmp: IcmpSeen[] = []
   /** Segments the relay sent, before the link; tests may look. */
@@ -58,7 +61,13 @@ export class World {
 
   constructor(
     seed: number,
-    is: { up?: Impairment; down?: Impairment; limits?: Partial<Limits>; next?: () => Remote } = {},
+    is: {
+      up?: Impairment
+      down?: Impairment
+      limits?: Partial<Limits>
+      next?: () => Remote
+      listen?: { readonly address: number; readonly l4port: number; readonly service: StreamService }
+    } = {},
   ) {
     this.random = new Random(seed)
     const limits = { ...DEFAULT_LIMITS, flows: 64, ports: 4, ...is.limits }
@@ -71,8 +80,10 @@ export class World {
     this.#far = this.arena.alloc(16)
     this.down = new Link(this.clock, this.random, is.down ?? {}, (p) => this.toGuest(p))
     this.up = new Link(this.clock, this.random, is.up ?? {}, (p) => this.#arrive(p))
-    const x: RelayContext = {
-      host: this.host,
+    this.streams = new LocalStreams(this.host, (ref) => this.flows.port[ref])
+    if (is.listen) this.streams.listen(is.listen.address, is.listen.l4port, is.listen.service)
+    const x: TcpContext = {
+      host: this.streams,
       arena: this.arena,
       flows: this.flows,
       timers: this.timers,
@@ -81,7 +92,10 @@ export class World {
       limits,
       mtu: 1500,
       ref: (i) => i,
-      far: () => this.#far,
+      far: (i) => {
+        new DataView(this.arena.bytes.buffer).setInt32(this.#far + 12, this.flows.far3[i])
+        return this.#far
+      },
     }
     this.relay = new TcpRelay(x)
     this.host.onReady = (ref, events) => this.#ready(ref, events)
@@ -95,11 +109,12 @@ export class World {
         if (this.flows.inUse(i)) this.#ready(i, 0)
       })
     }
-    this.#turn()
+    this.turn()
   }
 
   /** The end of a turn: what the reactor does before it sleeps. */
-  #turn(): void {
+  turn(): void {
+    this.streams.turn((ref, events) => this.relay.ready(ref, events))
     this.relay.flush()
     const at = this.timers.nextWake()
     if (at >= this.#wakeAt) return
@@ -108,7 +123,7 @@ export class World {
       if (this.#wakeAt !== at) return
       this.#wakeAt = Infinity
       this.timers.advance(this.host.now(), (i) => this.relay.expire(i))
-      this.#turn()
+      this.turn()
     })
   }
 
@@ -200,7 +215,7 @@ export class World {
       i = this.flows.insert(0, TCP, 0, 0, MAPPED, g, f.srcPort, 0, 0, MAPPED, d, f.dstPort, OUT, this.host.now())
       if (i >= 0) this.relay.open(i, f)
     }
-    this.#turn()
+    this.turn()
   }
 
   /** A packet as the guest would send it, past the link. */
@@ -230,7 +245,7 @@ export class World {
     this.flows.sock[i] = sock
     this.host.watch(sock, i)
     this.relay.accept(i)
-    this.#turn()
+    this.turn()
     return i
   }
 

@@ -9,9 +9,10 @@
  * bytes are owed. No delayed ACK: a timer would save a 54-byte frame and cost every slow start its clock.
  */
 import type { FlowTable } from '../flow/table.ts'
-import { EAGAIN, type Host } from '../host.ts'
+import { EAGAIN } from '../host.ts'
 import { seqAdd, seqDiff } from '../wire/tcp.ts'
 import { ACK_OWED, GUEST_FIN, type TcpColumns, TOOK_LESS, WANT_SPACE } from './columns.ts'
+import type { TcpHost } from './context.ts'
 import type { Segments } from './segments.ts'
 import { openWindow, windowLeft } from './window.ts'
 
@@ -23,7 +24,7 @@ export const LOW_WINDOW = 192 * 1024
 const DUP_ACKS = 3
 
 export class Receiver {
-  readonly #host: Host
+  readonly #host: TcpHost
   readonly #table: FlowTable
   readonly #segments: Segments
   readonly #c: TcpColumns
@@ -31,7 +32,7 @@ export class Receiver {
   readonly #owing: Int32Array
   #owed = 0
 
-  constructor(host: Host, table: FlowTable, segments: Segments, c: TcpColumns) {
+  constructor(host: TcpHost, table: FlowTable, segments: Segments, c: TcpColumns) {
     this.#host = host
     this.#table = table
     this.#segments = segments

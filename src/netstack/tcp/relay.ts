@@ -15,7 +15,6 @@
  *
  * Owns: states, handshakes, ends, alarms' meaning. Never does: policy, NAT, the flow's tuple.
  */
-import type { RelayContext } from '../flow/context.ts'
 import type { Relay } from '../flow/relay.ts'
 import type { Frame } from '../frame.ts'
 import {
@@ -48,6 +47,7 @@ import {
   STATE,
   TcpColumns,
 } from './columns.ts'
+import type { TcpContext } from './context.ts'
 import { Receiver } from './receiver.ts'
 import { rttStart } from './rto.ts'
 import { Segments, WINDOW_SHIFT } from './segments.ts'
@@ -75,7 +75,7 @@ const UNREACHABLE_HOST = 1
 const UNREACHABLE_PROHIBITED = 13
 
 export class TcpRelay implements Relay {
-  readonly #x: RelayContext
+  readonly #x: TcpContext
   readonly #c: TcpColumns
   readonly #segments: Segments
   readonly #alarms: Alarms
@@ -84,7 +84,7 @@ export class TcpRelay implements Relay {
   /** Connections of each switch port whose handshakes are not over. */
   readonly #halfOpen: Int32Array
 
-  constructor(x: RelayContext) {
+  constructor(x: TcpContext) {
     this.#x = x
     this.#c = new TcpColumns(x.flows.capacity)
     this.#segments = new Segments(x.host, x.flows, x.egress, this.#c, x.mtu)

@@ -8,11 +8,11 @@
 import type { FlowTable } from '../flow/table.ts'
 import { MAPPED } from '../flow/table.ts'
 import type { Egress } from '../gateway/egress.ts'
-import type { Host } from '../host.ts'
 import type { Seq } from '../wire/tcp.ts'
 import * as tcp from '../wire/tcp.ts'
 import { GSO_NONE, GSO_TCPV4, GSO_TCPV6 } from '../wire/vnet.ts'
 import { ACK_OWED, FIN_SENT, SACK, SCALED, STATE, type TcpColumns } from './columns.ts'
+import type { TcpHost } from './context.ts'
 import { openWindow, windowField } from './window.ts'
 
 /** IP header, fixed TCP header. */
@@ -24,14 +24,14 @@ export const WINDOW_SHIFT = 8
 const ZERO = 0 as Seq
 
 export class Segments {
-  readonly #host: Host
+  readonly #host: TcpHost
   readonly #table: FlowTable
   readonly #egress: Egress
   readonly #bytes: Uint8Array
   readonly #c: TcpColumns
   readonly #mtu: number
 
-  constructor(host: Host, table: FlowTable, egress: Egress, c: TcpColumns, mtu: number) {
+  constructor(host: TcpHost, table: FlowTable, egress: Egress, c: TcpColumns, mtu: number) {
     this.#host = host
     this.#table = table
     this.#egress = egress

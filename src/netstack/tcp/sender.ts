@@ -11,7 +11,7 @@
  */
 
 import type { FlowTable } from '../flow/table.ts'
-import { EAGAIN, type Host } from '../host.ts'
+import { EAGAIN } from '../host.ts'
 import { PSH, type Seq, seqAdd, seqDiff, seqGe, seqGt, seqLt } from '../wire/tcp.ts'
 import type { Alarms } from './alarms.ts'
 import {
@@ -25,6 +25,7 @@ import {
   type TcpColumns,
   TIMING,
 } from './columns.ts'
+import type { TcpHost } from './context.ts'
 import { ackInRecovery, cwndGrow, cwndStart, cwndTimeout, dupAck, holeEnd } from './recovery.ts'
 import { rttBackOff, rttCompute, rttSample } from './rto.ts'
 import type { Segments } from './segments.ts'
@@ -45,13 +46,13 @@ export const UNACCEPTABLE = 2
 export const GIVEN_UP = 3
 
 export class Sender {
-  readonly #host: Host
+  readonly #host: TcpHost
   readonly #table: FlowTable
   readonly #segments: Segments
   readonly #alarms: Alarms
   readonly #c: TcpColumns
 
-  constructor(host: Host, table: FlowTable, segments: Segments, alarms: Alarms, c: TcpColumns) {
+  constructor(host: TcpHost, table: FlowTable, segments: Segments, alarms: Alarms, c: TcpColumns) {
     this.#host = host
     this.#table = table
     this.#segments = segments

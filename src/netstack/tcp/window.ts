@@ -5,12 +5,12 @@
  * has been promised; whether the host socket keeps the promise is `tcpFree`'s care. The silly window syndrome is avoided on
  * the receiver's side: the edge moves by a segment or half of the whole at least.
  */
-import type { Host } from '../host.ts'
 import { seqAdd, seqDiff, seqGt } from '../wire/tcp.ts'
 import { GUEST_FIN, type TcpColumns } from './columns.ts'
+import type { TcpHost } from './context.ts'
 
 /** Move the edge to what the host socket has room for now. */
-export function openWindow(c: TcpColumns, host: Host, sock: number, i: number): void {
+export function openWindow(c: TcpColumns, host: TcpHost, sock: number, i: number): void {
   if (sock < 0 || c.has(i, GUEST_FIN)) return
   const remaining = windowLeft(c, i)
   const shift = c.rcvShift[i]

@@ -1,0 +1,227 @@
+/**
+ * Stream sockets inside the engine, for the gateway's own services (DNS over TCP).
+ *
+ * The relay does not know the difference: LocalStreams stands between it and the Host, answers a connect to an address and port that a
+ * service listens on with a socket of its own (LOCAL_SOCK and above), and hands everything else through. A socket here is a handler of
+ * the service and a bounded buffer of answers; there is nothing to wait for, so all is done within the engine's turn.
+ *
+ * Readiness: events are gathered, and given out by `turn`, which the network calls at the end of each of its turns, because a relay must
+ * not be entered from within itself.
+ * Bounds: STREAMS_MAX connections, ANSWERS_MAX bytes each; a guest that does not read its answers finds its window shut.
+ */
+
+import type { StreamHandler, StreamService } from '../gateway/service.ts'
+import { EAGAIN, ECONNREFUSED, EPIPE, READABLE, type Ref, type Sock, WRITABLE } from '../host.ts'
+import { be32 } from '../wire/bytes.ts'
+import type { TcpHost } from './context.ts'
+
+export const LOCAL_SOCK = 0x4000_0000
+const STREAMS_MAX = 256
+/** Two of the longest DNS messages. */
+const ANSWERS_MAX = 2 * 65537
+const WINDOW = 65536
+const ENFILE = 23
+
+class LocalStream {
+  ref: Ref = -1
+  handler: StreamHandler | undefined
+  answers = new Uint8Array(1024)
+  /** Unconsumed answers lie from `from` to `to`. */
+  from = 0
+  to = 0
+  /** The service has no more to say. */
+  finished = false
+  gone = false
+  /** The service was told that the guest has ended. */
+  told = false
+  events = 0
+  readonly service: StreamService
+
+  constructor(service: StreamService) {
+    this.service = service
+  }
+
+  get held(): number {
+    return this.to - this.from
+  }
+
+  end(): void {
+    if (this.told) return
+    this.told = true
+    this.handler?.end()
+  }
+
+  append(bytes: Uint8Array): boolean {
+    if (this.gone || this.finished || this.held + bytes.length > ANSWERS_MAX) return false
+    if (this.to + bytes.length > this.answers.length) {
+      const need = this.held + bytes.length
+      const room = need > this.answers.length ? new Uint8Array(Math.min(ANSWERS_MAX, need * 2)) : this.answers
+      room.set(this.answers.subarray(this.from, this.to))
+      this.answers = room
+      this.to -= this.from
+      this.from = 0
+    }
+    this.answers.set(bytes, this.to)
+    this.to += bytes.length
+    return true
+  }
+}
+
+export class LocalStreams implements TcpHost {
+  readonly arena
+  readonly #host: TcpHost
+  readonly #portOf: (ref: Ref) => number
+  readonly #services = new Map<string, StreamService>()
+  readonly #streams: (LocalStream | undefined)[] = []
+  #waiting: number[] = []
+
+  /** @param portOf the switch port of the guest whose flow is watched under a reference */
+  constructor(host: TcpHost, portOf: (ref: Ref) => number) {
+    this.#host = host
+    this.arena = host.arena
+    this.#portOf = portOf
+  }
+
+  /** Connections to `address` (IPv4) and `l4port` are `service`'s from now on. */
+  listen(address: number, l4port: number, service: StreamService): void {
+    this.#services.set(`${address} ${l4port}`, service)
+  }
+
+  /** Give out gathered events, those that arise meanwhile too. */
+  turn(ready: (ref: Ref, events: number) => void): void {
+    while (this.#waiting.length > 0) {
+      const round = this.#waiting
+      this.#waiting = []
+      for (const k of round) {
+        const s = this.#streams[k]
+        if (s === undefined || s.gone || s.ref < 0) continue
+        const events = s.events
+        s.events = 0
+        if (events !== 0) ready(s.ref, events)
+      }
+    }
+  }
+
+  #tell(k: number, events: number): void {
+    const s = this.#streams[k]
+    if (s === undefined) return
+    if (s.events === 0) this.#waiting.push(k)
+    s.events |= events
+  }
+
+  #of(sock: Sock): LocalStream | undefined {
+    return sock >= LOCAL_SOCK ? this.#streams[sock - LOCAL_SOCK] : undefined
+  }
+
+  now(): number {
+    return this.#host.now()
+  }
+
+  random32(): number {
+    return this.#host.random32()
+  }
+
+  tcpConnect(dst: number, l4port: number): Sock {
+    const service =
+      this.#services.size === 0 ? undefined : this.#services.get(`${be32(this.arena.bytes, dst + 12)} ${l4port}`)
+    if (service === undefined) return this.#host.tcpConnect(dst, l4port)
+    let k = this.#streams.indexOf(undefined)
+    if (k < 0) {
+      if (this.#streams.length >= STREAMS_MAX) return -ENFILE
+      k = this.#streams.length
+    }
+    this.#streams[k] = new LocalStream(service)
+    return LOCAL_SOCK + k
+  }
+
+  watch(sock: Sock, ref: Ref): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.watch(sock, ref)
+    const k = sock - LOCAL_SOCK
+    s.ref = ref
+    s.handler = s.service.accept(
+      this.#portOf(ref),
+      (bytes) => {
+        const sent = s.append(bytes)
+        if (sent) this.#tell(k, READABLE)
+        return sent
+      },
+      () => {
+        s.finished = true
+        this.#tell(k, READABLE)
+      },
+    )
+    this.#tell(k, WRITABLE)
+    return 0
+  }
+
+  armWrite(sock: Sock): void {
+    const s = this.#of(sock)
+    if (s === undefined) this.#host.armWrite(sock)
+    else if (s.held <= ANSWERS_MAX / 2) this.#tell(sock - LOCAL_SOCK, WRITABLE)
+  }
+
+  close(sock: Sock): void {
+    const s = this.#of(sock)
+    if (s === undefined) {
+      this.#host.close(sock)
+      return
+    }
+    s.gone = true
+    this.#streams[sock - LOCAL_SOCK] = undefined
+    s.end()
+  }
+
+  tcpReset(sock: Sock): void {
+    if (this.#of(sock) === undefined) this.#host.tcpReset(sock)
+    else this.close(sock)
+  }
+
+  error(sock: Sock): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.error(sock)
+    return s.handler === undefined ? ECONNREFUSED : 0
+  }
+
+  tcpSend(sock: Sock, off: number, len: number): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.tcpSend(sock, off, len)
+    if (s.handler === undefined || s.finished) return -EPIPE
+    if (s.held > ANSWERS_MAX / 2) return -EAGAIN
+    const n = s.handler.push(this.arena.bytes.subarray(off, off + len))
+    if (n < len) this.#tell(sock - LOCAL_SOCK, WRITABLE)
+    return n > 0 ? n : -EAGAIN
+  }
+
+  tcpPeek(sock: Sock, off: number, len: number, skip: number): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.tcpPeek(sock, off, len, skip)
+    const n = Math.min(len, s.held - skip)
+    if (n <= 0) return s.finished ? 0 : -EAGAIN
+    this.arena.bytes.set(s.answers.subarray(s.from + skip, s.from + skip + n), off)
+    return n
+  }
+
+  tcpConsume(sock: Sock, len: number): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.tcpConsume(sock, len)
+    const full = s.held > ANSWERS_MAX / 2
+    const n = Math.min(len, s.held)
+    s.from += n
+    if (full && s.held <= ANSWERS_MAX / 2) this.#tell(sock - LOCAL_SOCK, WRITABLE)
+    return n
+  }
+
+  tcpFree(sock: Sock): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.tcpFree(sock)
+    return s.held > ANSWERS_MAX / 2 ? 0 : WINDOW
+  }
+
+  tcpShutdown(sock: Sock): number {
+    const s = this.#of(sock)
+    if (s === undefined) return this.#host.tcpShutdown(sock)
+    s.end()
+    return 0
+  }
+}

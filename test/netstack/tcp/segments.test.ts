@@ -1,0 +1,309 @@
+/** An open connection, segment by segment: order, windows, resets, ends. RFC 9293 §3.10.7, RFC 5961, RFC 5681. */
+import assert from 'node:assert/strict'
+import { test } from 'node:test'
+import { DROP } from '../../../src/netstack/trace/drops.ts'
+import { ACK, FIN, PSH, RST, Script, SYN } from '../../sim/script.ts'
+import { Stream } from '../../sim/stream.ts'
+
+const NEVER = { finFirst: false }
+const up = (length: number) => new Stream(3, length)
+const part = (s: Stream, from: number, to: number): Uint8Array => {
+  const b = new Uint8Array(to - from)
+  s.fill(b, 0, to - from, from)
+  return b
+}
+
+function opened(remote: ConstructorParameters<typeof Script>[0] = {}, window = 65535, shift = -1): Script {
+  const s = new Script(remote)
+  s.open(window, shift)
+  s.take(0.01)
+  return s
+}
+
+test('what the host took is acknowledged, once for a burst', () => {
+  const all = up(3000)
+  const s = opened({ remote: { ...NEVER, takes: all } })
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) })
+  const a = s.one()
+  assert.equal(a.flags, ACK)
+  assert.equal(a.ack, 1001)
+  assert.equal(s.socket.accepted, 1000)
+})
+
+test('out of order: a duplicate ACK at once, nothing kept; overlap is trimmed', () => {
+  const all = up(3000)
+  const s = opened({ remote: { ...NEVER, takes: all } })
+  s.send({ seq: 1001, ack: 1, payload: part(all, 1000, 2000) })
+  assert.equal(s.one().ack, 1)
+  assert.equal(s.socket.accepted, 0)
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) })
+  assert.equal(s.one().ack, 1001)
+  s.send({ seq: 501, ack: 1, payload: part(all, 500, 1500) })
+  assert.equal(s.one().ack, 1501)
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) })
+  assert.equal(s.one().ack, 1501)
+  assert.equal(s.socket.accepted, 1500)
+})
+
+test('payload beyond the window is not looked at; its edge never goes back; a probe learns that it has opened', () => {
+  const all = up(10_000)
+  const s = new Script({ remote: { ...NEVER, takes: all, sendBuffer: 2000, drainRate: 0 } })
+  s.open()
+  s.take(0.01)
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 1500) })
+  const a = s.one()
+  assert.equal(a.ack, 1501)
+  assert.equal(a.window, 500)
+  s.send({ seq: 1501, ack: 1, payload: part(all, 1500, 2500) })
+  const b = s.one()
+  assert.equal(b.ack, 2001)
+  assert.equal(b.window, 0)
+  s.send({ seq: 2001, ack: 1, payload: part(all, 2000, 2001) })
+  assert.deepEqual([s.one().ack, s.socket.accepted], [2001, 2000])
+  s.send({ seq: 5001, ack: 1, payload: part(all, 5000, 5100) })
+  s.one()
+  assert.ok(s.world.drops.of(0, DROP['tcp-refused']) > 0)
+  // A probe of the other kind: an old sequence number and no payload.
+  s.wait(200)
+  s.send({ seq: 2000, ack: 1 })
+  assert.equal(s.one().window, 0)
+})
+
+test('when the host has room again the guest is told', () => {
+  const all = up(10_000)
+  const s = new Script({ remote: { ...NEVER, takes: all, sendBuffer: 4000, drainRate: 20, giveRate: 1 } })
+  s.open()
+  s.take(0.01)
+  for (let at = 0; at < 4000; at += 1000) s.send({ seq: 1 + at, ack: 1, payload: part(all, at, at + 1000) })
+  assert.equal(s.take(0.1).at(-1)?.window, 0)
+  const update = s.take(400)
+  assert.ok(update.length > 0 && update.every((t) => t.ack === 4001))
+  assert.ok(update.at(-1)!.window >= 1000)
+})
+
+test('less taken than offered: the rest is asked for with duplicate ACKs when there is room, not after a timeout', () => {
+  const all = up(10_000)
+  const s = new Script({ remote: { ...NEVER, takes: all, sendBuffer: 4000, lie: 1500, drainRate: 100 } })
+  s.open()
+  s.take(0.01)
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 4000) })
+  assert.equal(s.take(0.05).at(-1)?.ack, 2501)
+  const dups = s.take(60).filter((t) => t.ack === 2501)
+  assert.ok(dups.length >= 3, `${dups.length} duplicate ACKs`)
+})
+
+test('RST: exact ends it and resets the server, in the window is challenged, elsewhere ignored', () => {
+  const s = opened({ remote: NEVER })
+  s.send({ flags: RST, seq: 100_000 })
+  s.none()
+  s.send({ flags: RST, seq: 50 })
+  const c = s.one()
+  assert.deepEqual([c.flags, c.ack], [ACK, 1])
+  assert.equal(s.state, 'ESTABLISHED')
+  s.send({ flags: RST, seq: 1 })
+  assert.equal(s.state, 'gone')
+  assert.ok(s.socket.reset)
+})
+
+test('a SYN within a connection is challenged, and not without end', () => {
+  const s = opened({ remote: NEVER })
+  for (let k = 0; k < 50; k++) s.send({ flags: SYN, seq: 1 + k })
+  assert.equal(s.take().length, 1)
+  assert.equal(s.state, 'ESTABLISHED')
+})
+
+test('acknowledgments of what was never sent, or of long ago, change nothing', () => {
+  const all = up(100)
+  const s = opened({ remote: { ...NEVER, takes: all, gives: new Stream(4, 500) } })
+  s.take(3)
+  s.send({ seq: 1, ack: 100_000, payload: part(all, 0, 100) })
+  assert.equal(s.one().ack, 1)
+  assert.equal(s.socket.accepted, 0)
+  s.wait(200)
+  s.send({ seq: 1, ack: -1_000_000, payload: part(all, 0, 100) })
+  assert.equal(s.socket.accepted, 0)
+  assert.equal(s.socket.base, 0)
+})
+
+test('the server’s bytes are consumed as they are acknowledged, and sent again when not', () => {
+  const s = opened({ remote: { ...NEVER, gives: new Stream(4, 2500) } })
+  const sent = s.take(5)
+  assert.equal(
+    sent.reduce((n, t) => n + t.payload.length, 0),
+    2500,
+  )
+  assert.ok(sent.at(-1)!.flags & PSH)
+  s.send({ seq: 1, ack: 1001 })
+  assert.equal(s.socket.base, 1000)
+  const again = s.take(1100).find((t) => t.payload.length > 0)
+  assert.equal(again?.seq, 1001)
+  s.send({ seq: 1, ack: 2501 })
+  s.none(5000)
+  assert.equal(s.socket.base, 2500)
+})
+
+test('three duplicate ACKs: the segment is sent again at once', () => {
+  const s = opened({ remote: { ...NEVER, gives: new Stream(4, 5000) } })
+  s.take(5)
+  for (let k = 0; k < 3; k++) s.send({ seq: 1, ack: 1 })
+  const again = s.one()
+  assert.deepEqual([again.seq, again.payload.length], [1, 1000])
+  // A partial acknowledgment: the next hole.
+  s.send({ seq: 1, ack: 2001 })
+  assert.equal(s.take()[0].seq, 2001)
+  s.send({ seq: 1, ack: 5001 })
+  s.none(3000)
+})
+
+test('a guest whose window stays shut is probed for as long as it answers, and given up when it does not', () => {
+  const s = new Script({ remote: { ...NEVER, gives: new Stream(4, 5000) } })
+  s.open(0)
+  const probes = s.take(3000)
+  assert.ok(probes.length >= 1 && probes.every((t) => t.seq === 0 && t.payload === ''))
+  for (let k = 0; k < 50; k++) {
+    s.send({ seq: 1, ack: 1, window: 0 })
+    s.take(60_000)
+  }
+  assert.equal(s.state, 'ESTABLISHED')
+  s.send({ seq: 1, ack: 1, window: 2000 })
+  assert.equal(
+    s.take().reduce((n, t) => n + t.payload.length, 0),
+    2000,
+  )
+  s.send({ seq: 1, ack: 2001, window: 0 })
+  s.take(1_000_000)
+  assert.equal(s.state, 'gone')
+  assert.ok(s.socket.reset)
+})
+
+test('a guest that never acknowledges is given up; nothing is kept for it', () => {
+  const s = opened({ remote: { ...NEVER, gives: new Stream(4, 5000) } })
+  const sent = s.take(600_000)
+  assert.equal(sent.at(-1)?.flags, RST | ACK)
+  assert.ok(sent.length < 40, `${sent.length} segments`)
+  assert.equal(s.state, 'gone')
+  assert.ok(s.socket.reset)
+})
+
+test('an idle guest is asked after two hours, and kept while it answers', () => {
+  const s = opened({ remote: NEVER })
+  s.none(7_100_000)
+  assert.equal(s.take(200_000)[0].seq, 0)
+  s.send({ seq: 1, ack: 1 })
+  s.take(7_100_000)
+  assert.equal(s.state, 'ESTABLISHED')
+  s.take(2_000_000)
+  assert.equal(s.state, 'gone')
+})
+
+test('the guest ends first: half-close, the server goes on, LAST-ACK, no TIME-WAIT', () => {
+  const s = opened({ remote: { ...NEVER, giveRate: 100, gives: new Stream(4, 3000), drainRate: 1000 } })
+  s.send({ flags: FIN | ACK, seq: 1, ack: 1 })
+  const a = s.take(0.05)
+  assert.equal(a.at(-1)?.ack, 2)
+  assert.equal(s.socket.shut, true)
+  assert.equal(s.state, 'CLOSE-WAIT')
+  const rest = s.take(100)
+  assert.ok(rest.at(-1)!.flags & FIN)
+  assert.equal(s.state, 'LAST-ACK')
+  s.send({ seq: 2, ack: 3002 })
+  assert.equal(s.state, 'gone')
+  assert.equal(s.socket.reset, false)
+})
+
+test('the server ends first: FIN-WAIT, the guest goes on, TIME-WAIT answers a late FIN and goes', () => {
+  const all = up(500)
+  const s = opened({ remote: { takes: all } })
+  assert.ok(s.one(3).flags & FIN)
+  assert.equal(s.state, 'FIN-WAIT-1')
+  s.send({ seq: 1, ack: 2 })
+  assert.equal(s.state, 'FIN-WAIT-2')
+  s.send({ seq: 1, ack: 2, payload: part(all, 0, 500) })
+  assert.equal(s.one().ack, 501)
+  s.send({ flags: FIN | ACK, seq: 501, ack: 2 })
+  assert.equal(s.one().ack, 502)
+  assert.equal(s.state, 'TIME-WAIT')
+  assert.ok(s.socket.closed && !s.socket.reset)
+  s.wait(200)
+  s.send({ flags: FIN | ACK, seq: 501, ack: 2 })
+  assert.equal(s.one().ack, 502)
+  s.none(3000)
+  assert.equal(s.state, 'gone')
+})
+
+test('simultaneous close: CLOSING, then TIME-WAIT', () => {
+  const s = opened({ remote: {} })
+  s.take(3)
+  s.send({ flags: FIN | ACK, seq: 1, ack: 1 })
+  assert.equal(s.one().ack, 2)
+  assert.equal(s.state, 'CLOSING')
+  s.send({ seq: 2, ack: 2 })
+  assert.equal(s.state, 'TIME-WAIT')
+})
+
+test('a new SYN takes over the ports of a TIME-WAIT', () => {
+  const s = opened({ remote: {} })
+  s.take(3)
+  s.send({ flags: FIN | ACK, seq: 1, ack: 2 })
+  s.take(1)
+  assert.equal(s.state, 'TIME-WAIT')
+  s.send({ flags: SYN, seq: 90_000 })
+  const a = s.one(5)
+  assert.deepEqual([a.flags, a.ack], [SYN | ACK, 90_001])
+  assert.equal(s.world.host.sockets.length, 2)
+  assert.equal(s.world.flows.count, 1)
+})
+
+test('a FIN that is lost is sent again; a FIN that comes again is acknowledged again', () => {
+  const s = opened({ remote: {} })
+  assert.ok(s.one(3).flags & FIN)
+  assert.ok(s.take(2000)[0].flags & FIN)
+  s.send({ flags: FIN | ACK, seq: 1, ack: 1 })
+  s.take()
+  s.send({ flags: FIN | ACK, seq: 1, ack: 1 })
+  assert.equal(s.take()[0].ack, 2)
+})
+
+test('the server’s reset reaches the guest where it expects its next byte', () => {
+  const s = opened({ remote: { ...NEVER, gives: new Stream(4, 700) } })
+  s.take(3)
+  s.world.host.breakOff(s.socket)
+  const r = s.one()
+  assert.deepEqual([r.flags, r.seq, r.ack], [RST | ACK, 701, 1])
+  assert.equal(s.state, 'gone')
+  assert.ok(s.socket.closed)
+})
+
+test('abort: RST to both sides', () => {
+  const s = opened({ remote: NEVER })
+  s.world.relay.abort(0)
+  assert.equal(s.one().flags, RST | ACK)
+  assert.ok(s.socket.reset)
+  assert.equal(s.world.flows.count, 0)
+})
+
+test('a wrong checksum or a header that lies is counted and nothing else', () => {
+  const all = up(100)
+  const s = opened({ remote: { ...NEVER, takes: all } })
+  const b = s.bytes({ seq: 1, ack: 1, payload: part(all, 0, 100) })
+  b[60] ^= 1
+  s.world.inject(b)
+  const c = s.bytes({ seq: 1, ack: 1, payload: part(all, 0, 100) })
+  c[32] = 0xf0
+  s.world.inject(c.subarray(0, 45))
+  s.none()
+  assert.equal(s.socket.accepted, 0)
+  assert.equal(s.world.drops.of(0, DROP.checksum), 1)
+  assert.equal(s.world.drops.of(0, DROP['tcp-malformed']), 1)
+})
+
+test('a switch port that takes no frame for a while does not stall the flow', () => {
+  const s = new Script({ remote: { ...NEVER, gives: new Stream(4, 700) } })
+  s.send({ flags: SYN })
+  s.one(5)
+  s.world.portFull = true
+  s.send({ seq: 1, ack: 1 })
+  s.none(30)
+  s.world.portFull = false
+  assert.ok(s.take(50).some((t) => t.payload.length > 0))
+})
