@@ -17,7 +17,7 @@ import { close, dup } from '../../sys/fd.ts'
 import { sendWithFds } from '../../sys/scm.ts'
 import { AF_UNIX, connect, SOCK_NONBLOCK, SOCK_STREAM, socket } from '../../sys/socket.ts'
 
-const WAIT_MS = 10_000
+const WAIT_MS = 6000
 const RETRY_MS = 5
 const LINE_MAX = 64 * 1024 * 1024
 

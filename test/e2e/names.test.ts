@@ -1,0 +1,133 @@
+/** Names: the proxy as dig sees it, and what happens when the world behind it changes. */
+import assert from 'node:assert/strict'
+import { after, before, describe, test } from 'node:test'
+import { type Agent, network } from './agent-client.ts'
+import { DNS, EXAMPLE, eventually, Lab, missing, type Place } from './lab.ts'
+
+const net = network(101)
+const SERVICES = '192.168.101.2'
+let lab: Lab
+let agent: Agent
+let web: Place
+let db: Place
+
+describe('names', { skip: missing('dig') }, () => {
+  before(async () => {
+    lab = await Lab.create()
+    agent = lab.agent()
+    await agent.createNetwork(net)
+    web = lab.guest('web')
+    db = lab.guest('db')
+    await agent.join(net, web, 10)
+    await agent.join(net, db, 11)
+  })
+  after(async () => {
+    await lab?.remove()
+  })
+  const dig = async (...argv: string[]) =>
+    (await web.run(['dig', '+tries=1', '+time=4', ...argv], { timeoutMs: 15_000 })).stdout
+  const short = async (...argv: string[]) => (await dig('+short', ...argv)).trim()
+  const queries = async () => (await lab.tell({ queries: true })) as Record<string, number>
+
+  test('A, CNAME, MX, TXT over UDP and TCP', async () => {
+    assert.equal(await short('example.com'), EXAMPLE)
+    assert.equal(await short('www.example.com'), `example.com.\n${EXAMPLE}`)
+    assert.equal(await short('MX', 'example.com'), '10 mail.example.com.')
+    assert.equal(await short('+tcp', 'TXT', 'example.com'), '"v=spf1 -all"')
+    assert.equal(await short('AAAA', 'v6.example.com'), '2001:db8::34')
+  })
+
+  test('a missing AAAA is NODATA, a missing name is NXDOMAIN', async () => {
+    const nodata = await dig('AAAA', 'example.com')
+    assert.match(nodata, /status: NOERROR/)
+    assert.match(nodata, /ANSWER: 0/)
+    assert.match(nodata, /SOA/)
+    assert.match(await dig('nothing.example.com'), /status: NXDOMAIN/)
+  })
+
+  test('a big answer: truncated and asked again over TCP, or whole with EDNS', async () => {
+    assert.match(await dig('+noedns', '+ignore', 'TXT', 'big.example.com'), /flags: [^;]*\btc\b/)
+    assert.match(await dig('+noedns', 'TXT', 'big.example.com'), /ANSWER: 15/)
+    assert.match(await dig('+bufsize=4096', '+ignore', 'TXT', 'big.example.com'), /ANSWER: 15|flags: [^;]*\btc\b/)
+  })
+
+  test('a type that nobody knows passes byte for byte', async () => {
+    assert.equal(await short('TYPE65400', 'odd.example.com'), '\\# 7 00FF10C00C01FE')
+  })
+
+  test('an answer is cached, also that there is none; its TTL counts down', async () => {
+    await queries()
+    const ttl = async () => Number(/example\.com\.\s+(\d+)\s+IN\s+A\s/.exec(await dig('www.example.com'))?.[1])
+    const first = await ttl()
+    await new Promise((r) => setTimeout(r, 1100))
+    assert.ok((await ttl()) < first)
+    await dig('gone.example.com')
+    await dig('gone.example.com')
+    const asked = await queries()
+    assert.ok((asked['www.example.com A'] ?? 0) <= 1, JSON.stringify(asked))
+    assert.equal(asked['gone.example.com A'], 1)
+  })
+
+  test('VMs by name, short and long, and back', async () => {
+    assert.equal(await short('web.noid.internal'), '192.168.101.10')
+    assert.equal(await short('db.noid.internal'), '192.168.101.11')
+    assert.equal(await short('+search', 'db'), '192.168.101.11')
+    assert.equal(await short('-x', '192.168.101.11'), 'db.noid.internal.')
+    assert.equal(await short('host.noid.internal'), '192.168.101.254')
+    assert.match(await dig('none.noid.internal'), /status: NXDOMAIN/)
+    const nodata = await dig('AAAA', 'db.noid.internal')
+    assert.match(nodata, /status: NOERROR/)
+    assert.match(nodata, /ANSWER: 0/)
+    await web.sh('ping -c1 -W2 db')
+  })
+
+  test('private reverse zones stay at home', async () => {
+    await queries()
+    await dig('-x', '192.168.101.200')
+    assert.deepEqual(
+      Object.keys(await queries()).filter((q) => q.includes('in-addr')),
+      [],
+    )
+  })
+
+  test('upstream gone: SERVFAIL in time; back: answers again', async () => {
+    await lab.tell({ dns: 'silent' })
+    try {
+      const out = (await web.run(['dig', '+tries=1', '+time=14', 'fresh.example.com'], { timeoutMs: 20_000 })).stdout
+      assert.match(out, /status: SERVFAIL/)
+    } finally {
+      await lab.tell({ dns: 'normal' })
+    }
+    assert.equal(await eventually('it answers again', () => short('short.example.com')), EXAMPLE)
+  })
+
+  test("the host's resolv.conf is followed: another server, none, and one again", async () => {
+    lab.host.resolvConf('nameserver 1.1.1.1\n')
+    await eventually('the other server', async () => (await short('short.example.com')) === EXAMPLE)
+    lab.host.resolvConf('# offline\n')
+    await eventually('offline', async () => /status: SERVFAIL/.test(await dig(`x${Math.random()}.example.com`)))
+    lab.host.resolvConf(`nameserver ${DNS}\n`)
+    await eventually('online', async () => /status: NXDOMAIN/.test(await dig(`x${Math.random()}.example.com`)))
+  })
+
+  test('a name of a VM that left is gone, a new one is there', async () => {
+    const late = lab.guest('late')
+    await agent.join(net, late, 12)
+    assert.equal(await short('late.noid.internal'), '192.168.101.12')
+    await agent.detach(`${net.id}-12`, net.id)
+    assert.match(await dig('late.noid.internal'), /status: NXDOMAIN/)
+  })
+
+  test('many questions at once are all answered', async () => {
+    const script = 'for i in $(seq 1 60); do dig +tries=1 +time=5 +short h$i.example.com MX example.com & done; wait'
+    const out = await web.sh(script)
+    assert.equal(out.split('\n').filter((l) => l.includes('mail.example.com')).length, 60)
+  })
+
+  test(`the name server is at ${SERVICES} for TCP as well`, async () => {
+    assert.match(
+      await dig('+tcp', 'example.com'),
+      new RegExp(`SERVER: ${SERVICES.replaceAll('.', '\\.')}#53\\(${SERVICES.replaceAll('.', '\\.')}\\) \\(TCP\\)`),
+    )
+  })
+})
