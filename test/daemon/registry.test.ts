@@ -1,0 +1,86 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { test } from 'node:test'
+import { NoidError } from '../../src/errors.ts'
+import type { BackendContext, BackendDescriptor } from '../../src/plugins/contract.ts'
+import { Registry, type Source } from '../../src/plugins/registry.ts'
+import { fakeBackend, World } from './fakes.ts'
+
+const context = (): BackendContext => ({ runDir: '', stateDir: '', privileged: false, log: () => {}, notify: () => {} })
+const source = (from: string, ...result: unknown[]): Source => ({ from, backends: async () => result })
+
+function setup(t: { after(fn: () => void): void }): (name: string) => BackendDescriptor {
+  const dir = mkdtempSync(join(tmpdir(), 'noid-registry-'))
+  t.after(() => rmSync(dir, { recursive: true, force: true }))
+  return (name) => fakeBackend(new World(dir), name)
+}
+
+test('hooks that throw, hang or talk nonsense are named and take nobody else down', async (t) => {
+  const fake = setup(t)
+  const good = fake('good')
+  const r = await Registry.collect(
+    [
+      source('noid', good),
+      { from: 'thrower', backends: () => Promise.reject(new Error('boom\nat line 1')) },
+      { from: 'hanger', backends: () => new Promise(() => {}) },
+      source('nothing', undefined),
+      source('thief', { ...fake('good'), summary: 'not the first' }),
+      source('future', { ...fake('future'), apiVersion: 2 }),
+      source('name', { ...fake('x'), name: 'Not A Name' }),
+      source('nics', { ...fake('nics'), provides: ['tap', 'carrier-pigeon'] }),
+      source('caps', { ...fake('caps'), capabilities: { addressing: 'noid' } }),
+      source('mixed', { ...fake('noload'), load: 1 }, fake('fine')),
+    ],
+    context,
+    100,
+  )
+  assert.deepEqual(
+    r.descriptors().map((d) => d.name),
+    ['good', 'fine'],
+  )
+  assert.equal(r.descriptor('good').summary, 'files')
+  const told = new Map(r.problems.map((p) => [p.from, p.what]))
+  assert.deepEqual([...told.keys()].sort(), [
+    'caps',
+    'future',
+    'hanger',
+    'mixed',
+    'name',
+    'nics',
+    'nothing',
+    'thief',
+    'thrower',
+  ])
+  assert.equal(told.get('thrower'), 'its hook failed: boom')
+  assert.match(told.get('hanger') as string, /no answer/)
+  assert.match(told.get('thief') as string, /exists already/)
+  assert.match(told.get('future') as string, /version 2/)
+  assert.throws(
+    () => r.descriptor('none'),
+    (e) => e instanceof NoidError && e.code === 'BACKEND_UNKNOWN' && e.hint === 'there are: good, fine',
+  )
+})
+
+test('a backend is loaded once, when it is first used; a load that fails is told and tried again', async (t) => {
+  const fake = setup(t)
+  let loads = 0
+  const lazy: BackendDescriptor = {
+    ...fake('lazy'),
+    load: () => {
+      loads += 1
+      return loads === 1 ? Promise.reject(new Error('no such module')) : fake('lazy').load()
+    },
+  }
+  const r = await Registry.collect([source('noid', lazy)], context)
+  assert.equal(loads, 0)
+  await assert.rejects(
+    r.backend('lazy'),
+    (e) => e instanceof NoidError && e.code === 'BACKEND_UNAVAILABLE' && /no such module/.test(e.message),
+  )
+  const [a, b] = await Promise.all([r.backend('lazy'), r.backend('lazy')])
+  assert.equal(a, b)
+  assert.equal(loads, 2)
+  await r.close()
+})

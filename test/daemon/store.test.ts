@@ -1,0 +1,137 @@
+import assert from 'node:assert/strict'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { DatabaseSync } from 'node:sqlite'
+import { test } from 'node:test'
+import { fileLog } from '../../src/daemon/log.ts'
+import { KeyedMutex } from '../../src/daemon/mutex.ts'
+import { type NetworkRecord, SCHEMA_VERSION, Store, type VmRecord } from '../../src/daemon/store.ts'
+
+const network: NetworkRecord = {
+  id: 'n1',
+  name: 'default',
+  backend: 'userspace',
+  phase: 'ready',
+  subnet: '192.168.100.0/24',
+  domain: 'noid.internal',
+  mtu: 1500,
+  isolated: false,
+  onDemand: true,
+  allowHost: [5432],
+  config: { a: [1, { b: null }] },
+  notes: ['a note'],
+  createdAt: '2026-01-01T00:00:00.000Z',
+}
+const vm: VmRecord = {
+  id: 'v1',
+  name: 'web',
+  phase: 'creating',
+  problem: null,
+  runtime: 'sandbox',
+  network: 'n1',
+  address: '192.168.100.100',
+  mac: '02:00:00:00:00:01',
+  cpus: 1,
+  memMib: 512,
+  image: null,
+  handle: null,
+  bootId: null,
+  createdAt: '2026-01-01T00:00:00.000Z',
+  startedAt: null,
+}
+
+const scratch = (t: { after(fn: () => void): void }): string => {
+  const dir = mkdtempSync(join(tmpdir(), 'noid-store-'))
+  t.after(() => rmSync(dir, { recursive: true, force: true }))
+  return dir
+}
+const plain = (x: unknown): unknown => JSON.parse(JSON.stringify(x))
+
+test('records are the same after a restart, opaque JSON included', (t) => {
+  const file = join(scratch(t), 'deep', 'noid.db')
+  const s = new Store(file)
+  const handle = { pid: 7, startTime: '99', state: { deep: ['x'] } }
+  const attachment = {
+    id: 'v1',
+    network: 'n1',
+    nic: { kind: 'netdev', ifname: 'e', netns: '/n' },
+    mac: vm.mac,
+    mtu: 1500,
+  } as const
+  const full = { ...attachment, addresses: [], routes: [], configuredBy: 'dhcp' as const, state: { fd: [1, 2] } }
+  s.addNetwork(network)
+  s.addVm(vm)
+  s.updateVm('v1', { handle, phase: 'running' })
+  s.setAttachment('v1', full)
+  s.addPublish({ id: 'p1', vm: 'v1', proto: 'udp', hostAddress: '0.0.0.0', hostPort: 0, picked: true, guestPort: 53 })
+  s.setLease({ attachment: 'v1', address: '192.168.100.100', state: 'bound', expiresAt: 1_900_000_000_000 })
+  s.close()
+
+  const again = new Store(file)
+  assert.deepEqual(plain(again.networks()), [plain(network)])
+  assert.deepEqual(plain(again.vmNamed('web')), plain({ ...vm, handle, phase: 'running' }))
+  assert.deepEqual(again.attachment('v1'), full)
+  assert.equal(again.publishesOf('v1')[0]?.picked, true)
+  assert.equal(again.lease('v1')?.expiresAt, 1_900_000_000_000)
+  again.removeVm('v1')
+  assert.deepEqual([again.publishes(), again.lease('v1'), again.attachment('v1')], [[], undefined, undefined])
+  again.setLease({ attachment: 'v1', address: '1.1.1.1', state: 'bound', expiresAt: null })
+  assert.equal(again.lease('v1'), undefined)
+  again.close()
+})
+
+test('one name, one MAC, one address on a network; a transaction that fails leaves nothing', () => {
+  const s = new Store(':memory:')
+  s.addNetwork(network)
+  s.addVm(vm)
+  const other = { ...vm, id: 'v2', name: 'db', mac: '02:00:00:00:00:02', address: '192.168.100.101' }
+  for (const clash of [{ name: 'web' }, { mac: vm.mac }, { address: vm.address }])
+    assert.throws(() => s.transaction(() => s.addVm({ ...other, ...clash })), /UNIQUE/)
+  assert.throws(() => s.addVm({ ...other, network: 'n9' }), /FOREIGN KEY/)
+  assert.equal(s.countVms(), 1)
+  s.addVm({ ...other, address: null })
+  s.addVm({ ...other, id: 'v3', name: 'c', mac: '02:00:00:00:00:03', address: null })
+  s.close()
+})
+
+test('an empty file is brought to this schema; a newer one is refused and left alone', (t) => {
+  const file = join(scratch(t), 'noid.db')
+  new Store(file).close()
+  const db = new DatabaseSync(file)
+  assert.deepEqual({ ...db.prepare('PRAGMA user_version').get() }, { user_version: SCHEMA_VERSION })
+  db.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`)
+  db.close()
+  assert.throws(() => new Store(file), /written by a newer noid/)
+})
+
+test('a keyed mutex: one at a time for a key, in order, side by side for two, and on after a fault', async () => {
+  const m = new KeyedMutex()
+  const seen: string[] = []
+  const gate = Promise.withResolvers<void>()
+  const a = m.run('x', async () => {
+    await gate.promise
+    seen.push('a')
+  })
+  const b = m.run('x', async () => {
+    seen.push('b')
+    throw new Error('b fails')
+  })
+  const c = m.run('x', async () => void seen.push('c'))
+  await m.run('y', async () => void seen.push('y'))
+  gate.resolve()
+  await assert.rejects(b, /b fails/)
+  await Promise.all([a, c, m.idle()])
+  assert.deepEqual(seen, ['y', 'a', 'b', 'c'])
+})
+
+test('the log keeps two files of a bounded size', async (t) => {
+  const { readFileSync, readdirSync } = await import('node:fs')
+  const dir = scratch(t)
+  const log = fileLog(join(dir, 'daemon.log'), false, 1000)
+  for (let i = 0; i < 100; i++) log('info', `line ${i} with some text`)
+  log('debug', 'not shown')
+  assert.deepEqual(readdirSync(dir).sort(), ['daemon.log', 'daemon.log.1'])
+  for (const f of readdirSync(dir)) assert.ok(readFileSync(join(dir, f)).length <= 1000)
+  assert.match(readFileSync(join(dir, 'daemon.log'), 'utf8'), /info {2}line 99 with some text\n$/)
+})
