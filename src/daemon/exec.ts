@@ -72,9 +72,12 @@ export async function joinExec(socket: Duplex, head: Buffer, session: ExecSessio
   if (last === 'gone') {
     session.stdin.destroy()
     session.signal('SIGHUP')
-    session.stdout.destroy()
-    session.stderr?.destroy()
     socket.destroy()
+    // It may still say a word while it ends; a closed pipe would kill it in the middle of its own orderly end.
+    for (const out of [session.stdout, session.stderr]) {
+      out?.removeAllListeners('data').resume()
+      setTimeout(() => out?.destroy(), LINGER_MS).unref()
+    }
   } else if (socket.writable) {
     socket.end(last)
     setTimeout(() => socket.destroy(), LINGER_MS).unref()
