@@ -1,0 +1,219 @@
+/**
+ * The whole product by its command line, as the product page types it: as root, and as an ordinary user, in the laboratory's host.
+ * What a command prints is read with --json; what a person reads is held by test/commands.
+ */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { chmodSync, existsSync, mkdirSync } from 'node:fs'
+import { join } from 'node:path'
+import { after, before, describe, test } from 'node:test'
+import type { Network, Vm } from '../../src/api/contract.ts'
+import { EXAMPLE, eventually, Lab, missing, type Place, repository, type Said } from './lab.ts'
+
+const NOID = join(repository, 'bin/noid.mjs')
+const SLOW = 90_000
+
+/** The command line as one user of the laboratory's host. */
+class Cli {
+  readonly #host: Place
+  readonly #as: readonly string[]
+  readonly #env: Record<string, string>
+
+  constructor(host: Place, home: string, as: readonly string[]) {
+    this.#host = host
+    this.#as = as
+    this.#env = { NOID_HOME: home, HOME: home }
+  }
+
+  get env(): NodeJS.ProcessEnv {
+    return { ...process.env, ...this.#env, NODE_TEST_CONTEXT: undefined, NODE_OPTIONS: undefined }
+  }
+  argv(args: readonly string[]): string[] {
+    return [...this.#as, process.execPath, NOID, ...args]
+  }
+  run(...args: string[]): Promise<Said> {
+    return this.#host.run(this.argv(args), { timeoutMs: SLOW, env: this.env })
+  }
+  /** Must succeed; returns what it printed. */
+  async noid(...args: string[]): Promise<string> {
+    const r = await this.run(...args)
+    assert.equal(r.code, 0, `noid ${args.join(' ')}: ${r.all}`)
+    return r.stdout.trim()
+  }
+  async json<T>(...args: string[]): Promise<T> {
+    const [command, ...rest] = args
+    return JSON.parse(await this.noid(command as string, ...rest, '--json')) as T
+  }
+  /** Must fail; returns the error's code and the whole text. */
+  async fails(...args: string[]): Promise<{ code: number; text: string }> {
+    const r = await this.run(...args)
+    assert.notEqual(r.code, 0, `noid ${args.join(' ')} should fail: ${r.all}`)
+    assert.doesNotMatch(r.all, /\n\s+at /, 'no stack trace')
+    return { code: r.code, text: r.all }
+  }
+  start(...args: string[]) {
+    return this.#host.start(this.argv(args), { env: this.env })
+  }
+}
+
+const users = [
+  { who: 'root', as: [] as string[], skip: missing('curl', 'dig', 'ss', 'python3', 'iperf3') },
+  {
+    who: 'an ordinary user',
+    as: ['setpriv', '--reuid', 'nduser', '--regid', 'nduser', '--init-groups'],
+    skip: missing('curl', 'dig', 'ss', 'python3', 'iperf3', 'setpriv', 'newuidmap') || noUser('nduser'),
+  },
+]
+
+function noUser(name: string): string | false {
+  try {
+    execFileSync('id', [name], { stdio: 'ignore' })
+    return false
+  } catch {
+    return `needs a user ${name} (useradd -m ${name})`
+  }
+}
+
+for (const { who, as, skip } of users)
+  describe(`the command line as ${who}`, { skip }, () => {
+    const root = as.length === 0
+    let lab: Lab
+    let cli: Cli
+    let clean: Record<string, string[]>
+
+    before(async () => {
+      lab = await Lab.create()
+      chmodSync(lab.dir, 0o755)
+      const home = join(lab.dir, root ? 'root' : 'user')
+      mkdirSync(home)
+      if (!root) execFileSync('chown', ['nduser:nduser', home])
+      cli = new Cli(lab.host, home, as)
+      clean = await lab.snapshot()
+    })
+    after(async () => {
+      await cli?.run('daemon', 'stop').catch(() => {})
+      await lab?.remove()
+    })
+    const exec = (vm: string, ...argv: string[]) => cli.run('exec', vm, '--', ...argv)
+    const out = async (vm: string, ...argv: string[]) => (await exec(vm, ...argv)).stdout.trim()
+
+    test('create gives an address by DHCP, and list shows it', async () => {
+      const vm = await cli.json<Vm>('create', 'vm-1')
+      assert.match(vm.address ?? '', /^192\.168\.100\.\d+$/)
+      assert.equal(vm.backend, 'userspace')
+      assert.equal(vm.network, 'default')
+      await cli.noid('create', 'vm-2')
+      assert.match(await cli.noid('list'), /vm-1 .*192\.168\.100\./)
+    })
+
+    test('the page: ip addr, ping 8.8.8.8, resolv.conf, nslookup, dig, curl', async () => {
+      const vm = await cli.json<Vm>('info', 'vm-1')
+      assert.match(await out('vm-1', 'ip', 'addr', 'show'), new RegExp(`inet ${vm.address}/24`))
+      assert.equal((await exec('vm-1', 'ping', '-c1', '-W2', '8.8.8.8')).code, 0)
+      assert.match(await out('vm-1', 'cat', '/etc/resolv.conf'), /nameserver 192\.168\.100\.2/)
+      assert.match(await out('vm-1', 'nslookup', 'example.com'), new RegExp(EXAMPLE.replaceAll('.', '\\.')))
+      assert.equal(await out('vm-1', 'dig', '+short', 'example.com'), EXAMPLE)
+      assert.match(await out('vm-1', 'curl', '-sS', 'http://example.com/'), /hello/)
+    })
+
+    test('the page: VM to VM by address and by name', async () => {
+      const two = await cli.json<Vm>('info', 'vm-2')
+      assert.equal((await exec('vm-1', 'ping', '-c1', '-W2', two.address as string)).code, 0)
+      assert.equal((await exec('vm-1', 'ping', '-c1', '-W2', 'vm-2')).code, 0)
+      const server = cli.start('exec', 'vm-2', '--', 'python3', '-m', 'http.server', '3000')
+      await eventually(
+        'it serves',
+        async () => (await exec('vm-1', 'curl', '-sS', '-o', '/dev/null', 'http://vm-2:3000/')).code === 0,
+        20_000,
+      )
+      if (root)
+        assert.equal((await lab.host.run(['curl', '-sS', '-o', '/dev/null', `http://${two.address}:3000/`])).code, 0)
+      server.kill('SIGTERM')
+    })
+
+    test('the page: --port forwards from localhost; several; a busy one is refused and leaves nothing', async () => {
+      await cli.noid('create', 'my-vm', '--port', '8080:80', '--port', '5432:5432', '--port', '6379:6379')
+      cli.start('exec', 'my-vm', '--', 'python3', '-m', 'http.server', '80')
+      await eventually(
+        'it serves',
+        async () => (await lab.host.run(['curl', '-sS', '-o', '/dev/null', 'http://localhost:8080/'])).code === 0,
+        20_000,
+      )
+      assert.equal((await lab.inet.run(['curl', '-sS', '-o', '/dev/null', 'http://10.77.0.2:8080/'])).code, 0)
+      const before = await cli.json<Vm[]>('list')
+      const busy = await cli.fails('create', 'late', '--port', '8080:80')
+      assert.match(busy.text, /8080 .* in use by the VM "my-vm"/)
+      assert.equal((await cli.json<Vm[]>('list')).length, before.length)
+    })
+
+    test('the page: --ip', async () => {
+      const vm = await cli.json<Vm>('create', 'fixed', '--ip', '192.168.100.10')
+      assert.equal(vm.address, '192.168.100.10')
+      assert.match((await cli.fails('create', 'again', '--ip', '192.168.100.10')).text, /"fixed"/)
+      await cli.noid('restart', 'fixed')
+      assert.equal((await cli.json<Vm>('info', 'fixed')).address, '192.168.100.10')
+    })
+
+    test('the page: --network isolated reaches the outside and nobody else', async () => {
+      await cli.noid('create', 'iso-1', '--network', 'isolated')
+      const two = await cli.json<Vm>('create', 'iso-2', '--network', 'isolated')
+      assert.notEqual((await exec('iso-1', 'ping', '-c1', '-W1', two.address as string)).code, 0)
+      assert.match(await out('iso-1', 'curl', '-sS', '--max-time', '5', 'http://example.com/'), /hello/)
+      const one = await cli.json<Vm>('info', 'vm-1')
+      assert.notEqual((await exec('iso-1', 'ping', '-c1', '-W1', one.address as string)).code, 0)
+    })
+
+    test('the page: iperf3 between VMs', async () => {
+      const one = await cli.json<Vm>('info', 'vm-1')
+      const server = cli.start('exec', 'vm-1', '--', 'iperf3', '-s', '-1')
+      await eventually('it listens', async () => /5201/.test(await out('vm-1', 'ss', '-Hlnt')))
+      assert.match(await out('vm-2', 'iperf3', '-t1', '-c', one.address as string), /receiver/)
+      server.kill('SIGTERM')
+    })
+
+    test('flows, leases, drops and ports are shown', async () => {
+      const leases = await cli.noid('network', 'leases', 'default')
+      assert.match(leases, /vm-1/)
+      await cli.noid('network', 'flows', 'default')
+      await cli.noid('network', 'drops', 'default')
+      const n = await cli.json<Network>('network', 'info', 'default')
+      assert.equal(n.hostReach, root)
+    })
+
+    test('the daemon is killed: VMs go on, and the next command finds them', async () => {
+      const status = JSON.parse(await cli.noid('daemon', 'status', '--json')) as { pid: number }
+      process.kill(status.pid, 'SIGKILL')
+      assert.equal(
+        (await lab.host.run(['curl', '-sS', '-o', '/dev/null', '--max-time', '5', 'http://localhost:8080/'])).code,
+        0,
+      )
+      assert.match(await out('vm-1', 'curl', '-sS', '--max-time', '5', 'http://example.com/'), /hello/)
+      assert.equal(
+        (await lab.host.run(['curl', '-sS', '-o', '/dev/null', '--max-time', '5', 'http://localhost:8080/'])).code,
+        0,
+      )
+    })
+
+    test('bad input: one sentence, a hint, nothing left', async () => {
+      const before = [await cli.json<Vm[]>('list'), await lab.snapshot()]
+      assert.match((await cli.fails('create', 'vm-1')).text, /exists already/)
+      assert.match((await cli.fails('create', 'z', '--ip', '10.9.9.9')).text, /outside/)
+      assert.match((await cli.fails('create', 'z', '--ip', '192.168.100.1')).text, /reserved/)
+      assert.equal((await cli.fails('create', 'z', '--port', 'eighty:80')).code, 2)
+      assert.match((await cli.fails('create', 'z', '--network-backend', 'nothing')).text, /no network backend/)
+      assert.match((await cli.fails('exec', 'nobody', '--', 'true')).text, /no VM named/)
+      assert.deepEqual([await cli.json<Vm[]>('list'), await lab.snapshot()].at(1)?.toString(), before.at(1)?.toString())
+      assert.equal((await cli.json<Vm[]>('list')).length, (before[0] as Vm[]).length)
+    })
+
+    test('destroy leaves nothing', async () => {
+      for (const vm of await cli.json<Vm[]>('list')) await cli.noid('destroy', vm.name)
+      for (const n of await cli.json<Network[]>('network', 'list')) await cli.noid('network', 'remove', n.name)
+      await cli.noid('daemon', 'stop')
+      assert.ok(existsSync(lab.dir))
+      await eventually('as before', async () => {
+        assert.deepEqual(await lab.snapshot(), clean)
+        return true
+      })
+    })
+  })
