@@ -8,8 +8,16 @@ import { must } from './errno.ts'
 import { close, O_RDONLY, open } from './fd.ts'
 import { declare, result } from './libc.ts'
 
-const c = { setns: declare<(fd: number, type: number) => number>('int setns(int, int)') }
+const c = {
+  setns: declare<(fd: number, type: number) => number>('int setns(int, int)'),
+  unshare: declare<(flags: number) => number>('int unshare(int)'),
+}
 export const CLONE_NEWNET = 0x40000000
+
+/** Move the calling thread into new namespaces (unshare(2)); what it starts afterwards is in them too. 0, or −errno. */
+export function unshare(flags: number): number {
+  return result(c.unshare(flags))
+}
 
 export function setns(fd: number, type: number): number {
   return result(c.setns(fd, type))

@@ -3,6 +3,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFile } from 'node:child_process'
+import { once } from 'node:events'
 import { networkInterfaces } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
@@ -166,7 +167,7 @@ export const traffic: readonly Case[] = [
         })
         c.on('end', () => c.end(JSON.stringify({ bytes, sha256: hash.digest('hex') })))
       })
-      await new Promise<void>((resolve) => server.listen(0, '0.0.0.0', resolve))
+      await once(server.listen(0, '0.0.0.0'), 'listening')
       try {
         const { port } = server.address() as { port: number }
         sameHash(await probe(s, 'tcp-send', hostAddress() as string, String(port), String(MEBIBYTE)))
@@ -228,7 +229,7 @@ export const traffic: readonly Case[] = [
       const s = await station(e, n)
       const { createServer } = await import('node:net')
       const server = createServer()
-      await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+      await once(server.listen(0, '127.0.0.1'), 'listening')
       try {
         const { port } = server.address() as { port: number }
         const spec = {
@@ -273,7 +274,7 @@ export const traffic: readonly Case[] = [
       if (host === undefined) return
       const { createServer } = await import('node:net')
       const server = createServer((c) => c.end('{}'))
-      await new Promise<void>((resolve) => server.listen(0, '0.0.0.0', resolve))
+      await once(server.listen(0, '0.0.0.0'), 'listening')
       try {
         const r = await probe(a, 'tcp-send', host, String((server.address() as { port: number }).port), '1')
         assert.ok(r.error, 'an isolated guest reached the host')
