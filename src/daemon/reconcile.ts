@@ -10,10 +10,12 @@ import type { BackendEvent } from '../plugins/contract.ts'
 import { bounded, limitMs } from './bounded.ts'
 import type { Control } from './control.ts'
 import type { Networks } from './networks.ts'
-import type { NetworkRecord, VmRecord } from './store.ts'
+import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 import type { Vms } from './vms.ts'
 
 const WATCH_MS = 1_000
+/** Phases in which a VM may hold something of its network. */
+const MAY_HOLD: ReadonlySet<Phase> = new Set(['creating', 'starting', 'running', 'stopping', 'destroying'])
 
 export class Reconciler {
   readonly #c: Control
@@ -29,34 +31,35 @@ export class Reconciler {
 
   /** Never throws: what cannot be repaired is logged, and told with the VM or network that it concerns. */
   async start(): Promise<void> {
-    await Promise.all(
-      this.#c.store.networks().map((n) =>
-        this.#network(n).catch((e: unknown) => {
-          this.#c.log('error', `the network ${n.name} could not be repaired: ${e instanceof Error ? e.message : e}`)
-          this.#networks.warn(n.id, `it could not be repaired: ${e instanceof Error ? e.message : e}`)
-        }),
-      ),
-    )
+    await Promise.all(this.#c.store.networks().map((n) => this.#network(n).catch((e: unknown) => this.#trouble(n, e))))
   }
 
   async #network(n: NetworkRecord): Promise<void> {
-    const { store, registry, log } = this.#c
-    const vms = store.vmsOn(n.id)
+    const vms = this.#c.store.vmsOn(n.id)
     const running = vms.filter((v) => v.phase === 'running')
     const interrupted = vms.filter((v) => v.phase !== 'running')
-    if (running.some((v) => this.#plausible(v))) {
-      await this.#networks.ensure(n.id)
-      const backend = await registry.backend(n.backend)
-      const valid = vms.filter((v) => store.attachment(v.id) !== undefined).map((v) => v.id)
-      const { removed } = await bounded('removing strays', limitMs.network, (s) => backend.gc(n.id, valid, s))
-      if (removed.length > 0) log('info', `removed strays of ${n.name}: ${removed.join(', ')}`)
+    const held = vms.some((v) => MAY_HOLD.has(v.phase) && (v.bootId ?? this.#c.bootId) === this.#c.bootId)
+    if (n.phase === 'ready' && held) {
+      // VMs are looked after even when their network cannot be: each is told its own trouble.
+      await this.#carry(n, running).catch((e: unknown) => this.#trouble(n, e))
     }
     for (const v of [...interrupted, ...running]) await this.#vms.recover(v.name)
     await this.#networks.finish(n)
   }
 
-  #plausible(v: VmRecord): boolean {
-    return v.bootId === this.#c.bootId
+  /** The backend carries the network again, and only what belongs to VMs that run. */
+  async #carry(n: NetworkRecord, running: readonly VmRecord[]): Promise<void> {
+    await this.#networks.ensure(n.id)
+    const backend = await this.#c.registry.backend(n.backend)
+    const valid = running.map((v) => v.id)
+    const { removed } = await bounded('removing strays', limitMs.network, (s) => backend.gc(n.id, valid, s))
+    if (removed.length > 0) this.#c.log('info', `removed strays of ${n.name}: ${removed.join(', ')}`)
+  }
+
+  #trouble(n: NetworkRecord, e: unknown): void {
+    const what = `it could not be repaired: ${e instanceof Error ? e.message : e}`
+    this.#c.log('error', `the network ${n.name}: ${what}`)
+    this.#networks.warn(n.id, what)
   }
 
   watch(): void {
