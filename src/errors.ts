@@ -184,6 +184,11 @@ export const catalogue = {
     (p) => `the data plane of ${p.network} does not answer`,
     () => 'it is started again; repeat the command',
   ),
+  DATAPLANE_FAILED: entry(
+    500,
+    (p) => `the data plane of ${p.network} did not start: ${p.why}`,
+    (p) => `its log is ${p.log}`,
+  ),
   EXEC_FAILED: entry(500, (p) => `the command could not be run in "${p.vm}": ${p.why}`),
   EXEC_INTERRUPTED: entry(
     502,

@@ -63,7 +63,7 @@ export class DataPlaneProcess {
     return join(this.dir, 'dataplane.log')
   }
 
-  /** The one that runs, or a new one. @throws NoidError DATAPLANE_LOST when it does not come up */
+  /** The one that runs, or a new one. @throws NoidError DATAPLANE_FAILED when it does not come up */
   async ensure(signal: AbortSignal): Promise<Running> {
     return (await this.adopt(signal)) ?? (await this.#start(signal))
   }
@@ -150,7 +150,7 @@ export class DataPlaneProcess {
     await this.#kill()
     const why = ended ?? 'it did not open its socket'
     this.#log('error', `the data plane of ${this.#network} did not start (${why}): ${this.#lastWords()}`)
-    throw new NoidError('DATAPLANE_LOST', { network: this.#network, why, log: this.logFile })
+    throw new NoidError('DATAPLANE_FAILED', { network: this.#network, why, log: this.logFile })
   }
 
   /** The last lines of its log, for a person. */
