@@ -43,6 +43,7 @@ export interface Segment {
   mss: number
   shift: number
   sack: boolean
+  blocks: [number, number][]
 }
 
 export function parseSegment(b: Uint8Array): Segment | undefined {
@@ -58,6 +59,7 @@ export function parseSegment(b: Uint8Array): Segment | undefined {
     mss: 536,
     shift: -1,
     sack: false,
+    blocks: [],
   }
   for (let o = 40; o < 20 + header; ) {
     if (b[o] === 0) break
@@ -68,6 +70,8 @@ export function parseSegment(b: Uint8Array): Segment | undefined {
     if (b[o] === 2) s.mss = v.getUint16(o + 2)
     if (b[o] === 3) s.shift = b[o + 2]
     if (b[o] === 4) s.sack = true
+    if (b[o] === 5)
+      for (let at = o + 2; at < o + b[o + 1]; at += 8) s.blocks.push([v.getUint32(at), v.getUint32(at + 4)])
     o += b[o + 1]
   }
   return s

@@ -29,6 +29,7 @@ export interface Taken {
   readonly ack: number
   readonly window: number
   readonly payload: string
+  readonly sack: readonly (readonly [number, number])[]
   readonly raw: Segment
 }
 
@@ -53,6 +54,7 @@ export class Script {
         ack: s.flags & ACK ? (s.ack - this.isn) | 0 : 0,
         window: s.window,
         payload: Buffer.from(s.payload).toString('latin1'),
+        sack: s.blocks.map(([l, r]) => [(l - this.isn) | 0, (r - this.isn) | 0] as const),
         raw: s,
       })
     }

@@ -3,7 +3,7 @@
  *
  * Owns: the transmission control block (RFC 9293 §3.3.1) of the relay's end that faces the guest: "snd" is what goes to the
  * guest, "rcv" what comes from it. Payload is never here: it lies in the host socket (towards the guest, until acknowledged)
- * or with the guest (away from it, until taken). About 110 bytes for each flow.
+ * or with the guest (away from it, until taken). About 150 bytes for each flow.
  * Never does: decisions; those are in receiver.ts, sender.ts, recovery.ts and relay.ts.
  * Invariants, sequence numbers modulo 2³²: sndUna ≤ sndNxt ≤ sndMax; rcvNxt ≤ edge, and `edge` never goes back.
  *
@@ -59,6 +59,9 @@ export interface SeqColumn {
   [i: number]: Seq
 }
 
+/** The guest's FIN has come ahead of something; `finAhead` is its place. */
+export const FIN_AHEAD = 16384
+
 export class TcpColumns {
   readonly state: Uint8Array
   readonly flags: Uint16Array
@@ -103,6 +106,10 @@ export class TcpColumns {
   readonly edge: SeqColumn
   /** Shift of the windows we advertise: 0 unless SCALED. */
   readonly rcvShift: Uint8Array
+  /** First chunk of what came ahead of RCV.NXT (disorder.ts), −1: none; and where the last of it began. */
+  readonly held: Int32Array
+  readonly heldLast: SeqColumn
+  readonly finAhead: SeqColumn
   /** The largest window advertised so far. */
   readonly rcvWndMax: Int32Array
 
@@ -148,6 +155,9 @@ export class TcpColumns {
     this.rcvTold = sequence()
     this.edge = sequence()
     this.rcvShift = bytes()
+    this.held = words().fill(-1)
+    this.heldLast = sequence()
+    this.finAhead = sequence()
     this.rcvWndMax = words()
     this.alarm = times()
     this.heard = times()
@@ -173,6 +183,8 @@ export class TcpColumns {
     this.srtt8[i] = this.rttvar4[i] = this.rto[i] = 0
     this.irs[i] = this.rcvNxt[i] = this.rcvTold[i] = this.edge[i] = ZERO
     this.rcvShift[i] = 0
+    this.held[i] = -1
+    this.heldLast[i] = this.finAhead[i] = ZERO
     this.rcvWndMax[i] = 0
     this.alarm[i] = Infinity
     this.heard[i] = now

@@ -1,18 +1,27 @@
 /**
  * From the guest: payload goes from the arriving frame into the host socket, and what the socket took is acknowledged.
  *
- * Owns: rcv columns, and when an acknowledgment is due. Nothing is stored: a segment out of order is answered with a duplicate
- * ACK and forgotten (RFC 5681 §4.2), and what the socket did not take is the guest's to send again; the window (window.ts) makes
- * that rare. Reading: RFC 9293 §3.8.6, §3.10.7.4.
+ * Owns: rcv columns, and when an acknowledgment is due. Nothing in order is stored: what the socket did not take is the guest's to send
+ * again; the window (window.ts) makes that rare. What comes ahead of a hole is disorder.ts's, and answered at once (RFC 5681 §4.2). Reading: RFC 9293 §3.8.6, §3.10.7.4.
  *
  * Acknowledgments: one for each burst of frames (`flush`), which is prompt for a request and efficient for bulk, or as soon as ACK_EVERY
  * bytes are owed. No delayed ACK: a timer would save a 54-byte frame and cost every slow start its clock.
  */
 import type { FlowTable } from '../flow/table.ts'
 import { EAGAIN } from '../host.ts'
-import { seqAdd, seqDiff } from '../wire/tcp.ts'
-import { ACK_OWED, GUEST_FIN, type TcpColumns, TOOK_LESS, WANT_SPACE } from './columns.ts'
+import { type Seq, seqAdd, seqDiff } from '../wire/tcp.ts'
+import {
+  ACK_OWED,
+  FIN_AHEAD,
+  FIN_SENT,
+  GUEST_FIN,
+  GUEST_FIRST,
+  type TcpColumns,
+  TOOK_LESS,
+  WANT_SPACE,
+} from './columns.ts'
 import type { TcpHost } from './context.ts'
+import type { Disorder } from './disorder.ts'
 import type { Segments } from './segments.ts'
 import { openWindow, windowLeft } from './window.ts'
 
@@ -27,15 +36,17 @@ export class Receiver {
   readonly #host: TcpHost
   readonly #table: FlowTable
   readonly #segments: Segments
+  readonly #disorder: Disorder
   readonly #c: TcpColumns
   /** Flows that owe an acknowledgment since the last `flush`. */
   readonly #owing: Int32Array
   #owed = 0
 
-  constructor(host: TcpHost, table: FlowTable, segments: Segments, c: TcpColumns) {
+  constructor(host: TcpHost, table: FlowTable, segments: Segments, disorder: Disorder, c: TcpColumns) {
     this.#host = host
     this.#table = table
     this.#segments = segments
+    this.#disorder = disorder
     this.#c = c
     this.#owing = new Int32Array(table.capacity)
   }
@@ -89,23 +100,59 @@ export class Receiver {
       return 0
     }
     if (fin) {
-      c.rcvNxt[i] = seqAdd(c.rcvNxt[i], 1)
-      c.flags[i] |= GUEST_FIN
-      this.#host.tcpShutdown(sock)
-      this.ackNow(i)
+      this.#end(i)
       return 0
     }
+    if (c.held[i] >= 0 || c.has(i, FIN_AHEAD)) return this.#afterHole(i)
     if (seqDiff(c.rcvNxt[i], c.rcvTold[i]) >= ACK_EVERY) this.ackNow(i)
     else this.owe(i)
     return 0
   }
 
-  /** The host socket has room again: tell the guest when that opens its window. */
-  writable(i: number): void {
+  /** Payload (and an end) ahead of RCV.NXT by `ahead`, within the window: kept for later; the guest learns what is missing. */
+  ahead(i: number, seq: Seq, off: number, len: number, fin: boolean, ahead: number): void {
+    const c = this.#c
+    const room = windowLeft(c, i) - ahead
+    if (fin && len <= room) {
+      c.flags[i] |= FIN_AHEAD
+      c.finAhead[i] = seqAdd(seq, len)
+    }
+    this.#disorder.hold(i, seq, off, Math.min(len, room))
+    this.ackNow(i)
+  }
+
+  /** Something that was missing has been taken: what follows it goes on. */
+  #afterHole(i: number): number {
+    const c = this.#c
+    const failed = this.#disorder.drain(i)
+    if (failed < 0) return failed
+    if (c.has(i, FIN_AHEAD) && c.rcvNxt[i] === c.finAhead[i]) this.#end(i)
+    else this.ackNow(i)
+    return 0
+  }
+
+  /** The guest's stream ends at RCV.NXT. */
+  #end(i: number): void {
+    const c = this.#c
+    c.rcvNxt[i] = seqAdd(c.rcvNxt[i], 1)
+    // Who ends first has the TIME-WAIT.
+    c.flags[i] |= c.has(i, FIN_SENT) ? GUEST_FIN : GUEST_FIN | GUEST_FIRST
+    this.#disorder.release(i)
+    this.#host.tcpShutdown(this.#table.sock[i])
+    this.ackNow(i)
+  }
+
+  /** The host socket has room again: pass on what is held, and tell the guest when that opens its window. As `take`. */
+  writable(i: number): number {
     const c = this.#c
     const wanted = c.has(i, WANT_SPACE)
     const less = c.has(i, TOOK_LESS)
-    if ((!wanted && !less) || c.has(i, GUEST_FIN)) return
+    if (c.has(i, GUEST_FIN)) return 0
+    if (c.held[i] >= 0) {
+      const failed = this.#afterHole(i)
+      if (failed < 0) return failed
+    }
+    if ((!wanted && !less) || c.has(i, GUEST_FIN)) return 0
     c.flags[i] &= ~(WANT_SPACE | TOOK_LESS)
     const edge = c.edge[i]
     openWindow(c, this.#host, this.#table.sock[i], i)
@@ -114,6 +161,7 @@ export class Receiver {
       for (let k = 0; k < DUP_ACKS; k++) this.#segments.ack(i)
     }
     if (less || edge !== c.edge[i]) this.ackNow(i)
+    return 0
   }
 
   #wantSpace(i: number): void {

@@ -48,6 +48,7 @@ import {
   TcpColumns,
 } from './columns.ts'
 import type { TcpContext } from './context.ts'
+import { Disorder } from './disorder.ts'
 import { Receiver } from './receiver.ts'
 import { rttStart } from './rto.ts'
 import { Segments, WINDOW_SHIFT } from './segments.ts'
@@ -77,6 +78,7 @@ const UNREACHABLE_PROHIBITED = 13
 export class TcpRelay implements Relay {
   readonly #x: TcpContext
   readonly #c: TcpColumns
+  readonly #disorder: Disorder
   readonly #segments: Segments
   readonly #alarms: Alarms
   readonly #sender: Sender
@@ -87,10 +89,11 @@ export class TcpRelay implements Relay {
   constructor(x: TcpContext) {
     this.#x = x
     this.#c = new TcpColumns(x.flows.capacity)
-    this.#segments = new Segments(x.host, x.flows, x.egress, this.#c, x.mtu)
+    this.#disorder = new Disorder(x.host, x.flows, this.#c)
+    this.#segments = new Segments(x.host, x.flows, x.egress, this.#c, this.#disorder, x.mtu)
     this.#alarms = new Alarms(x.timers, this.#c)
     this.#sender = new Sender(x.host, x.flows, this.#segments, this.#alarms, this.#c)
-    this.#receiver = new Receiver(x.host, x.flows, this.#segments, this.#c)
+    this.#receiver = new Receiver(x.host, x.flows, this.#segments, this.#disorder, this.#c)
     this.#halfOpen = new Int32Array(x.limits.ports)
   }
 
@@ -200,6 +203,7 @@ export class TcpRelay implements Relay {
     if (sock >= 0) x.host.close(sock)
     this.#c.state[i] = STATE.free
     this.#c.flags[i] = 0
+    this.#disorder.release(i)
     this.#alarms.end(i)
     x.flows.remove(i)
   }
@@ -477,13 +481,13 @@ export class TcpRelay implements Relay {
       return
     }
     if (!bare) {
-      if (c.has(i, GUEST_FIN) || ahead > 0) this.#receiver.ackNow(i)
+      if (c.has(i, GUEST_FIN)) this.#receiver.ackNow(i)
+      else if (ahead > 0) this.#receiver.ahead(i, seq, off, len, fin, ahead)
       else {
         if (this.#receiver.take(i, off, len, fin) < 0) {
           this.#hostFailed(i)
           return
         }
-        if (c.has(i, GUEST_FIN) && !c.has(i, FIN_SENT)) c.flags[i] |= GUEST_FIRST
       }
     }
     this.#finishing(i)
@@ -521,7 +525,14 @@ export class TcpRelay implements Relay {
       default:
         return false
     }
-    if ((events & WRITABLE) !== 0) this.#receiver.writable(i)
+    if ((events & WRITABLE) !== 0) {
+      if (this.#receiver.writable(i) < 0) {
+        this.#hostFailed(i)
+        return false
+      }
+      this.#finishing(i)
+      if (c.state[i] !== STATE.open) return false
+    }
     if ((events & FAILED) !== 0 && this.#x.host.error(this.#x.flows.sock[i]) !== 0) {
       // What fits the guest's window before the reset reaches it.
       this.#sender.pump(i)

@@ -13,6 +13,7 @@ import * as tcp from '../wire/tcp.ts'
 import { GSO_NONE, GSO_TCPV4, GSO_TCPV6 } from '../wire/vnet.ts'
 import { ACK_OWED, FIN_SENT, SACK, SCALED, STATE, type TcpColumns } from './columns.ts'
 import type { TcpHost } from './context.ts'
+import type { Disorder } from './disorder.ts'
 import { openWindow, windowField } from './window.ts'
 
 /** IP header, fixed TCP header. */
@@ -29,14 +30,16 @@ export class Segments {
   readonly #egress: Egress
   readonly #bytes: Uint8Array
   readonly #c: TcpColumns
+  readonly #disorder: Disorder
   readonly #mtu: number
 
-  constructor(host: TcpHost, table: FlowTable, egress: Egress, c: TcpColumns, mtu: number) {
+  constructor(host: TcpHost, table: FlowTable, egress: Egress, c: TcpColumns, disorder: Disorder, mtu: number) {
     this.#host = host
     this.#table = table
     this.#egress = egress
     this.#bytes = host.arena.bytes
     this.#c = c
+    this.#disorder = disorder
     this.#mtu = mtu
   }
 
@@ -75,7 +78,12 @@ export class Segments {
     const c = this.#c
     openWindow(c, this.#host, this.#table.sock[i], i)
     c.flags[i] &= ~ACK_OWED
-    return this.#send(i, c.sndNxt[i], c.rcvNxt[i], tcp.ACK, windowField(c, i), 0, 0)
+    let options = 0
+    if (c.held[i] >= 0 && c.has(i, SACK)) {
+      const at = this.#egress.l4at(this.#family(i)) + tcp.TCP
+      options = this.#disorder.writeSack(this.#bytes, at, i)
+    }
+    return this.#send(i, c.sndNxt[i], c.rcvNxt[i], tcp.ACK, windowField(c, i), options, 0)
   }
 
   /** Window probe and keepalive: an old sequence number, which the guest answers with an ACK (RFC 9293 §3.8.4, §3.10.7.4). */

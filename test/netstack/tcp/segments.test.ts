@@ -30,19 +30,60 @@ test('what the host took is acknowledged, once for a burst', () => {
   assert.equal(s.socket.accepted, 1000)
 })
 
-test('out of order: a duplicate ACK at once, nothing kept; overlap is trimmed', () => {
+test('out of order: a duplicate ACK at once; the hole filled, all of it goes on; overlap is trimmed', () => {
   const all = up(3000)
   const s = opened({ remote: { ...NEVER, takes: all } })
   s.send({ seq: 1001, ack: 1, payload: part(all, 1000, 2000) })
   assert.equal(s.one().ack, 1)
   assert.equal(s.socket.accepted, 0)
   s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) })
-  assert.equal(s.one().ack, 1001)
-  s.send({ seq: 501, ack: 1, payload: part(all, 500, 1500) })
-  assert.equal(s.one().ack, 1501)
+  assert.equal(s.one().ack, 2001)
+  s.send({ seq: 1501, ack: 1, payload: part(all, 1500, 2500) })
+  assert.equal(s.one().ack, 2501)
   s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) })
-  assert.equal(s.one().ack, 1501)
-  assert.equal(s.socket.accepted, 1500)
+  assert.equal(s.one().ack, 2501)
+  assert.equal(s.socket.accepted, 2500)
+})
+
+test('what is held is reported by SACK blocks, the last one first; an end that came ahead waits for its turn', () => {
+  const all = up(5000)
+  const s = new Script({ remote: { ...NEVER, takes: all } })
+  s.send({ flags: SYN, options: [2, 4, 3, 232, 1, 1, 4, 2] })
+  s.one(5)
+  s.send({ seq: 1, ack: 1 })
+  s.send({ seq: 1001, ack: 1, payload: part(all, 1000, 2000) })
+  assert.deepEqual(s.one().sack, [[1001, 2001]])
+  s.send({ flags: FIN | ACK, seq: 4001, ack: 1, payload: part(all, 4000, 5000) })
+  assert.deepEqual(s.one().sack, [
+    [4001, 5001],
+    [1001, 2001],
+  ])
+  s.send({ seq: 1501, ack: 1, payload: part(all, 1500, 3000) })
+  assert.deepEqual(s.one().sack, [
+    [1001, 3001],
+    [4001, 5001],
+  ])
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) })
+  const a = s.one()
+  assert.deepEqual([a.ack, a.sack], [3001, [[4001, 5001]]])
+  s.send({ seq: 3001, ack: 1, payload: part(all, 3000, 4000) })
+  assert.equal(s.one().ack, 5002)
+  assert.equal(s.state, 'CLOSE-WAIT')
+})
+
+test('guests that leave holes for ever share what there is for disorder, and cost others nothing', () => {
+  const all = up(50_000)
+  const s = new Script({ remote: { ...NEVER, takes: all }, world: { limits: { flows: 256 } } })
+  for (let port = 1; port <= 100; port++) {
+    s.send({ flags: SYN }, port)
+    const synAck = s.one(5)
+    assert.equal(synAck.flags, SYN | ACK)
+    for (let k = 1; k < 30; k++)
+      s.send({ seq: 1 + 1000 * k, ack: 1, payload: part(all, 1000 * k, 1000 * k + 10) }, port)
+    s.take()
+  }
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 1000) }, 100)
+  assert.equal(s.take(1).at(-1)?.ack, 1011)
 })
 
 test('payload beyond the window is not looked at; its edge never goes back; a probe learns that it has opened', () => {
