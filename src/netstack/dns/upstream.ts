@@ -90,6 +90,7 @@ export class Upstream<W> {
   readonly #pending = new Set<Pending<W>>()
   /** Questions that others may join, by hash. */
   readonly #joinable = new Map<number, Pending<W>>()
+  #wakeAt = Infinity
 
   constructor(host: Host, servers: Servers, ref: (index: number) => Ref, events: UpstreamEvents<W>) {
     this.#host = host
@@ -152,18 +153,18 @@ export class Upstream<W> {
   }
 
   tick(now: number): void {
+    this.#wakeAt = Infinity
     for (const p of this.#pending) {
       if (p.done) this.#expireProbes(p, now)
       else if (now >= p.deadline) this.#fail(p, true)
       else if (now >= p.nextTry) this.#retry(p, now)
+      if (!p.done) this.#wakeAt = Math.min(this.#wakeAt, p.nextTry, p.deadline)
     }
   }
 
-  /** When `tick` has something to do next; Infinity when nothing is in flight. */
+  /** When `tick` has something to do next; it may be early. Infinity when nothing is in flight. */
   wake(): number {
-    let at = Infinity
-    for (const p of this.#pending) at = Math.min(at, p.done ? Infinity : Math.min(p.nextTry, p.deadline))
-    return at
+    return this.#wakeAt
   }
 
   /** An event of the socket of exchange `index`. */
@@ -234,6 +235,7 @@ export class Upstream<W> {
     this.#exchanges[index] = e
     p.exchanges.push(e)
     p.nextTry = now + TRY
+    this.#wakeAt = Math.min(this.#wakeAt, p.nextTry)
     host.watch(sock, this.#ref(index))
     if (e.tcp || this.#sendUdp(e)) return true
     return false
