@@ -16,6 +16,8 @@ export function ownHost(): string | false {
   const ip = (...argv: string[]) => execFileSync('ip', argv)
   ip('link', 'set', 'lo', 'up')
   ip('link', 'add', 'up0', 'type', 'veth', 'peer', 'name', 'up1')
+  // No link-local address that comes into being while a case runs.
+  for (const name of ['up0', 'up1']) ip('link', 'set', name, 'addrgenmode', 'none')
   ip('addr', 'add', ADDRESS, 'dev', 'up0')
   ip('link', 'set', 'up0', 'up')
   ip('link', 'set', 'up1', 'up')
