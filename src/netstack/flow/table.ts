@@ -10,8 +10,6 @@
  * first). Never does: sockets, timers, policy. A relay keeps columns of its own, indexed alike.
  * Invariants: index 0…capacity−1; an index is free, or in exactly one hash chain and one port list. Nothing allocates after construction.
  */
-import type { Sock } from '../host.ts'
-
 export const TCP = 6
 export const UDP = 17
 /** Ping flows: l4ports are the echo id (own) and 0 (peer). ICMPv6 uses the same relay. */

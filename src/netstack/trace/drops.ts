@@ -28,6 +28,7 @@ const CATALOGUE = [
   ['guard-dhcp-server', 'DHCP answers from a VM: only the network’s own service gives leases'],
   ['guard-redirect', 'an ICMP redirect or router advertisement from a VM'],
   ['guard-host', 'a frame of the host’s interface that does not come from the host’s address'],
+  ['host-through', 'a packet of the host for somewhere else: the network carries none for it'],
   // -- where it goes
   ['hairpin', 'a frame for the port it came from'],
   ['isolated', 'to a VM or the host from an isolated network'],
@@ -83,11 +84,13 @@ export const DROP = Object.freeze(Object.fromEntries(CATALOGUE.map(([name], i) =
 
 const REASONS = CATALOGUE.length
 
-export const dropName = (d: Drop): DropName => CATALOGUE[d]![0]
+export const dropName = (d: Drop): DropName => CATALOGUE[d][0]
 
 export class Drops {
   readonly #counts: Float64Array
   readonly #ports: number
+  /** Reasons of services, by name: rare, so a map will do. */
+  readonly #named = new Map<string, { meaning: string; counts: Float64Array }>()
 
   /** @param ports switch ports at most; index −1 counts for the gateway itself */
   constructor(ports: number) {
@@ -96,11 +99,21 @@ export class Drops {
   }
 
   count(port: number, reason: Drop): void {
-    this.#counts[(port + 1) * REASONS + reason]!++
+    this.#counts[(port + 1) * REASONS + reason]++
+  }
+
+  /** Count what a service refuses, by its own catalogue. */
+  countNamed(port: number, name: string, meaning: string): void {
+    let entry = this.#named.get(name)
+    if (entry === undefined) {
+      entry = { meaning, counts: new Float64Array(this.#ports + 1) }
+      this.#named.set(name, entry)
+    }
+    entry.counts[port + 1]++
   }
 
   of(port: number, reason: Drop): number {
-    return this.#counts[(port + 1) * REASONS + reason]!
+    return this.#counts[(port + 1) * REASONS + reason]
   }
 
   /** Of all ports together. */
@@ -113,17 +126,19 @@ export class Drops {
   /** A port's index is given to somebody else. */
   clear(port: number): void {
     this.#counts.fill(0, (port + 1) * REASONS, (port + 2) * REASONS)
+    for (const { counts } of this.#named.values()) counts[port + 1] = 0
   }
 
   /** For people: what was counted, `vm` naming a port. */
   rows(vm: (port: number) => string): DropRow[] {
     const rows: DropRow[] = []
-    for (let p = -1; p < this.#ports; p++)
-      for (let r = 1; r < REASONS; r++) {
-        const count = this.of(p, r)
-        if (count > 0)
-          rows.push({ vm: p < 0 ? '-' : vm(p), reason: CATALOGUE[r]![0], count, meaning: CATALOGUE[r]![1] })
-      }
+    const row = (p: number, reason: string, count: number, meaning: string) => {
+      if (count > 0) rows.push({ vm: p < 0 ? '-' : vm(p), reason, count, meaning })
+    }
+    for (let p = -1; p < this.#ports; p++) {
+      for (let r = 1; r < REASONS; r++) row(p, CATALOGUE[r][0], this.of(p, r), CATALOGUE[r][1])
+      for (const [name, { meaning, counts }] of this.#named) row(p, name, counts[p + 1], meaning)
+    }
     return rows
   }
 }

@@ -8,7 +8,7 @@
  */
 
 let buffer: ArrayBufferLike = new ArrayBuffer(4)
-let words = new Uint32Array(buffer)
+let words: Uint32Array = new Uint32Array(buffer)
 const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
 
 /** Below this many bytes a loop over bytes is faster than finding the view. */
@@ -20,8 +20,8 @@ export function sum(b: Uint8Array, off: number, len: number, initial: number): n
   const end = off + len
   if (len < SHORT || !LITTLE_ENDIAN) {
     const even = end - (len & 1)
-    for (; off < even; off += 2) s += (b[off]! << 8) | b[off + 1]!
-    if (off < end) s += b[off]! << 8
+    for (; off < even; off += 2) s += (b[off] << 8) | b[off + 1]
+    if (off < end) s += b[off] << 8
     return s
   }
   if (b.buffer !== buffer) {
@@ -33,11 +33,11 @@ export function sum(b: Uint8Array, off: number, len: number, initial: number): n
   let at = off
   const odd = (at + base) & 1
   let edge = 0
-  if (odd) edge += b[at++]!
+  if (odd) edge += b[at++]
   // From here `t` sums in memory order: low byte first.
   let t = 0
   if ((at + base) & 2) {
-    t += b[at]! | (b[at + 1]! << 8)
+    t += b[at] | (b[at + 1] << 8)
     at += 2
   }
   let w = (at + base) >>> 2
@@ -46,28 +46,28 @@ export function sum(b: Uint8Array, off: number, len: number, initial: number): n
   let low = 0
   let high = 0
   for (; n >= 8; n -= 8, w += 8) {
-    const w0 = words[w]!
-    const w1 = words[w + 1]!
-    const w2 = words[w + 2]!
-    const w3 = words[w + 3]!
-    const w4 = words[w + 4]!
-    const w5 = words[w + 5]!
-    const w6 = words[w + 6]!
-    const w7 = words[w + 7]!
+    const w0 = words[w]
+    const w1 = words[w + 1]
+    const w2 = words[w + 2]
+    const w3 = words[w + 3]
+    const w4 = words[w + 4]
+    const w5 = words[w + 5]
+    const w6 = words[w + 6]
+    const w7 = words[w + 7]
     low += (w0 & 0xffff) + (w1 & 0xffff) + (w2 & 0xffff) + (w3 & 0xffff)
     high += (w0 >>> 16) + (w1 >>> 16) + (w2 >>> 16) + (w3 >>> 16)
     low += (w4 & 0xffff) + (w5 & 0xffff) + (w6 & 0xffff) + (w7 & 0xffff)
     high += (w4 >>> 16) + (w5 >>> 16) + (w6 >>> 16) + (w7 >>> 16)
   }
   for (; n > 0; n--, w++) {
-    low += words[w]! & 0xffff
-    high += words[w]! >>> 16
+    low += words[w] & 0xffff
+    high += words[w] >>> 16
   }
   if (end - at >= 2) {
-    t += b[at]! | (b[at + 1]! << 8)
+    t += b[at] | (b[at + 1] << 8)
     at += 2
   }
-  if (at < end) t += b[at]!
+  if (at < end) t += b[at]
   t = fold(t + fold(low) + fold(high))
   // `t` began at an even position of the data when there was no edge: swap it into network order. Behind an edge
   // byte everything is shifted by one, so memory order is network order already.

@@ -36,8 +36,8 @@ export const PROHIBITED = 13
 export const IN_TRANSIT = 0
 export const REASSEMBLY = 1
 
-export const type = (b: Uint8Array, o: number): number => b[o + TYPE]!
-export const code = (b: Uint8Array, o: number): number => b[o + CODE]!
+export const type = (b: Uint8Array, o: number): number => b[o + TYPE]
+export const code = (b: Uint8Array, o: number): number => b[o + CODE]
 export const checksum = (b: Uint8Array, o: number): number => be16(b, o + CHECKSUM)
 /** Of echo and echo reply. */
 export const id = (b: Uint8Array, o: number): number => be16(b, o + ID)

@@ -24,17 +24,17 @@ export const ICMP = 1
 export const TCP = 6
 export const UDP = 17
 
-export const version = (b: Uint8Array, o: number): number => b[o + VERSION_IHL]! >>> 4
-export const headerLength = (b: Uint8Array, o: number): number => (b[o + VERSION_IHL]! & 15) << 2
-export const tos = (b: Uint8Array, o: number): number => b[o + TOS]!
+export const version = (b: Uint8Array, o: number): number => b[o + VERSION_IHL] >>> 4
+export const headerLength = (b: Uint8Array, o: number): number => (b[o + VERSION_IHL] & 15) << 2
+export const tos = (b: Uint8Array, o: number): number => b[o + TOS]
 export const totalLength = (b: Uint8Array, o: number): number => be16(b, o + TOTAL)
 export const id = (b: Uint8Array, o: number): number => be16(b, o + ID)
-export const dontFragment = (b: Uint8Array, o: number): boolean => (b[o + FRAGMENT]! & 0x40) !== 0
-export const moreFragments = (b: Uint8Array, o: number): boolean => (b[o + FRAGMENT]! & 0x20) !== 0
+export const dontFragment = (b: Uint8Array, o: number): boolean => (b[o + FRAGMENT] & 0x40) !== 0
+export const moreFragments = (b: Uint8Array, o: number): boolean => (b[o + FRAGMENT] & 0x20) !== 0
 /** In bytes. */
 export const fragmentOffset = (b: Uint8Array, o: number): number => (be16(b, o + FRAGMENT) & 0x1fff) << 3
-export const ttl = (b: Uint8Array, o: number): number => b[o + TTL]!
-export const protocol = (b: Uint8Array, o: number): number => b[o + PROTO]!
+export const ttl = (b: Uint8Array, o: number): number => b[o + TTL]
+export const protocol = (b: Uint8Array, o: number): number => b[o + PROTO]
 export const checksum = (b: Uint8Array, o: number): number => be16(b, o + CHECKSUM)
 export const src = (b: Uint8Array, o: number): number => be32(b, o + SRC)
 export const dst = (b: Uint8Array, o: number): number => be32(b, o + DST)
@@ -62,7 +62,7 @@ export const sound = (b: Uint8Array, o: number): boolean => finish(sum(b, o, hea
 /** One hop: TTL less one, checksum updated (RFC 1812 §5.3.1). The caller has seen that it is above one. */
 export function hop(b: Uint8Array, o: number): void {
   const before = be16(b, o + TTL)
-  b[o + TTL] = b[o + TTL]! - 1
+  b[o + TTL] = b[o + TTL] - 1
   put16(b, o + CHECKSUM, update(be16(b, o + CHECKSUM), before, before - 0x100))
 }
 

@@ -37,8 +37,8 @@ export const dstPort = (b: Uint8Array, o: number): number => be16(b, o + DST)
 export const seq = (b: Uint8Array, o: number): Seq => be32(b, o + SEQ) as Seq
 export const ack = (b: Uint8Array, o: number): Seq => be32(b, o + ACK_NUMBER) as Seq
 /** Header with options, in bytes. */
-export const headerLength = (b: Uint8Array, o: number): number => (b[o + OFFSET]! >>> 4) << 2
-export const flags = (b: Uint8Array, o: number): number => b[o + FLAGS]!
+export const headerLength = (b: Uint8Array, o: number): number => (b[o + OFFSET] >>> 4) << 2
+export const flags = (b: Uint8Array, o: number): number => b[o + FLAGS]
 /** As it stands, not scaled. */
 export const window = (b: Uint8Array, o: number): number => be16(b, o + WINDOW)
 export const checksum = (b: Uint8Array, o: number): number => be16(b, o + CHECKSUM)
@@ -128,17 +128,17 @@ export function readOptions(b: Uint8Array, o: number): void {
   const end = o + headerLength(b, o)
   let at = o + TCP
   while (at < end) {
-    const kind = b[at]!
+    const kind = b[at]
     if (kind === END) return
     if (kind === NOP) {
       at++
       continue
     }
     if (at + 1 >= end) return
-    const length = b[at + 1]!
+    const length = b[at + 1]
     if (length < 2 || at + length > end) return
     if (kind === OPTION_MSS && length === 4) options.mss = be16(b, at + 2)
-    else if (kind === OPTION_SCALE && length === 3) options.scale = Math.min(14, b[at + 2]!)
+    else if (kind === OPTION_SCALE && length === 3) options.scale = Math.min(14, b[at + 2])
     else if (kind === OPTION_SACK_PERMITTED && length === 2) options.sackPermitted = true
     else if (kind === OPTION_TIMESTAMPS && length === 10) {
       options.timestamps = true

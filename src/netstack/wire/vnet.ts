@@ -23,8 +23,8 @@ export const GSO_TCPV6 = 4
 export const GSO_UDP_L4 = 5
 export const GSO_ECN = 0x80
 
-export const flags = (b: Uint8Array, o: number): number => b[o + FLAGS]!
-export const gsoType = (b: Uint8Array, o: number): number => b[o + GSO_TYPE]!
+export const flags = (b: Uint8Array, o: number): number => b[o + FLAGS]
+export const gsoType = (b: Uint8Array, o: number): number => b[o + GSO_TYPE]
 export const headerLength = (b: Uint8Array, o: number): number => le16(b, o + HEADER_LENGTH)
 export const gsoSize = (b: Uint8Array, o: number): number => le16(b, o + GSO_SIZE)
 export const csumStart = (b: Uint8Array, o: number): number => le16(b, o + CSUM_START)

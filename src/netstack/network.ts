@@ -1,0 +1,364 @@
+/**
+ * A network: one subnet, one switch, one gateway, composed. The only wiring file of the engine.
+ *
+ * Owns: the parts and their order of construction, references of host sockets (kind and index), time's distribution, rows for people.
+ * Never does: anything with a packet that a part could do.
+ * Everything is allocated here; after that only people's rows, warnings, and the services' own bounded memory are.
+ *
+ * The data plane calls: `receive` for each frame, `flush` at the end of a burst, `ready` for a socket's event, `tick` when
+ * `nextWake` has come. host.now() stands still during a call.
+ */
+import type { NetworkConfig, StatsAnswer } from '../dataplane/protocol.ts'
+import type { FlowRow } from '../plugins/contract.ts'
+import { type DhcpDrop, DhcpServer, dhcpDrops } from './dhcp/server.ts'
+import { type DnsDrop, DnsServer, dnsDrops } from './dns/server.ts'
+import { DEFAULT_LIMITS, type Limits, type RelayContext } from './flow/context.ts'
+import { Publishes, type PublishRequest } from './flow/publish.ts'
+import type { Relay } from './flow/relay.ts'
+import { FlowTable, ICMP, OUT, TCP, UDP } from './flow/table.ts'
+import { Frame } from './frame.ts'
+import { Gateway } from './gateway/gateway.ts'
+import { IcmpErrors } from './gateway/icmp.ts'
+import { Out } from './gateway/out.ts'
+import type { Host, Ref } from './host.ts'
+import { PingRelay } from './ping/relay.ts'
+import { Fdb } from './switch/fdb.ts'
+import { type Port, ROLE, type Role } from './switch/port.ts'
+import { type Identity, Ports } from './switch/ports.ts'
+import { Switch } from './switch/switch.ts'
+import { LocalStreams } from './tcp/local.ts'
+import { TcpRelay } from './tcp/relay.ts'
+import { Timers } from './timers.ts'
+import { DROP, Drops } from './trace/drops.ts'
+import { UdpRelay } from './udp/relay.ts'
+import { put32 } from './wire/bytes.ts'
+import { parseMac } from './wire/ethernet.ts'
+import { addressText, parseAddress, parseSubnet } from './wire/ipv4.ts'
+import { parse } from './wire/parse.ts'
+
+// A reference of a host socket: what it belongs to, and which one of those.
+const KIND_FLOW = 0
+const KIND_PUBLISH = 1
+const KIND_DNS = 2
+const KIND_BITS = 2
+const KIND_MASK = (1 << KIND_BITS) - 1
+
+/** How often services, reassembly and the forwarding database are told the time, in ms. */
+const HOUSEKEEPING = 1000
+const MACS_MAX = 8192
+/** First 16 bits of the gateway's MAC: locally administered, and no VM's prefix. The rest is its address. */
+const GATEWAY_HI = 0x026e
+
+export interface AttachOptions {
+  readonly id: string
+  readonly role: Role
+  /** The VM's name. */
+  readonly name: string
+  readonly mac: string
+  readonly address: string
+  /** Its client holds the lease already. */
+  readonly bound: boolean
+  readonly port: Port
+}
+
+export class Network {
+  readonly #host: Host
+  readonly #b: Uint8Array
+  readonly #frame = new Frame()
+  readonly #ports: Ports
+  readonly #drops: Drops
+  readonly #flows: FlowTable
+  readonly #timers: Timers
+  readonly #switch: Switch
+  readonly #gateway: Gateway
+  readonly #tcp: TcpRelay
+  readonly #udp: UdpRelay
+  readonly #ping: PingRelay
+  readonly #local: LocalStreams
+  readonly #dhcp: DhcpServer
+  readonly #dns: DnsServer
+  readonly #publishes: Publishes
+  #housekeepingAt = 0
+
+  constructor(host: Host, config: NetworkConfig, limits: Partial<Limits> = {}) {
+    const { arena } = host
+    const l: Limits = { ...DEFAULT_LIMITS, ...limits }
+    const { base: subnet, mask } = parseSubnet(config.subnet)
+    const gateway = parseAddress(config.gateway)
+    const hostAddress = parseAddress(config.hostAddress)
+    const services = parseAddress(config.services)
+    const { mtu, isolated } = config
+    const net = { subnet, mask, gateway, services, hostAddress, gatewayHi: GATEWAY_HI, gatewayLo: gateway, isolated }
+    this.#host = host
+    this.#b = arena.bytes
+    const ports = new Ports(l.ports)
+    const drops = new Drops(l.ports)
+    const flows = new FlowTable(l.flows, l.ports, host.random32())
+    const timers = new Timers(l.flows, host.now())
+    const fdb = new Fdb(Math.min(MACS_MAX, powerOfTwo(l.ports * l.macsPerPort)), l.ports, host.random32())
+    const sw = new Switch(host, arena, ports, fdb, drops, { ...net, macsPerPort: l.macsPerPort })
+    const errors = (out: Out): IcmpErrors =>
+      new IcmpErrors(host, arena, out, flows, drops, l.ports, gateway, subnet | ~mask, l.icmpPerSecond)
+    const out = new Out(host, arena, sw, ports, flows, errors, { ...net, mtu, icmpPerSecond: l.icmpPerSecond })
+    const farAt = arena.alloc(16)
+    const context: RelayContext = {
+      host,
+      arena,
+      flows,
+      timers,
+      egress: out,
+      drops,
+      limits: l,
+      mtu,
+      ref: (i) => (i << KIND_BITS) | KIND_FLOW,
+      far: (i) => {
+        put32(arena.bytes, farAt, flows.far0[i])
+        put32(arena.bytes, farAt + 4, flows.far1[i])
+        put32(arena.bytes, farAt + 8, flows.far2[i])
+        put32(arena.bytes, farAt + 12, flows.far3[i])
+        return farAt
+      },
+    }
+    this.#ports = ports
+    this.#drops = drops
+    this.#flows = flows
+    this.#timers = timers
+    this.#switch = sw
+    this.#local = new LocalStreams(host, (ref) => flows.port[ref >> KIND_BITS])
+    this.#tcp = new TcpRelay({ ...context, host: this.#local })
+    this.#udp = new UdpRelay(context)
+    this.#ping = new PingRelay(context)
+    this.#gateway = new Gateway(
+      context,
+      arena,
+      out,
+      sw,
+      ports,
+      { tcp: this.#tcp, udp: this.#udp, ping: this.#ping },
+      net,
+    )
+    sw.connect(this.#gateway)
+    this.#gateway.allowHostPorts(config.allowHostPorts)
+    this.#publishes = new Publishes(
+      context,
+      ports,
+      this.#tcp,
+      this.#udp,
+      net,
+      (index) => (index << KIND_BITS) | KIND_PUBLISH,
+    )
+    const { reply } = this.#gateway
+    this.#dhcp = new DhcpServer(
+      host,
+      reply,
+      (port, reason: DhcpDrop) => drops.countNamed(port, reason, dhcpDrops[reason]),
+      config,
+    )
+    this.#dns = new DnsServer(
+      {
+        host,
+        reply,
+        drop: (port, reason: DnsDrop) => drops.countNamed(port, reason, dnsDrops[reason]),
+        ref: (index) => (index << KIND_BITS) | KIND_DNS,
+      },
+      config,
+    )
+    this.#gateway.connect({ dhcp: this.#dhcp, dns: this.#dns })
+    this.#local.listen(services, 53, this.#dns)
+    this.#local.listen(gateway, 53, this.#dns)
+  }
+
+  // -- ports --------------------------------------------------------------------------------------------------------
+
+  /**
+   * @returns the port's index, stable until `detach`. A second attach of an id replaces its Port: leases stay, and flows
+   * too unless its address is another one.
+   * @throws RangeError when addresses cannot be read, every index is taken, or there is a host port already
+   */
+  attach(a: AttachOptions): number {
+    const { hi, lo } = parseMac(a.mac)
+    const address = parseAddress(a.address.split('/')[0])
+    const who: Identity = { id: a.id, role: a.role, name: a.name, macHi: hi, macLo: lo, address }
+    let index = this.#ports.indexOf(a.id)
+    if (index >= 0) {
+      if (this.#ports.address[index] !== address) this.#abortFlows(index)
+      this.#switch.release(index)
+      this.#ports.replace(index, who, a.port)
+    } else {
+      index = this.#ports.add(who, a.port)
+      this.#drops.clear(index)
+    }
+    this.#switch.assign(index)
+    if (a.role === ROLE.vm) {
+      const text = addressText(address)
+      this.#dhcp.bind(index, { name: a.name, mac: a.mac, address: text, bound: a.bound })
+      this.#dns.bind(index, a.name, text)
+    }
+    return index
+  }
+
+  detach(index: number): void {
+    if (index < 0 || index >= this.#ports.end || this.#ports.port[index] === null) return
+    this.#abortFlows(index)
+    this.#gateway.detach(index)
+    this.#dhcp.unbind(index)
+    this.#dns.unbind(index)
+    this.#ports.remove(index)
+    this.#switch.release(index)
+  }
+
+  #abortFlows(port: number): void {
+    for (let i = this.#flows.oldest(port); i >= 0; i = this.#flows.oldest(port)) this.#relayOf(i).abort(i)
+  }
+
+  // -- from the data plane ------------------------------------------------------------------------------------------
+
+  /** One Ethernet frame at (off, len) of the arena; when the port has offloads its vnet header lies VNET bytes before it. */
+  receive(index: number, off: number, len: number): void {
+    const ports = this.#ports
+    const port = ports.port[index]
+    if (port === null || port === undefined) return this.#drops.count(-1, DROP['port-gone'])
+    ports.framesIn[index]++
+    ports.bytesIn[index] += len
+    const f = this.#frame
+    f.off = off
+    f.len = len
+    f.port = index
+    const bad = parse(this.#b, f, port.offload)
+    if (bad !== 0) return this.#drops.count(index, bad)
+    this.#switch.receive(f)
+    this.#local.turn(this.#readyLocal)
+  }
+
+  /** The end of a burst of frames: acknowledgments that are owed go out. */
+  flush(): void {
+    this.#tcp.flush()
+  }
+
+  /** A host socket has something. True: call again this turn, its budget is spent. */
+  ready(ref: Ref, events: number): boolean {
+    const again = this.#ready(ref, events)
+    this.#local.turn(this.#readyLocal)
+    return again
+  }
+
+  readonly #readyLocal = (ref: Ref, events: number): void => {
+    this.#ready(ref, events)
+  }
+
+  #ready(ref: Ref, events: number): boolean {
+    const index = ref >> KIND_BITS
+    switch (ref & KIND_MASK) {
+      case KIND_FLOW:
+        return this.#flows.inUse(index) && this.#relayOf(index).ready(index, events)
+      case KIND_PUBLISH:
+        return this.#publishes.ready(index)
+      case KIND_DNS:
+        return this.#dns.ready(index, events)
+      default:
+        return false
+    }
+  }
+
+  #relayOf(i: number): Relay {
+    switch (this.#flows.proto[i]) {
+      case TCP:
+        return this.#tcp
+      case UDP:
+        return this.#udp
+      default:
+        return this.#ping
+    }
+  }
+
+  readonly #expire = (i: number): void => this.#relayOf(i).expire(i)
+
+  /** Timers that are due fire. */
+  tick(): void {
+    const now = this.#host.now()
+    this.#timers.advance(now, this.#expire)
+    if (this.#dns.wake() <= now) this.#dns.tick(now)
+    if (now >= this.#housekeepingAt) {
+      this.#housekeepingAt = now + HOUSEKEEPING
+      this.#dhcp.tick(now)
+      this.#dns.tick(now)
+      this.#gateway.tick(now)
+      this.#switch.tick(now)
+    }
+    this.#local.turn(this.#readyLocal)
+  }
+
+  /** When `tick` is due next, in ms of host.now(); Infinity when nothing runs. What is owed to guests goes out before the sleep. */
+  nextWake(): number {
+    this.flush()
+    if (this.#ports.end === 0) return Infinity
+    return Math.min(this.#timers.nextWake(), this.#dns.wake(), this.#housekeepingAt)
+  }
+
+  // -- control ------------------------------------------------------------------------------------------------------
+
+  /** Forward a host socket to a VM: a listening TCP socket or a bound UDP one, which is the network's from now on. */
+  publish(p: PublishRequest): void {
+    this.#publishes.add(p)
+  }
+
+  /** Close it. UDP flows end with it, TCP connections go on. */
+  unpublish(id: string): void {
+    this.#publishes.remove(id)
+  }
+
+  /** The host's name servers; what cannot be used is left out, with a warning. */
+  setResolvers(list: readonly string[]): void {
+    for (const text of this.#dns.setServers(list))
+      this.#host.notify({ type: 'warning', message: `${text} cannot be used as a name server` })
+  }
+
+  /** Ports of the host's loopback that VMs may reach at the host's address, from now on. Flows that exist go on. */
+  allowHostPorts(list: readonly number[]): void {
+    this.#gateway.allowHostPorts(list)
+  }
+
+  // -- for people ---------------------------------------------------------------------------------------------------
+
+  stats(): StatsAnswer {
+    return {
+      flows: this.#flowRows(),
+      leases: this.#dhcp.rows(),
+      drops: this.#drops.rows((port) => this.#ports.name[port]),
+      ports: this.#ports.rows(),
+      warnings: [],
+    }
+  }
+
+  #flowRows(): FlowRow[] {
+    const flows = this.#flows
+    const now = this.#host.now()
+    const rows: FlowRow[] = []
+    for (let i = 0; i < flows.capacity; i++) {
+      if (!flows.inUse(i)) continue
+      const proto = flows.proto[i]
+      const guest = addressText(flows.guest3[i])
+      const peer = addressText(flows.peer3[i])
+      rows.push({
+        proto: proto === TCP ? 'tcp' : proto === UDP ? 'udp' : 'icmp',
+        vm: this.#ports.name[flows.port[i]],
+        guest: proto === ICMP ? guest : `${guest}:${flows.guestPort[i]}`,
+        peer: proto === ICMP ? peer : `${peer}:${flows.peerPort[i]}`,
+        direction: flows.direction[i] === OUT ? 'out' : 'in',
+        state: this.#relayOf(i).stateName(i),
+        ageMs: now - flows.createdAt[i],
+        idleMs: now - flows.usedAt[i],
+        bytesOut: flows.bytesOut[i],
+        bytesIn: flows.bytesIn[i],
+      })
+    }
+    return rows
+  }
+
+  /** Refusals, by port and reason. */
+  get drops(): Drops {
+    return this.#drops
+  }
+}
+
+const powerOfTwo = (n: number): number => 2 ** Math.ceil(Math.log2(n))

@@ -1,0 +1,195 @@
+/**
+ * The ping relay: a guest's echo requests leave by an ICMP socket of the host, and the answers come back under the guest's id.
+ *
+ * A flow is (guest, its echo id, destination). Owns: its socket, the id's translation (the kernel puts in its own), idle time,
+ * errors (time exceeded, unreachable) with the address of the router that said them, so that ICMP traceroute works.
+ * Never does: any other ICMP message. Idle time: 60 s (RFC 5508 REQ-2's minimum).
+ */
+import type { RelayContext } from '../flow/context.ts'
+import type { Relay } from '../flow/relay.ts'
+import { ICMP } from '../flow/table.ts'
+import { isMapped, mapped } from '../flow/tuple.ts'
+import type { Frame } from '../frame.ts'
+import { EACCES, EAGAIN, EHOSTUNREACH, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
+import { DROP } from '../trace/drops.ts'
+import * as icmp from '../wire/icmp.ts'
+import * as ipv4 from '../wire/ipv4.ts'
+
+export const IDLE = 60_000
+
+const EPERM = 1
+const ORDINARY_TTL = 48
+const DEFAULT_TTL = 64
+
+export class PingRelay implements Relay {
+  readonly #x: RelayContext
+  readonly #b: Uint8Array
+  readonly #ttl: Uint8Array
+  readonly #answered: Uint8Array
+  /** Sequence number of the request that was sent last. */
+  readonly #sequence: Uint16Array
+  readonly #perPort: Int32Array
+  readonly #offender: number
+  #warned = false
+
+  constructor(x: RelayContext) {
+    this.#x = x
+    this.#b = x.arena.bytes
+    this.#ttl = new Uint8Array(x.flows.capacity)
+    this.#answered = new Uint8Array(x.flows.capacity)
+    this.#sequence = new Uint16Array(x.flows.capacity)
+    this.#perPort = new Int32Array(x.limits.ports)
+    this.#offender = x.arena.alloc(16)
+  }
+
+  /** Room for a flow of this port? Gives up the oldest ping if need be. */
+  makeRoom(port: number): boolean {
+    const { flows, limits, drops } = this.#x
+    if (this.#perPort[port] < limits.pingFlowsPerVm && flows.ofPort(port) < limits.flowsPerVm) return true
+    let i = flows.oldest(port)
+    while (i >= 0 && flows.proto[i] !== ICMP) i = flows.newer(i)
+    if (i < 0) {
+      drops.count(port, DROP['flow-limit'])
+      return false
+    }
+    drops.count(port, DROP['ping-evicted'])
+    this.abort(i)
+    return true
+  }
+
+  open(i: number, f: Frame): void {
+    const { flows, host, timers, drops, egress } = this.#x
+    this.#ttl[i] = DEFAULT_TTL
+    this.#answered[i] = 0
+    this.#perPort[flows.port[i]]++
+    const sock = host.pingOpen(this.#x.far(i))
+    if (sock < 0) {
+      const forbidden = sock === -EACCES || sock === -EPERM
+      drops.count(f.port, DROP[forbidden ? 'ping-forbidden' : 'host-socket'])
+      if (forbidden) this.#warn()
+      egress.icmpError(f, icmp.UNREACHABLE, forbidden ? icmp.PROHIBITED : this.#codeOf(-sock), 0, 0)
+      return this.#remove(i)
+    }
+    flows.sock[i] = sock
+    timers.set(i, host.now() + IDLE)
+    host.watch(sock, this.#x.ref(i))
+    this.receive(i, f)
+  }
+
+  #warn(): void {
+    if (this.#warned) return
+    this.#warned = true
+    this.#x.host.notify({
+      type: 'warning',
+      message:
+        'VMs cannot ping the outside: this user may not open ICMP sockets (sysctl net.ipv4.ping_group_range opens them)',
+    })
+  }
+
+  /** A ping is begun by a guest only. */
+  accept(i: number): void {
+    this.#x.flows.remove(i)
+  }
+
+  receive(i: number, f: Frame): void {
+    const { flows, host, drops, egress } = this.#x
+    const b = this.#b
+    if (!icmp.sound(b, f.l4, f.l4len)) return drops.count(f.port, DROP.checksum)
+    flows.touch(i, host.now())
+    flows.bytesOut[i] += f.l4len
+    const sock = flows.sock[i]
+    const arrived = ipv4.ttl(b, f.l3)
+    const ttl = arrived > ORDINARY_TTL ? DEFAULT_TTL : arrived - 1
+    if (this.#ttl[i] !== ttl) {
+      this.#ttl[i] = ttl
+      host.setTtl(sock, ttl)
+    }
+    this.#sequence[i] = icmp.sequence(b, f.l4)
+    let r = host.pingSend(sock, f.l4, f.l4len)
+    if (r < 0 && r !== -EAGAIN) {
+      // An earlier request's error may have taken this call's place.
+      this.#reportErrors(i)
+      r = host.pingSend(sock, f.l4, f.l4len)
+    }
+    if (r >= 0) return
+    drops.count(f.port, DROP['host-send'])
+    if (r !== -EAGAIN && this.#reportErrors(i) === 0)
+      egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(-r), 0, 0, this.#second(i, this.#sequence[i]))
+  }
+
+  #codeOf(errno: number): number {
+    if (errno === ENETUNREACH) return icmp.NET
+    return errno === EACCES || errno === EPERM ? icmp.PROHIBITED : icmp.HOST
+  }
+
+  /** The second word of a quoted echo request. */
+  #second(i: number, sequence: number): number {
+    return (this.#x.flows.guestPort[i] << 16) | sequence
+  }
+
+  ready(i: number, events: number): boolean {
+    const { flows, host, egress, limits } = this.#x
+    const b = this.#b
+    if ((events & (FAILED | HANGUP)) !== 0) this.#reportErrors(i)
+    const at = egress.l4at(4)
+    for (let n = 0; n < limits.datagramsPerTurn; n++) {
+      const len = host.pingRecv(flows.sock[i], at, egress.l4max)
+      if (len < 0) {
+        if (len === -EAGAIN) return false
+        this.#reportErrors(i)
+        continue
+      }
+      if (len < icmp.ICMP || icmp.type(b, at) !== icmp.ECHO_REPLY) continue
+      icmp.setId(b, at, flows.guestPort[i])
+      this.#answered[i] = 1
+      flows.touch(i, host.now())
+      flows.bytesIn[i] += len
+      egress.flow(i, len, icmp.CHECKSUM, 0, 0, icmp.ICMP)
+    }
+    return true
+  }
+
+  #reportErrors(i: number): number {
+    const { flows, host, egress, limits } = this.#x
+    const b = this.#b
+    let n = 0
+    while (n < limits.datagramsPerTurn && host.recvError(flows.sock[i], this.#offender) > 0) {
+      n++
+      const { type, code, errno, mtu, sequence } = host.icmp
+      const second = this.#second(i, sequence >= 0 ? sequence : this.#sequence[i])
+      if (type === 0 && code === 0) {
+        if (errno === EHOSTUNREACH || errno === ENETUNREACH || errno === EACCES)
+          egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(errno), 0, 0, second)
+        continue
+      }
+      const from = isMapped(b, this.#offender) ? mapped(b, this.#offender) : 0
+      const info = type === icmp.UNREACHABLE && code === icmp.FRAGMENTATION_NEEDED ? mtu : 0
+      egress.icmpErrorOfFlow(i, type, code, info, ipv4.isLoopback(from) ? 0 : from, second)
+    }
+    if (n === 0) host.error(flows.sock[i])
+    return n
+  }
+
+  expire(i: number): void {
+    const { flows, timers, host } = this.#x
+    const due = flows.usedAt[i] + IDLE
+    if (due > host.now()) timers.set(i, due)
+    else this.#remove(i)
+  }
+
+  abort(i: number): void {
+    this.#remove(i)
+  }
+
+  #remove(i: number): void {
+    const { flows, timers, host } = this.#x
+    if (flows.sock[i] >= 0) host.close(flows.sock[i])
+    timers.clear(i)
+    this.#perPort[flows.port[i]]--
+    flows.remove(i)
+  }
+
+  stateName(i: number): string {
+    return this.#answered[i] === 1 ? 'answered' : 'waiting'
+  }
+}
