@@ -6,7 +6,15 @@
  */
 import { getRandomValues } from 'node:crypto'
 import type { Arena } from '../netstack/arena.ts'
-import type { Host, IcmpError, NetstackEvent, Ref, RouteKind, Sock } from '../netstack/host.ts'
+import {
+  type Host,
+  type IcmpError,
+  type NetstackEvent,
+  type Ref,
+  type RouteKind,
+  type Sock,
+  WRITABLE,
+} from '../netstack/host.ts'
 import { setNonblock } from '../sys/fd.ts'
 import { getOption, SO_ERROR, SOL_SOCKET } from '../sys/socket.ts'
 import { PingSockets, SHARE } from './ping.ts'
@@ -93,6 +101,11 @@ export class DataPlaneHost implements Host {
 
   armWrite(sock: Sock): void {
     if (sock < SHARE) this.sockets.armWrite(sock)
+  }
+
+  /** An event of a socket is about to be told: a datagram socket's wish for write space is fulfilled by it. */
+  delivering(sock: Sock, events: number): void {
+    if (events & WRITABLE && sock < SHARE && this.sockets.kind[sock] !== KIND.tcp) this.sockets.disarm(sock)
   }
 
   close(sock: Sock): void {

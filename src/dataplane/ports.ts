@@ -26,8 +26,11 @@ const BURST = 32
 /** Bytes in flight to a veth: several frames of 64 KiB with their overhead. */
 const SEND_BUFFER = 4 << 20
 
-/** Takes a frame that lies at the receive slot: `network.receive` with the port's index put in. */
-export type Receive = (port: number, len: number, vnet: boolean) => void
+/** What a port needs of the network (netstack/network.ts). */
+export interface Receiver {
+  receive(index: number, off: number, len: number): void
+  flush(): void
+}
 
 export interface NicOptions {
   readonly fd: number
@@ -38,10 +41,10 @@ export interface NicOptions {
   readonly base: number
   /** The frame offset of the slot to read into; shared by all ports. */
   readonly slot: number
-  readonly receive: Receive
+  readonly network: Receiver
 }
 
-abstract class NicPort implements Port {
+export abstract class NicPort implements Port {
   readonly offload: boolean
   protected readonly fd: number
   protected readonly base: number
@@ -49,7 +52,7 @@ abstract class NicPort implements Port {
   protected readonly header: number
   readonly #reactor: Reactor
   readonly #slot: number
-  readonly #receive: Receive
+  readonly #network: Receiver
   readonly #arena: Arena
   #watched = false
   /** The switch's index for it; set when it is attached. */
@@ -64,7 +67,7 @@ abstract class NicPort implements Port {
     this.header = o.vnetHdr ? VNET : 0
     this.#reactor = o.reactor
     this.#slot = o.slot
-    this.#receive = o.receive
+    this.#network = o.network
     this.#arena = o.arena
     setNonblock(o.fd, true)
   }
@@ -89,23 +92,29 @@ abstract class NicPort implements Port {
     this.#watched = false
   }
 
+  /** Is it the one over this descriptor? */
+  is(fd: number): boolean {
+    return this.fd === fd
+  }
+
   #read(): void {
     const header = this.header
     const at = this.base + this.#slot - header
     for (let n = 0; n < BURST; n++) {
       const len = this.get(at, FRAME_MAX + header)
       if (len < 0) {
-        if (len === -EAGAIN || len === -EINTR) return
+        if (len === -EAGAIN || len === -EINTR) break
         this.errors++
         this.#stop()
-        return
+        break
       }
       if (len <= header) continue
       if (header === 0) this.#arena.bytes.fill(0, this.#slot - VNET, this.#slot)
-      this.#receive(this.index, len - header, this.offload)
+      this.#network.receive(this.index, this.#slot, len - header)
       // The frame may have led to this port's end.
-      if (!this.#watched) return
+      if (!this.#watched) break
     }
+    this.#network.flush()
   }
 
   transmit(off: number, len: number): number {

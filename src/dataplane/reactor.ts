@@ -95,6 +95,11 @@ export class Reactor implements ControlReactor {
     this.#serial[fd] = 0
   }
 
+  /** Tells one registration of a descriptor's number from the next; 0 when there is none. */
+  serialOf(fd: number): number {
+    return fd < this.capacity ? (this.#serial[fd] as number) : 0
+  }
+
   // -- a turn --------------------------------------------------------------------------------------------------------
 
   /** Wait at most `timeout` ms and return how many events were collected; `dispatch` hands them out. */

@@ -1,0 +1,295 @@
+/**
+ * The data plane of one network: the engine joined to nics, host sockets and the control socket, and the loop that drives them.
+ *
+ * Owns: what each control message means, which descriptors are nics, the order of a turn, what happens when something throws.
+ * Never does: anything with a frame, a flow or a byte of the control socket.
+ *
+ * A turn: wait (not longer than the next timer), the clock once, what is ready (each nic a burst, each socket its budget), what asked to be
+ * called again, timers, acknowledgments owed. A socket that was not finished makes the next wait return at once, so nobody waits for
+ * it longer than one turn.
+ *
+ * Faults: an exception in a nic's burst or a socket's turn is a mistake of ours. It ends that turn, is counted as the drop `fault`, is logged
+ * (not more often than LOG_EVERY) and everybody else goes on. An exception anywhere else ends the process; the daemon starts it again.
+ */
+
+import type { Arena } from '../netstack/arena.ts'
+import type { NetstackEvent, Ref } from '../netstack/host.ts'
+import { Network } from '../netstack/network.ts'
+import { ROLE } from '../netstack/switch/port.ts'
+import { close } from '../sys/fd.ts'
+import { DataPlaneHost } from './host.ts'
+import { type NicPort, PacketPort, TapPort } from './ports.ts'
+import {
+  type EventMessage,
+  type HelloAnswer,
+  type NetworkConfig,
+  PROTOCOL_VERSION,
+  type Request,
+  type StatsAnswer,
+} from './protocol.ts'
+import type { Reactor } from './reactor.ts'
+
+/** The longest sleep, in ms: the control socket's file is looked at, and housekeeping is due about as often. */
+const SLEEP_MAX = 1000
+/** A timer that was set since the last look at all of them is at most this late, in ms (netstack/timers.ts TICK). */
+const TIMER_GRAIN = 4
+const WARNINGS_KEPT = 50
+const LOG_EVERY = 1000
+/** Sockets that may ask to be called again in one turn; more of them wait for their next event. */
+const AGAIN_MAX = 4096
+
+type Attach = Extract<Request, { op: 'attach' }>
+type Publish = Extract<Request, { op: 'publish' }>
+
+export interface PlaneOptions {
+  readonly reactor: Reactor
+  readonly arena: Arena
+  readonly log: (line: string) => void
+  readonly notify: (event: EventMessage) => void
+  /** Asked about once a second; false ends the loop. */
+  readonly wanted: () => boolean
+}
+
+export class Plane {
+  readonly #o: PlaneOptions
+  readonly #reactor: Reactor
+  readonly #host: DataPlaneHost
+  readonly #slot: number
+  readonly #nics = new Map<string, NicPort>()
+  readonly #idOfPort: string[] = []
+  readonly #publishes = new Map<string, string>()
+  readonly #warnings: string[] = []
+  #config: NetworkConfig | undefined
+  #network: Network | undefined
+  #stopping = false
+  // Sockets to be called again, as columns; a serial tells that the descriptor is still the same socket.
+  readonly #againRef = new Int32Array(AGAIN_MAX)
+  readonly #againFd = new Int32Array(AGAIN_MAX)
+  readonly #againSerial = new Int32Array(AGAIN_MAX)
+  readonly #againEvents = new Int32Array(AGAIN_MAX)
+  #again = 0
+  #faults = 0
+  #loggedAt = Number.NEGATIVE_INFINITY
+
+  constructor(o: PlaneOptions) {
+    this.#o = o
+    this.#reactor = o.reactor
+    this.#host = new DataPlaneHost(o.reactor, o.arena, (e) => this.#event(e))
+    this.#slot = o.arena.slot()
+    o.reactor.onSocket = (ref, events, fd) => this.#ready(ref, events, fd)
+    o.reactor.onFault = (error, fd) => this.#fault(error, fd)
+  }
+
+  // -- control -------------------------------------------------------------------------------------------------------
+
+  /** Carry a control message out. Owns `fds`, also when it throws. */
+  handle(r: Request, fds: readonly number[]): unknown {
+    try {
+      switch (r.op) {
+        case 'hello':
+          return this.#hello()
+        case 'configure':
+          return this.#configure(r.network, r.resolvers)
+        case 'attach':
+          return this.#attach(r, taken(fds))
+        case 'detach':
+          return this.#detach(r.id)
+        case 'publish':
+          return this.#publish(r, taken(fds))
+        case 'unpublish':
+          if (this.#publishes.delete(r.id)) this.#network?.unpublish(r.id)
+          return
+        case 'rawIcmp':
+          return this.#host.adoptRawIcmp(taken(fds))
+        case 'stats':
+          return this.#stats()
+        case 'stop':
+          this.#stopping = true
+          return
+        default:
+          throw new Error(`unknown operation ${(r as { op?: unknown }).op}`)
+      }
+    } catch (error) {
+      for (const fd of fds) close(fd)
+      throw error
+    }
+  }
+
+  #hello(): HelloAnswer {
+    return {
+      version: PROTOCOL_VERSION,
+      pid: process.pid,
+      attachments: [...this.#nics.keys()],
+      publishes: [...this.#publishes.keys()],
+      configured: this.#network !== undefined,
+    }
+  }
+
+  #configure(config: NetworkConfig, resolvers: readonly string[]): void {
+    if (this.#network === undefined) this.#network = new Network(this.#host, config)
+    else if (fixed(config) !== fixed(this.#config as NetworkConfig))
+      throw new Error(`the network ${config.name} cannot become another one while it runs`)
+    this.#config = config
+    this.#network.allowHostPorts(config.allowHostPorts)
+    this.#network.setResolvers(resolvers)
+  }
+
+  #configured(): Network {
+    if (this.#network === undefined) throw new Error('configure comes first')
+    return this.#network
+  }
+
+  #attach(a: Attach, fd: number): void {
+    const network = this.#configured()
+    const { reactor, arena } = this.#o
+    const options = {
+      fd,
+      vnetHdr: a.vnetHdr,
+      reactor,
+      arena,
+      base: this.#host.sockets.base,
+      slot: this.#slot,
+      network,
+    }
+    const nic = a.kind === 'tap' ? new TapPort(options) : new PacketPort(options)
+    nic.index = network.attach({
+      id: a.id,
+      role: a.role === 'host' ? ROLE.host : ROLE.vm,
+      name: a.name,
+      mac: a.mac,
+      address: a.address,
+      bound: a.bound,
+      port: nic,
+    })
+    this.#nics.get(a.id)?.close()
+    this.#nics.set(a.id, nic)
+    this.#idOfPort[nic.index] = a.id
+    nic.start()
+  }
+
+  #detach(id: string): void {
+    const nic = this.#nics.get(id)
+    if (nic === undefined) return
+    this.#nics.delete(id)
+    this.#network?.detach(nic.index)
+    nic.close()
+  }
+
+  #publish(p: Publish, fd: number): void {
+    const network = this.#configured()
+    const spec = `${p.proto} ${p.hostAddress}:${p.hostPort} ${p.guestAddress}:${p.guestPort}`
+    const before = this.#publishes.get(p.id)
+    if (before === spec) {
+      close(fd)
+      return
+    }
+    if (before !== undefined) network.unpublish(p.id)
+    const sock = p.proto === 'tcp' ? this.#host.adoptListener(fd) : this.#host.adoptUdp(fd)
+    network.publish({ ...p, sock })
+    this.#publishes.set(p.id, spec)
+  }
+
+  #stats(): StatsAnswer {
+    const stats = this.#configured().stats()
+    return { ...stats, warnings: [...stats.warnings, ...this.#warnings] }
+  }
+
+  #event(e: NetstackEvent): void {
+    if (e.type === 'warning') {
+      if (this.#warnings.push(e.message) > WARNINGS_KEPT) this.#warnings.shift()
+      this.#o.notify({ event: 'warning', message: e.message })
+      return
+    }
+    const id = this.#idOfPort[e.port]
+    if (id === undefined) return
+    const { address, expiresInMs } = e
+    this.#o.notify({ event: 'lease', id, address, state: e.state as 'bound', expiresInMs })
+  }
+
+  // -- turns ---------------------------------------------------------------------------------------------------------
+
+  #ready(ref: Ref, events: number, fd: number): void {
+    this.#host.delivering(fd, events)
+    if (!this.#network?.ready(ref, events)) return
+    if (this.#again === AGAIN_MAX) return
+    const n = this.#again++
+    this.#againRef[n] = ref
+    this.#againFd[n] = fd
+    this.#againSerial[n] = this.#reactor.serialOf(fd)
+    this.#againEvents[n] = events
+  }
+
+  /** Call those again that were not finished in the last turn; they may ask once more. */
+  #callAgain(count: number): void {
+    for (let n = 0; n < count; n++) {
+      const fd = this.#againFd[n] as number
+      if (this.#reactor.serialOf(fd) !== this.#againSerial[n]) continue
+      try {
+        this.#ready(this.#againRef[n] as number, this.#againEvents[n] as number, fd)
+      } catch (error) {
+        this.#fault(error, fd)
+      }
+    }
+    // What was asked for meanwhile lies behind the first `count`.
+    const rest = this.#again - count
+    for (const column of [this.#againRef, this.#againFd, this.#againSerial, this.#againEvents])
+      column.copyWithin(0, count, this.#again)
+    this.#again = rest
+  }
+
+  /** Until `stop`, or until nobody wants it any more. */
+  run(): void {
+    const reactor = this.#reactor
+    const host = this.#host
+    let lookedAt = -1
+    let wakeAt = 0
+    let wantedAt = 0
+    while (!this.#stopping) {
+      const network = this.#network
+      const now = host.now()
+      let timeout = SLEEP_MAX
+      if (this.#again > 0) timeout = 0
+      else if (network !== undefined) {
+        // Looking at all timers costs more than a small frame: once in a millisecond is enough.
+        if (now !== lookedAt) {
+          wakeAt = network.nextWake()
+          lookedAt = now
+          timeout = Math.max(0, Math.min(wakeAt - now, SLEEP_MAX))
+        } else {
+          network.flush()
+          timeout = Math.max(0, Math.min(wakeAt - now, TIMER_GRAIN))
+        }
+      }
+      const again = this.#again
+      const ready = reactor.wait(timeout)
+      const later = host.refreshClock()
+      reactor.dispatch(ready)
+      if (again > 0) this.#callAgain(again)
+      this.#network?.tick()
+      if (later >= wantedAt) {
+        wantedAt = later + SLEEP_MAX
+        if (!this.#o.wanted()) return
+      }
+    }
+  }
+
+  #fault(error: unknown, fd: number): void {
+    this.#faults++
+    let index = -1
+    for (const nic of this.#nics.values()) if (nic.is(fd)) index = nic.index
+    this.#network?.drops.countNamed(index, 'fault', 'a mistake of noid itself; the log of the data plane has it')
+    const now = this.#host.now()
+    if (now - this.#loggedAt < LOG_EVERY) return
+    this.#loggedAt = now
+    this.#o.log(`fault ${this.#faults}: ${error instanceof Error ? error.stack : String(error)}`)
+  }
+}
+
+/** What may not change while a network runs. */
+const fixed = (c: NetworkConfig): string => JSON.stringify({ ...c, allowHostPorts: undefined, name: undefined })
+
+function taken(fds: readonly number[]): number {
+  const [fd] = fds
+  if (fd === undefined || fds.length !== 1) throw new Error(`one descriptor is needed, ${fds.length} came`)
+  return fd
+}

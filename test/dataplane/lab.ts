@@ -1,0 +1,210 @@
+/**
+ * A data-plane process between namespaces: `host` is where it runs and where servers are, guests are namespaces with a nic each.
+ *
+ * For tests and benchmarks of the process itself; the daemon, the runtimes and the plug-in are not in it. Everything made
+ * here is gone after `close`, also after a failure.
+ */
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { randomBytes } from 'node:crypto'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { fileURLToPath } from 'node:url'
+import { openTap } from '../../packages/tun-tap/index.ts'
+import type { NetworkConfig } from '../../src/dataplane/protocol.ts'
+import { Link } from '../../src/plugins/userspace/link.ts'
+import { must } from '../../src/sys/errno.ts'
+import { close } from '../../src/sys/fd.ts'
+import { addRoute, linkIndex, setLinkAddress, setLinkMac, setLinkUp } from '../../src/sys/netdev.ts'
+import { inNetns } from '../../src/sys/netns.ts'
+import { openPacket } from '../../src/sys/packet.ts'
+import {
+  AF_INET,
+  bind,
+  IPPROTO_ICMP,
+  listen,
+  SO_REUSEADDR,
+  SOCK_DGRAM,
+  SOCK_RAW,
+  SOCK_STREAM,
+  SOL_SOCKET,
+  setOption,
+  socket,
+} from '../../src/sys/socket.ts'
+
+const MAIN = fileURLToPath(new URL('../../src/dataplane/main.ts', import.meta.url))
+const run = (command: string, ...args: string[]): string =>
+  execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
+
+export const skipWithoutRoot = process.getuid?.() === 0 ? false : 'needs root for namespaces and devices'
+
+/** The address of the host's servers: on its loopback link, but no loopback address. */
+export const SERVER = '10.77.0.1'
+
+export const CONFIG: NetworkConfig = {
+  id: 'n1',
+  name: 'default',
+  subnet: '192.168.100.0/24',
+  gateway: '192.168.100.1',
+  services: '192.168.100.2',
+  hostAddress: '192.168.100.254',
+  domain: 'noid.internal',
+  mtu: 1500,
+  isolated: false,
+  allowHostPorts: [],
+  leaseSeconds: 3600,
+}
+
+export interface Guest {
+  readonly netns: string
+  readonly address: string
+  readonly mac: string
+}
+
+export class Lab {
+  readonly dir = mkdtempSync(join(tmpdir(), 'noid-lab-'))
+  readonly #prefix = `nt${randomBytes(3).toString('hex')}`
+  readonly #netns: string[] = []
+  readonly #children: ChildProcess[] = []
+  readonly host: string
+  process!: ChildProcess
+  link!: Link
+
+  constructor() {
+    this.host = this.addNetns('host')
+    this.in(this.host, 'ip', 'addr', 'add', `${SERVER}/32`, 'dev', 'lo')
+  }
+
+  /** A namespace with its loopback up. */
+  addNetns(name: string): string {
+    const netns = `${this.#prefix}-${name}`
+    run('ip', 'netns', 'add', netns)
+    this.#netns.push(netns)
+    this.in(netns, 'ip', 'link', 'set', 'lo', 'up')
+    return netns
+  }
+
+  /** Run to the end in a namespace; what it printed. Throws when it fails. */
+  in(netns: string, ...argv: string[]): string {
+    return run('ip', 'netns', 'exec', netns, ...argv)
+  }
+
+  /** Run beside us in a namespace until `close`. */
+  background(netns: string, argv: readonly string[], stdio: 'ignore' | 'pipe' = 'ignore'): ChildProcess {
+    const child = spawn('ip', ['netns', 'exec', netns, ...argv], { stdio })
+    this.#children.push(child)
+    return child
+  }
+
+  path(netns: string): string {
+    return `/run/netns/${netns}`
+  }
+
+  get log(): string {
+    return readFileSync(join(this.dir, 'log'), 'utf8')
+  }
+
+  /** Start the process and configure its network. @param flags Node's, such as --cpu-prof */
+  async start(config: NetworkConfig = CONFIG, flags: readonly string[] = []): Promise<void> {
+    const log = openSync(join(this.dir, 'log'), 'a')
+    const argv = ['netns', 'exec', this.host, process.execPath, ...flags, MAIN, this.dir]
+    this.process = spawn('ip', argv, {
+      stdio: ['ignore', log, log],
+      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+    })
+    closeSync(log)
+    for (let i = 0; i < 500; i++) {
+      await sleep(20)
+      if (this.process.exitCode !== null) break
+      try {
+        this.link = new Link(join(this.dir, 'control.sock'), config.name)
+        await this.link.request({ op: 'hello' })
+        await this.link.request({ op: 'configure', network: config, resolvers: [] })
+        return
+      } catch {}
+    }
+    throw new Error(`the data plane did not start: ${this.log}`)
+  }
+
+  /** A namespace with a nic on the network, configured by hand. `kind` packet: a veth whose far end lies in a namespace between. */
+  async guest(name: string, last: number, kind: 'tap' | 'packet' = 'tap'): Promise<Guest> {
+    const netns = this.addNetns(name)
+    const address = `192.168.100.${last}`
+    const mac = `02:00:00:00:00:${last.toString(16).padStart(2, '0')}`
+    const inside = this.path(netns)
+    let fd: number
+    if (kind === 'tap') {
+      fd = inNetns(
+        inside,
+        () => openTap({ name: 'eth0', mac, vnetHdr: true, persist: true, mtu: 1500, txQueueLen: 100 }).fd,
+      )
+    } else {
+      const wire = this.addNetns(`${name}-wire`)
+      run('ip', 'link', 'add', 'eth0', 'netns', netns, 'type', 'veth', 'peer', 'name', 'far', 'netns', wire)
+      fd = inNetns(this.path(wire), () => {
+        must('far up', setLinkUp('far'))
+        return must('packet socket', openPacket(linkIndex('far'), true))
+      })
+      inNetns(inside, () =>
+        must(
+          'mac',
+          setLinkMac(
+            'eth0',
+            Uint8Array.from(mac.split(':'), (p) => Number.parseInt(p, 16)),
+          ),
+        ),
+      )
+    }
+    inNetns(inside, () => {
+      must('address', setLinkAddress('eth0', address, 24))
+      must('up', setLinkUp('eth0'))
+      must('default route', addRoute('eth0', '0.0.0.0', 0, CONFIG.gateway))
+    })
+    await this.link.request(
+      { op: 'attach', fds: 1, id: name, role: 'vm', kind, vnetHdr: true, name, mac, address, bound: true },
+      [fd],
+    )
+    close(fd)
+    return { netns, address, mac }
+  }
+
+  /** Forward a port of the host's namespace to a guest. */
+  async publish(proto: 'tcp' | 'udp', hostPort: number, guest: Guest, guestPort: number): Promise<void> {
+    const fd = inNetns(this.path(this.host), () => {
+      const s = must('socket', socket(AF_INET, proto === 'tcp' ? SOCK_STREAM : SOCK_DGRAM))
+      setOption(s, SOL_SOCKET, SO_REUSEADDR, 1)
+      must('bind', bind(s, { family: 'inet', address: '0.0.0.0', port: hostPort }))
+      if (proto === 'tcp') must('listen', listen(s))
+      return s
+    })
+    const id = `${proto}${hostPort}`
+    const { address: guestAddress } = guest
+    await this.link.request(
+      { op: 'publish', fds: 1, id, proto, hostAddress: '0.0.0.0', hostPort, guestAddress, guestPort },
+      [fd],
+    )
+    close(fd)
+  }
+
+  /** Hand over a raw ICMP socket, as root's daemon does. */
+  async rawIcmp(): Promise<void> {
+    const fd = inNetns(this.path(this.host), () => must('raw socket', socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)))
+    await this.link.request({ op: 'rawIcmp', fds: 1 }, [fd])
+    close(fd)
+  }
+
+  async close(): Promise<void> {
+    await this.link?.request({ op: 'stop' }).catch(() => {})
+    this.link?.close()
+    for (let i = 0; i < 100 && this.process && this.process.exitCode === null; i++) await sleep(20)
+    this.process?.kill('SIGKILL')
+    for (const child of this.#children) child.kill('SIGKILL')
+    await sleep(50)
+    for (const netns of this.#netns)
+      try {
+        run('ip', 'netns', 'delete', netns)
+      } catch {}
+    rmSync(this.dir, { recursive: true, force: true })
+  }
+}
