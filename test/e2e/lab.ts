@@ -253,9 +253,6 @@ export class Lab {
         .sort()
     return {
       links: lines(await this.host.sh("ip -o link | awk '{print $2}'")),
-      machineLinks: lines(execFileSync('ip', ['-o', 'link'], { encoding: 'utf8' }))
-        .map((l) => l.split(/\s+/)[1] as string)
-        .filter((l) => l.startsWith('noid')),
       namespaces: lines(execFileSync('ip', ['netns', 'list'], { encoding: 'utf8' }))
         .filter((n) => n.startsWith(this.id))
         .map((n) => n.split(' ')[0] as string),

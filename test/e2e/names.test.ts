@@ -119,9 +119,9 @@ describe('names', { skip: missing('dig') }, () => {
   })
 
   test('many questions at once are all answered', async () => {
-    const script = 'for i in $(seq 1 60); do dig +tries=1 +time=5 +short h$i.example.com MX example.com & done; wait'
+    const script = 'for i in $(seq 1 60); do dig +tries=1 +time=5 h$i.example.com & done; wait'
     const out = await web.sh(script)
-    assert.equal(out.split('\n').filter((l) => l.includes('mail.example.com')).length, 60)
+    assert.equal(out.split('status: NXDOMAIN').length - 1, 60)
   })
 
   test(`the name server is at ${SERVICES} for TCP as well`, async () => {
