@@ -16,8 +16,10 @@ import { VNET } from '../../src/netstack/arena.ts'
 import type { Limits } from '../../src/netstack/flow/context.ts'
 import { Network } from '../../src/netstack/network.ts'
 import { type Port, ROLE } from '../../src/netstack/switch/port.ts'
+import { unfinished } from '../../src/netstack/switch/segment.ts'
 import { DROP, type DropName } from '../../src/netstack/trace/drops.ts'
 import * as arpWire from '../../src/netstack/wire/arp.ts'
+import { put16 } from '../../src/netstack/wire/bytes.ts'
 import { finish, pseudo4, sum } from '../../src/netstack/wire/checksum.ts'
 import * as eth from '../../src/netstack/wire/ethernet.ts'
 import * as icmpWire from '../../src/netstack/wire/icmp.ts'
@@ -483,6 +485,9 @@ export class TestNet {
       const l4 = eth.ETHERNET + ip.headerLength(b, off + eth.ETHERNET)
       const isTcp = ip.protocol(b, off + eth.ETHERNET) === ip.TCP
       const field = isTcp ? tcpWire.CHECKSUM : udpWire.CHECKSUM
+      const l3 = off + eth.ETHERNET
+      const len = ip.totalLength(b, l3) - (l4 - eth.ETHERNET)
+      put16(b, off + l4 + field, unfinished(ip.src(b, l3), ip.dst(b, l3), ip.protocol(b, l3), len))
       const header = l4 + (isTcp ? tcpWire.headerLength(b, off + l4) : udpWire.UDP)
       vnet.write(b, off - VNET, vnet.NEEDS_CSUM, built.gso?.type ?? 0, header, built.gso?.size ?? 0, l4, field)
     }
