@@ -9,6 +9,7 @@
  * Everything returns a descriptor, 0, or -errno.
  */
 import { closeSync, constants, fstatSync, openSync } from 'node:fs'
+import { errnoText } from './errno.ts'
 import { ioctl } from './fd.ts'
 import { declare, result, Scratch } from './libc.ts'
 
@@ -46,7 +47,7 @@ export function openTerminal(ptmx: string): Terminal | { readonly error: string 
   const slave = unlocked < 0 ? unlocked : ioctl(master, TIOCGPTPEER, constants.O_RDWR | constants.O_NOCTTY | O_CLOEXEC)
   if (slave < 0) {
     closeSync(master)
-    return { error: `no terminal: errno ${-slave}` }
+    return { error: `no terminal: ${errnoText(slave)}` }
   }
   return { master, slave }
 }

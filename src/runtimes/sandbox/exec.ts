@@ -12,6 +12,7 @@ import { Socket } from 'node:net'
 import { PassThrough, type Readable, Writable } from 'node:stream'
 import { ReadStream } from 'node:tty'
 import { NoidError } from '../../errors.ts'
+import { errnoText } from '../../sys/errno.ts'
 import { childrenOf, signalNumber } from '../../sys/process.ts'
 import { openTerminal, pipe, setWindowSize } from '../../sys/pty.ts'
 import type { ExecRequest, ExecSession, VmHandle } from '../contract.ts'
@@ -136,7 +137,7 @@ function withTerminal(
 
 function makePipe(): readonly [number, number] {
   const p = pipe()
-  if (typeof p === 'number') throw new NoidError('EXEC_FAILED', { vm: '', why: `no pipe: errno ${-p}` })
+  if (typeof p === 'number') throw new NoidError('EXEC_FAILED', { vm: '', why: `no pipe: ${errnoText(p)}` })
   return p
 }
 

@@ -60,6 +60,7 @@ export class Sandbox implements Runtime {
       dir: resolve(vm.dir),
       privileged: this.#ctx.privileged,
       image: vm.image === undefined ? undefined : imageOf(vm.image),
+      skeleton: join(this.#ctx.stateDir, 'skeleton'),
       hide: [this.#ctx.runDir, this.#ctx.stateDir, '/var/lib/noid'],
     }
     tool('nsenter')

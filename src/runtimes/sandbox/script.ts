@@ -48,8 +48,16 @@ export type RootPlan =
   /** An overlay over an image's directory, without rights (userxattr). */
   | { readonly kind: 'overlay'; readonly lower: string; readonly upper: string; readonly work: string }
 
-/** A bound part with the mount flags that may not be dropped inside a user namespace. */
+/**
+ * A part of the host's system in a VM whose root is a directory of its own: an overlay, or bound read-only where the
+ * kernel refuses one.
+ */
 export interface BoundPart extends Bind {
+  /** Topmost first. */
+  readonly lower: readonly string[]
+  readonly upper: string
+  readonly work: string
+  /** The mount flags that may not be dropped inside a user namespace. */
   readonly flags: readonly string[]
 }
 
@@ -58,6 +66,11 @@ const quote = (s: string): string => `'${s.replaceAll("'", "'\\''")}'`
 /** Colons and commas end a word in overlayfs's options. */
 export const overlayPath = (s: string): string =>
   s.replaceAll('\\', '\\\\').replaceAll(':', '\\:').replaceAll(',', '\\,')
+
+const overlayOptions = (o: { lower: readonly string[]; upper: string; work: string }): string =>
+  quote(
+    `userxattr,lowerdir=${o.lower.map(overlayPath).join(':')},upperdir=${overlayPath(o.upper)},workdir=${overlayPath(o.work)}`,
+  )
 
 export interface StageWords {
   readonly name: string
@@ -87,20 +100,20 @@ export function stageScript(w: StageWords): string {
     // The stage's mounts are locked together in this less privileged namespace: bound once more they can be entered.
     out.push(`mount --rbind ${b}/root ${b}/root`)
   } else {
-    if (w.plan.kind === 'directory') out.push(`path=${quote(w.plan.path)}`)
-    out.push(
-      w.plan.kind === 'directory'
-        ? `exec 4<"$path"; mount -t tmpfs -o mode=0755 noid ${b}; mkdir ${b}/root; mount --bind /proc/self/fd/4 ${b}/root; exec 4<&-`
-        : `mount -t tmpfs -o mode=0755 noid ${b}; mkdir ${b}/root; mount -t overlay -o ${quote(
-            `userxattr,lowerdir=${overlayPath(w.plan.lower)},upperdir=${overlayPath(w.plan.upper)},workdir=${overlayPath(w.plan.work)}`,
-          )} noid ${b}/root`,
-    )
+    // Opened first: the directory of assembly may cover the way to it.
+    if (w.plan.kind === 'directory') out.push(`exec 4<${quote(w.plan.path)}`)
+    out.push(`mount -t tmpfs -o mode=0755 noid ${b}`, `mkdir ${b}/root`)
+    if (w.plan.kind === 'directory') out.push(`mount --bind /proc/self/fd/4 ${b}/root`, 'exec 4<&-')
+    else out.push(`mount -t overlay -o ${overlayOptions({ ...w.plan, lower: [w.plan.lower] })} noid ${b}/root`)
   }
   out.push(`cd ${b}/root`)
   if (w.plan.kind === 'directory')
     for (const part of w.plan.binds) {
       const p = quote(part.path)
-      out.push(`mount --rbind /${p} ${p}`, `mount -o ${['remount', 'bind', 'ro', ...part.flags].join(',')} ${p}`)
+      const overlay = `mount -t overlay -o ${overlayOptions(part)} noid ${p} 2>/dev/null`
+      const bind = `mount --rbind /${p} ${p}; mount -o ${['remount', 'bind', 'ro', ...part.flags].join(',')} ${p}`
+      const said = quote(`noid: /${part.path} is read-only in this VM: the kernel refuses an overlay`)
+      out.push(`${overlay} || { ${bind}; echo ${said}; }`)
     }
   out.push('mkdir -p proc sys dev run tmp etc', 'mount -t proc -o nosuid,nodev,noexec proc proc')
   if (w.plan.kind !== 'mounted') {

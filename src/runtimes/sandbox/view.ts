@@ -10,7 +10,7 @@
  * Account files are made anew without passwords; sudoers stay readable because they hold no secret and sudo needs them.
  *
  * As root the rule is written once into the overlay's upper directory: whiteouts hide files, opaque directories hide
- * contents, and neither can be undone from inside. As a user the same rule chooses what is copied (etc) or bound (usr).
+ * contents, and neither can be undone from inside. As a user the same rule chooses what is copied (etc) or laid under the VM's own files (usr).
  */
 import { spawnSync } from 'node:child_process'
 import {
@@ -28,6 +28,7 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { errnoText } from '../../sys/errno.ts'
 import { mknodChar, setxattr } from '../../sys/mount.ts'
 import { hostname, hosts, interfaces, lockedGshadow, lockedShadow, resolvConf } from './files.ts'
 
@@ -154,7 +155,7 @@ class Below {
   whiteout(path: string): void {
     this.#parents(path)
     const r = mknodChar(join(this.#upper, path), 0, 0, 0)
-    if (r < 0 && !existsSync(join(this.#upper, path))) throw new Error(`whiteout of /${path}: errno ${-r}`)
+    if (r < 0 && !existsSync(join(this.#upper, path))) throw new Error(`whiteout of /${path}: ${errnoText(r)}`)
   }
 
   emptyDirectory(path: string, mode: number, uid: number, gid = uid): void {
@@ -162,7 +163,7 @@ class Below {
     const p = join(this.#upper, path)
     mkdirSync(p, { recursive: true })
     const r = setxattr(p, 'trusted.overlay.opaque', 'y')
-    if (r < 0) throw new Error(`opaque directory for /${path}: errno ${-r}`)
+    if (r < 0) throw new Error(`opaque directory for /${path}: ${errnoText(r)}`)
     chownSync(p, uid, gid)
     chmodSync(p, mode)
   }
@@ -200,14 +201,19 @@ export const identityFiles = (name: string): OwnFile[] => [
   { path: 'etc/network/interfaces', text: interfaces(), mode: 0o644 },
 ]
 
-/** A read-only part of the host in a VM whose root is a directory of its own. */
+/** A part of the host's system in a VM whose root is a directory of its own; relative to the root. */
 export interface Bind {
   readonly path: string
 }
 
+/** What package tools write to besides, as their packages would make it. */
+const PACKAGE_DIRECTORIES = ['var/cache/apt/archives/partial', 'var/cache/debconf', 'var/cache/ldconfig', 'var/log/apt']
+const APT_WITHOUT_USERS =
+  '// Downloads are done as root: the user _apt need not exist here.\nAPT::Sandbox::User "root";\n'
+
 /**
  * Fill an empty directory as the root of a VM without rights over the host's files: etc is copied (so that it can be
- * changed), usr and opt are bound read-only by who mounts, var is its own. Returns what to bind.
+ * changed), usr, opt and the package lists are laid under it by who mounts, var is its own. Returns those parts.
  */
 export function seedDirectory(root: string, name: string, also: readonly string[]): Bind[] {
   for (const [dir, mode] of OWN) {
@@ -241,6 +247,9 @@ export function seedDirectory(root: string, name: string, also: readonly string[
     mkdirSync(join(root, path), { recursive: true })
     binds.push({ path })
   }
+  for (const d of PACKAGE_DIRECTORIES) mkdirSync(join(root, d), { recursive: true })
+  if (isDirectory('/etc/apt'))
+    writeOwn(root, { path: 'etc/apt/apt.conf.d/99noid', text: APT_WITHOUT_USERS, mode: 0o644 })
   for (const f of ownFiles(name)) writeOwn(root, f)
   return binds
 }

@@ -13,10 +13,12 @@ import { spawnSync } from 'node:child_process'
 import {
   chmodSync,
   chownSync,
+  copyFileSync,
   existsSync,
   lstatSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
@@ -29,9 +31,10 @@ import { bindIdMapped, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mknodChar, mount
 import { CLONE_NEWNS, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
 import { holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { markOf } from '../mark.ts'
-import { initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
+import { type BoundPart, initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
 import { type Bind, identityFiles, seedDirectory, seedUpper } from '../view.ts'
 import { lockedFlags, systemMounts } from './mountinfo.ts'
+import { growSkeleton } from './skeleton.ts'
 
 export interface StageSpec {
   readonly id: string
@@ -42,6 +45,8 @@ export interface StageSpec {
   readonly image?: { readonly kind: 'directory' | 'tar'; readonly path: string }
   /** Absolute paths that no VM sees. */
   readonly hide: readonly string[]
+  /** Shared by a user's VMs: skeleton.ts. */
+  readonly skeleton: string
 }
 
 const CONTROL = 3
@@ -51,7 +56,7 @@ const say = (line: string): void => {
 async function main(spec: StageSpec): Promise<void> {
   const held = await holdNamespace(spec.privileged ? rootMap(spec.id) : userMap(), spec.privileged)
   const ns = openSync(held.path, 'r')
-  const base = pickBase(spec.dir)
+  const base = pickBase([spec.dir, spec.skeleton])
   const plan = spec.privileged ? privilegedPlan(spec, held.map, ns, base) : userPlan(spec, held.path)
   // Whom this process leaves unreaped would be a child of the VM's outer process for ever.
   await held.release()
@@ -64,8 +69,10 @@ async function main(spec: StageSpec): Promise<void> {
 }
 
 /** A directory that every Linux has, for the assembly; not one that the VM's own files lie under. */
-function pickBase(dir: string): string {
-  const base = ['/mnt', '/media', '/srv', '/opt', '/tmp'].find((p) => existsSync(p) && !`${dir}/`.startsWith(`${p}/`))
+function pickBase(used: readonly string[]): string {
+  const base = ['/mnt', '/media', '/srv', '/opt', '/tmp'].find(
+    (p) => existsSync(p) && !used.some((u) => u.startsWith(`${p}/`)),
+  )
   if (base === undefined) throw new Error('none of /mnt, /media, /srv, /opt, /tmp exists')
   return base
 }
@@ -242,11 +249,32 @@ function userPlan(spec: StageSpec, ns: string): RootPlan {
   const list = join(fs, 'binds.json')
   seedOnce(spec.dir, () => {
     mkdirSync(root)
-    writeFileSync(`${list}.new`, JSON.stringify(seedDirectory(root, spec.name, spec.hide)))
+    const parts = seedDirectory(root, spec.name, spec.hide)
+    for (const [i, part] of parts.entries()) {
+      mkdirSync(join(fs, `upper.${i}`))
+      mkdirSync(join(fs, `work.${i}`))
+      if (part.path === 'var/lib/dpkg') copyDatabase(part, join(fs, `upper.${i}`))
+    }
+    writeFileSync(`${list}.new`, JSON.stringify(parts))
     renameSync(`${list}.new`, list)
   })
-  const binds = JSON.parse(readFileSync(list, 'utf8')) as Bind[]
-  return { kind: 'directory', path: root, binds: binds.map((b) => ({ ...b, flags: lockedFlags(`/${b.path}`) })) }
+  const parts = JSON.parse(readFileSync(list, 'utf8')) as Bind[]
+  growSkeleton(spec.skeleton, parts)
+  const binds = parts.map((part, i): BoundPart => {
+    const [upper, work] = [join(fs, `upper.${i}`), join(fs, `work.${i}`)]
+    const lower = [join(spec.skeleton, part.path), `/${part.path}`]
+    return { ...part, lower, upper, work, flags: lockedFlags(`/${part.path}`) }
+  })
+  return { kind: 'directory', path: root, binds }
+}
+
+/** dpkg makes hard links to its own tables, which only their owner may: these are the VM's from the beginning. */
+function copyDatabase(part: Bind, upper: string): void {
+  for (const e of readdirSync(`/${part.path}`, { withFileTypes: true })) {
+    if (!e.isFile() || e.name.startsWith('lock')) continue
+    copyFileSync(join('/', part.path, e.name), join(upper, e.name))
+    chmodSync(join(upper, e.name), 0o644)
+  }
 }
 
 /** Never returns. Descriptor 0 is the user namespace, 3 goes on to the script. */
