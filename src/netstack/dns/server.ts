@@ -42,9 +42,11 @@ export interface DnsSurroundings {
   readonly policy?: DnsPolicy
 }
 
-/** Questions of one port in flight, and of all. */
+/** Questions of one port in flight, and of all; beyond that, only ports with few of them are let in, so that no VM is crowded out. */
 const MAX_PER_PORT = 200
-const MAX_IN_FLIGHT = 600
+const MAX_IN_FLIGHT = 400
+const FEW_PER_PORT = 16
+const MAX_CROWDED = 600
 const MAX_STREAMS_PER_PORT = 32
 /** UDP and IP headers of a datagram that is not to be fragmented. */
 const HEADERS = 28
@@ -235,7 +237,8 @@ export class DnsServer implements DatagramService, StreamService {
     )
       return
     const mine = this.#inFlight.get(port) ?? 0
-    if (mine >= MAX_PER_PORT || (joined === undefined && this.#upstream.outstanding >= MAX_IN_FLIGHT)) {
+    const most = mine < FEW_PER_PORT ? MAX_CROWDED : MAX_IN_FLIGHT
+    if (mine >= MAX_PER_PORT || (joined === undefined && this.#upstream.outstanding >= most)) {
       this.#s.drop(port, 'dns-too-many')
       return
     }

@@ -24,7 +24,7 @@ const TRY = 700
 const DEADLINE = 3900
 /** ms that a server's answer is waited for when the client has its answer from another. */
 const PROBE_LIFE = 2000
-const MAX_EXCHANGES = 1024
+const MAX_EXCHANGES = 2048
 const MAX_MESSAGE = 65535
 /** Datagrams read from one socket in one turn: ours is one; more is somebody guessing. */
 const BUDGET = 16
@@ -299,7 +299,7 @@ export class Upstream<W> {
       e.stream?.push(came, (m) => {
         if (this.#exchanges[e.index] === e) this.#arrived(e, m)
       })
-      if (e.stream?.broken) {
+      if (e.stream?.broken && this.#exchanges[e.index] === e) {
         this.#lost(e)
         return
       }

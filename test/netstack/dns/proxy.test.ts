@@ -222,6 +222,22 @@ describe('streams', () => {
     assert.equal(s.answers.length, 2)
   })
 
+  it('trailing bytes behind upstream’s answer are nobody’s loss', () => {
+    w.upstream = (a) => {
+      const b = dnsPacket.encode(w.answer(a, []))
+      if (!a.tcp) return b
+      w.host.tcpWrite(a.sock.id, Uint8Array.from([0, b.length, ...b, 0, 1, 2]))
+      return undefined
+    }
+    const s = new Stream(w)
+    s.ask({ name: 'a.example' })
+    assert.equal(s.answers.length, 1)
+    assert.deepEqual(
+      w.dns.stats().servers.map((v) => [v.answers, v.failures]),
+      [[1, 0]],
+    )
+  })
+
   it('that send rubbish, or idle, or are too many are closed', () => {
     const rubbish = new Stream(w)
     rubbish.push(Uint8Array.of(255, 255, 1, 2, 3))
@@ -391,6 +407,14 @@ describe('questions in flight', () => {
     assert.equal(w.host.open().length, 0)
     assert.equal(w.dns.stats().inFlight, 0)
     assert.ok(w.send(query({ name: 'z.example' }), 1))
+  })
+
+  it('of a few greedy VMs do not crowd out another', () => {
+    w.upstream = (a) => (a.packet.questions![0].name.startsWith('x') ? undefined : w.answer(a, []))
+    for (let port = 10; port < 20; port++)
+      for (let i = 0; i < 250; i++) w.send(query({ name: `x${i}.p${port}.example`, id: i }), port)
+    assert.ok(w.host.open().length < 600)
+    assert.ok(w.send(query({ name: 'y.example' }), 2))
   })
 
   it('end with the port that asked', () => {
