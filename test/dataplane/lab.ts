@@ -57,6 +57,8 @@ export const CONFIG: NetworkConfig = {
 }
 
 export interface Guest {
+  readonly name: string
+  readonly kind: 'tap' | 'packet'
   readonly netns: string
   readonly address: string
   readonly mac: string
@@ -129,44 +131,40 @@ export class Lab {
 
   /** A namespace with a nic on the network, configured by hand. `kind` packet: a veth whose far end lies in a namespace between. */
   async guest(name: string, last: number, kind: 'tap' | 'packet' = 'tap'): Promise<Guest> {
-    const netns = this.addNetns(name)
-    const address = `192.168.100.${last}`
     const mac = `02:00:00:00:00:${last.toString(16).padStart(2, '0')}`
-    const inside = this.path(netns)
-    let fd: number
-    if (kind === 'tap') {
-      fd = inNetns(
-        inside,
-        () => openTap({ name: 'eth0', mac, vnetHdr: true, persist: true, mtu: 1500, txQueueLen: 100 }).fd,
-      )
-    } else {
+    const guest: Guest = { name, netns: this.addNetns(name), address: `192.168.100.${last}`, mac, kind }
+    if (kind === 'packet') {
       const wire = this.addNetns(`${name}-wire`)
-      run('ip', 'link', 'add', 'eth0', 'netns', netns, 'type', 'veth', 'peer', 'name', 'far', 'netns', wire)
-      fd = inNetns(this.path(wire), () => {
-        must('far up', setLinkUp('far'))
-        return must('packet socket', openPacket(linkIndex('far'), true))
-      })
-      inNetns(inside, () =>
-        must(
-          'mac',
-          setLinkMac(
-            'eth0',
-            Uint8Array.from(mac.split(':'), (p) => Number.parseInt(p, 16)),
-          ),
+      run('ip', 'link', 'add', 'eth0', 'netns', guest.netns, 'type', 'veth', 'peer', 'name', 'far', 'netns', wire)
+      inNetns(this.path(wire), () => must('far up', setLinkUp('far')))
+    }
+    await this.attach(guest)
+    inNetns(this.path(guest.netns), () => {
+      must(
+        'MAC',
+        setLinkMac(
+          'eth0',
+          Uint8Array.from(mac.split(':'), (p) => Number.parseInt(p, 16)),
         ),
       )
-    }
-    inNetns(inside, () => {
-      must('address', setLinkAddress('eth0', address, 24))
+      must('address', setLinkAddress('eth0', guest.address, 24))
       must('up', setLinkUp('eth0'))
       must('default route', addRoute('eth0', '0.0.0.0', 0, CONFIG.gateway))
     })
+    return guest
+  }
+
+  /** Open the guest's nic, which is made if it is not there, and hand it over. */
+  async attach({ name, netns, mac, address, kind }: Guest): Promise<void> {
+    const fd =
+      kind === 'tap'
+        ? inNetns(this.path(netns), () => openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 100 }).fd)
+        : inNetns(this.path(`${netns}-wire`), () => must('packet socket', openPacket(linkIndex('far'), true)))
     await this.link.request(
       { op: 'attach', fds: 1, id: name, role: 'vm', kind, vnetHdr: true, name, mac, address, bound: true },
       [fd],
     )
     close(fd)
-    return { netns, address, mac }
   }
 
   /** Forward a port of the host's namespace to a guest. */
