@@ -7,8 +7,9 @@ export function runningText(vm: Vm, network: Network | undefined): string {
   for (const p of vm.ports) lines.push(`  port ${port(p)}`)
   for (const w of network?.warnings ?? []) lines.push(`  note: ${w}`)
   lines.push('', 'Next:', `  noid exec ${vm.name}`, `  noid exec ${vm.name} -- ip addr show`)
-  for (const p of vm.ports.slice(0, 1)) lines.push(`  ${reach(p)}`)
-  if (network !== undefined && !network.hostReach) {
+  const web = vm.ports.map(reach).find((r) => r.startsWith('curl'))
+  if (web !== undefined) lines.push(`  ${web}`)
+  if (network !== undefined && !network.hostReach && !network.isolated && vm.ports.length === 0) {
     lines.push(
       `  noid port add ${vm.name} 8080:80     (this machine has no interface on ${network.name}: reach the VM by a port)`,
     )

@@ -12,10 +12,9 @@ export async function main(argv: readonly string[]): Promise<void> {
   const cache = cacheDir()
   // Compiled code and stripped types are kept, so that a command starts in half the time.
   if (cache !== undefined && !process.env.NODE_COMPILE_CACHE) enableCompileCache(cache)
-  const { flush, run } = await import('@oclif/core')
+  const { run } = await import('@oclif/core')
   try {
     await run([...argv], fileURLToPath(new URL('../..', rootUrl())))
-    await flush()
   } catch (e) {
     const { report } = await import('./failure.ts')
     process.exitCode = report(e, wantsJson(argv))

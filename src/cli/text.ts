@@ -67,10 +67,14 @@ export function ports(list: readonly Publish[]): string {
   return list.length === 0 ? '-' : list.map(port).join(' ')
 }
 
-/** What a client on this machine types to reach a published port. */
+/** Guest ports behind which people usually have a web server. */
+const WEB = new Set([80, 3000, 5000, 8000, 8080, 8888])
+
+/** What a client on this machine uses to reach a published port: a command where it is likely the web. */
 export function reach(p: Publish): string {
   const host = p.hostAddress === '0.0.0.0' ? 'localhost' : p.hostAddress
-  return p.proto === 'tcp' ? `curl http://${host}:${p.hostPort}` : `${host}:${p.hostPort}/udp`
+  if (p.proto === 'tcp' && WEB.has(p.guestPort)) return `curl http://${host}:${p.hostPort}`
+  return `${host}:${p.hostPort}${p.proto === 'udp' ? '/udp' : ''}`
 }
 
 export function upFor(vm: Vm, now = Date.now()): string {

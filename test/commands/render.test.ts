@@ -63,6 +63,15 @@ test('wrong usage is exit code 2, never a stack', async () => {
   }
 })
 
+test('help is told on a pipe and ends well', async () => {
+  for (const args of [[], ['--help'], ['help', 'exec'], ['network'], ['create', '--help']]) {
+    const r = await noid(fake, args)
+    assert.equal(r.code, 0, args.join(' '))
+    assert.equal(r.stderr, '', args.join(' '))
+    assert.match(r.stdout, /USAGE/)
+  }
+})
+
 test('an unknown command names the nearest', async () => {
   assert.match((await noid(fake, ['lst'])).stderr, /did you mean: noid list/)
 })

@@ -1,4 +1,5 @@
 /** This machine's side of quickstart's connections: an address VMs can reach, listeners that answer, count or send. */
+import { spawn } from 'node:child_process'
 import { connect, createServer, type Server, type Socket } from 'node:net'
 import { networkInterfaces } from 'node:os'
 
@@ -41,6 +42,23 @@ export function listen(address: string, onConnection: (s: Socket) => void): Prom
       })
     })
   })
+}
+
+/** An iperf3 server on a free port, when this machine has iperf3. */
+export async function iperfServer(address: string): Promise<Listener | undefined> {
+  const free = await listen(address, (s) => s.destroy())
+  free.close()
+  const child = spawn('iperf3', ['-s', '-B', address, '-p', String(free.port), '--forceflush'], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  })
+  const ready = await new Promise<boolean>((resolve) => {
+    child.once('error', () => resolve(false))
+    child.once('exit', () => resolve(false))
+    child.stdout.once('data', () => resolve(true))
+    setTimeout(() => resolve(false), 2000).unref()
+  })
+  if (!ready) child.kill()
+  return ready ? { port: free.port, close: () => child.kill() } : undefined
 }
 
 /** Connect, read until the other side closes, at most `timeoutMs`. */
