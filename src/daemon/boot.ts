@@ -12,7 +12,7 @@ import type { Runtime, VmSpec } from '../runtimes/contract.ts'
 import { bounded, limitMs } from './bounded.ts'
 import { type Control, commonNics, type Progress, specOf } from './control.ts'
 import { type Networks, planOfNetwork } from './networks.ts'
-import { clash } from './ports.ts'
+import { ANY_ADDRESS, clash } from './ports.ts'
 import type { NetworkRecord, Phase, PublishRecord, VmRecord } from './store.ts'
 
 /** Phases in which a VM's ports are bound, or about to be. */
@@ -215,4 +215,9 @@ export class Boot {
 }
 
 export const busy = (p: PublishRecord, holder: string): NoidError =>
-  new NoidError('PORT_BUSY', { proto: p.proto, port: p.hostPort, address: p.hostAddress, holder })
+  new NoidError('PORT_BUSY', {
+    proto: p.proto.toUpperCase(),
+    port: p.hostPort,
+    address: p.hostAddress === ANY_ADDRESS ? 'this host' : p.hostAddress,
+    holder,
+  })

@@ -23,6 +23,8 @@ import { Vms } from './vms.ts'
 
 /** How long running operations may take to finish when the daemon is asked to end. */
 const DRAIN_MS = 15_000
+/** How long requests wait for what a former daemon left to be put in order. */
+const RECONCILE_MS = 10_000
 const SOCKET_GROUP = 'noid'
 
 export interface DaemonOptions {
@@ -51,7 +53,7 @@ export interface Daemon {
 export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined> {
   const { paths, log } = o
   const began = Date.now()
-  makeDirs(paths, o.privileged)
+  makeDirs(paths)
   const lock = Lock.take(join(paths.stateDir, 'daemon.lock'))
   if (lock === undefined) return undefined
 
@@ -118,11 +120,14 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
   // The answer to the wish leaves first.
   const wish = (): void => void setTimeout(() => void stop(), 50)
   const app = buildServer({ control, vms, networks, version, ready, stop: wish, debug: o.debug ?? false })
-  await listen(app, paths, o.privileged)
+  await listen(app, paths)
   writeFileSync(pidFile, `${process.pid}\n`)
   log('info', `noid ${o.version} serves ${paths.socket}, pid ${process.pid}`)
 
+  // A network that hangs must not keep people from the others: after a while they are served, it is not.
+  const patience = setTimeout(tellReady, RECONCILE_MS)
   void reconciler.start().then(() => {
+    clearTimeout(patience)
     tellReady()
     if (stopping === undefined) reconciler.watch()
   })
@@ -130,8 +135,8 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
 }
 
 /** The sockets of a user's daemon are the user's; root's directory may be entered, its socket's mode decides. */
-function makeDirs(paths: Paths, privileged: boolean): void {
-  mkdirSync(paths.runDir, { recursive: true, mode: privileged ? 0o755 : 0o700 })
+function makeDirs(paths: Paths): void {
+  mkdirSync(paths.runDir, { recursive: true, mode: process.getuid?.() === 0 ? 0o755 : 0o700 })
   mkdirSync(paths.stateDir, { recursive: true, mode: 0o700 })
 }
 
@@ -155,7 +160,7 @@ async function listen(
   } finally {
     process.umask(mask)
   }
-  const gid = privileged ? groupId(SOCKET_GROUP) : undefined
+  const gid = process.getuid?.() === 0 ? groupId(SOCKET_GROUP) : undefined
   if (gid === undefined) return
   chownSync(paths.socket, 0, gid)
   chmodSync(paths.socket, 0o660)

@@ -17,6 +17,15 @@ const debug = process.env.NOID_DEBUG !== undefined && process.env.NOID_DEBUG !==
 const log = fileLog(paths.daemonLog, debug)
 const text = (e: unknown): string => (e instanceof Error ? (e.stack ?? e.message) : String(e))
 
+/** Root with the rights that networks and namespaces need; root of a bare container has them not. capabilities(7). */
+function privileged(): boolean {
+  const CAP_NET_ADMIN = 1n << 12n
+  const CAP_SYS_ADMIN = 1n << 21n
+  const effective = /^CapEff:\s*([0-9a-f]+)/m.exec(readFileSync('/proc/self/status', 'latin1'))?.[1] ?? '0'
+  const needed = CAP_NET_ADMIN | CAP_SYS_ADMIN
+  return process.getuid?.() === 0 && (BigInt(`0x${effective}`) & needed) === needed
+}
+
 process.title = 'noid-daemon'
 process.on('uncaughtException', (e) => log('error', `uncaught: ${text(e)}`))
 process.on('unhandledRejection', (e) => log('error', `unhandled: ${text(e)}`))
@@ -32,7 +41,7 @@ try {
     runtimes,
     log,
     version,
-    privileged: process.getuid?.() === 0,
+    privileged: privileged(),
     defaultBackend: process.env.NOID_NETWORK_BACKEND,
     debug,
   })

@@ -37,13 +37,12 @@ export class Reconciler {
   async #network(n: NetworkRecord): Promise<void> {
     const vms = this.#c.store.vmsOn(n.id)
     const running = vms.filter((v) => v.phase === 'running')
-    const interrupted = vms.filter((v) => v.phase !== 'running')
     const held = vms.some((v) => MAY_HOLD.has(v.phase) && (v.bootId ?? this.#c.bootId) === this.#c.bootId)
     if (n.phase === 'ready' && held) {
       // VMs are looked after even when their network cannot be: each is told its own trouble.
       await this.#carry(n, running).catch((e: unknown) => this.#trouble(n, e))
     }
-    for (const v of [...interrupted, ...running]) await this.#vms.recover(v.name)
+    await Promise.all(vms.map((v) => this.#vms.recover(v.name)))
     await this.#networks.finish(n)
   }
 
@@ -63,26 +62,21 @@ export class Reconciler {
   }
 
   watch(): void {
-    const round = async (): Promise<void> => {
-      for (const v of this.#c.store.vms()) {
-        if (v.phase === 'running' && !(await this.#vms.isAlive(v))) await this.#vms.reap(v.name)
-      }
+    const reaping = new Set<string>()
+    const look = async (v: VmRecord): Promise<void> => {
+      if (v.phase !== 'running' || reaping.has(v.id) || (await this.#vms.isAlive(v))) return
+      reaping.add(v.id)
+      await this.#vms.reap(v.name).finally(() => reaping.delete(v.id))
     }
-    const again = (): void => {
-      this.#timer = setTimeout(() => {
-        round()
-          .catch((e: unknown) => this.#c.log('error', `watching: ${e instanceof Error ? e.message : e}`))
-          .finally(() => {
-            if (this.#timer !== undefined) again()
-          })
-      }, WATCH_MS)
-    }
-    again()
+    // A VM whose turn is taken by something long delays the others' watch by nothing.
+    this.#timer = setInterval(() => {
+      for (const v of this.#c.store.vms())
+        look(v).catch((e: unknown) => this.#c.log('error', `watching ${v.name}: ${e instanceof Error ? e.message : e}`))
+    }, WATCH_MS)
   }
 
   close(): void {
-    clearTimeout(this.#timer)
-    this.#timer = undefined
+    clearInterval(this.#timer)
   }
 
   /** A backend's word. Never throws: the backend is not the one to repair what goes wrong here. */

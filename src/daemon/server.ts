@@ -78,9 +78,15 @@ export function buildServer(p: ServerParts): FastifyInstance {
   app.get(routes.backends, () => backends(p.control))
   vmRoutes(app, p)
   networkRoutes(app, p)
+  // Upgraded connections are no longer the HTTP server's: it would wait for them for ever.
+  const upgraded = new Set<Duplex>()
   app.server.on('upgrade', (req: IncomingMessage, socket: Duplex, head: Buffer) => {
-    socket.on('error', () => {})
+    upgraded.add(socket)
+    socket.on('error', () => {}).on('close', () => upgraded.delete(socket))
     upgrade(p, req, socket, head).catch((e: unknown) => refuse(p, socket, e))
+  })
+  app.addHook('preClose', async () => {
+    for (const socket of upgraded) socket.destroy()
   })
   return app
 }

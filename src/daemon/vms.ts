@@ -77,7 +77,7 @@ export class Vms {
         else await this.boot.up(v, progress, cancel)
         undo.move()
       } catch (e) {
-        progress('step', 'undoing what was made')
+        if (this.#c.store.vm(id) !== undefined) progress('step', 'undoing what was made')
         await undo.disposeAsync().catch((f: unknown) => this.#stuck(id, f))
         throw e
       }

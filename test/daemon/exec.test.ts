@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { encodeFrame, FrameReader, frameType } from '../../src/api/exec.ts'
 import { upgrade } from '../../src/client/http.ts'
 import { type ErrorBody, NoidError } from '../../src/errors.ts'
-import { Lab, until } from './harness.ts'
+import { exited, Lab, until } from './harness.ts'
 
 interface Outcome {
   readonly code: number | undefined
@@ -111,6 +111,17 @@ test('exec: a client that dies hangs up its command', async (t) => {
     'it is gone',
     () => !existsSync(`/proc/${pid}`) || readFileSync(`/proc/${pid}/stat`, 'latin1').includes(') Z '),
   )
+})
+
+test('exec: a daemon that ends lets go of its sessions and ends in time', async (t) => {
+  const lab = new Lab(t)
+  const p = await lab.up()
+  await lab.create('web')
+  const { outcome } = await begin(lab, ['sleep', '60'])
+  await lab.client.stopDaemon()
+  assert.deepEqual([(await outcome).code, (await outcome).error], [undefined, undefined])
+  await exited(p)
+  assert.equal(p.exitCode, 0)
 })
 
 test('logs: the last lines, all of them, and what follows until the caller leaves', async (t) => {
