@@ -18,7 +18,7 @@ import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
 import { close } from '../sys/fd.ts'
 import { DataPlaneHost } from './host.ts'
-import { type NicPort, PacketPort, TapPort } from './ports.ts'
+import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
 import {
   type EventMessage,
   type HelloAnswer,
@@ -40,6 +40,8 @@ const AGAIN_MAX = 4096
 
 type Attach = Extract<Request, { op: 'attach' }>
 type Publish = Extract<Request, { op: 'publish' }>
+type Uplink = Extract<Request, { op: 'uplink' }>
+type Member = Extract<Request, { op: 'member' }>
 
 export interface PlaneOptions {
   readonly reactor: Reactor
@@ -57,6 +59,10 @@ export class Plane {
   readonly #slot: number
   readonly #nics = new Map<string, NicPort>()
   readonly #idOfPort: string[] = []
+  // On a kernel's bridge: the one nic, and who is behind it.
+  #uplink: NicPort | undefined
+  readonly #members = new Map<string, Member>()
+  readonly #indexOf = new Map<string, number>()
   readonly #publishes = new Map<string, string>()
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
@@ -92,6 +98,10 @@ export class Plane {
           return this.#configure(r.network, r.resolvers)
         case 'attach':
           return this.#attach(r, taken(fds))
+        case 'uplink':
+          return this.#setUplink(r, taken(fds))
+        case 'member':
+          return this.#member(r)
         case 'detach':
           return this.#detach(r.id)
         case 'publish':
@@ -119,7 +129,7 @@ export class Plane {
     return {
       version: PROTOCOL_VERSION,
       pid: process.pid,
-      attachments: [...this.#nics.keys()],
+      attachments: [...this.#nics.keys(), ...this.#members.keys()],
       publishes: [...this.#publishes.keys()],
       configured: this.#network !== undefined,
     }
@@ -141,16 +151,7 @@ export class Plane {
 
   #attach(a: Attach, fd: number): void {
     const network = this.#configured()
-    const { reactor, arena } = this.#o
-    const options = {
-      fd,
-      vnetHdr: a.vnetHdr,
-      reactor,
-      arena,
-      base: this.#host.sockets.base,
-      slot: this.#slot,
-      network,
-    }
+    const options = this.#nicOptions(fd, a.vnetHdr)
     const nic = a.kind === 'tap' ? new TapPort(options) : new PacketPort(options)
     nic.index = network.attach({
       id: a.id,
@@ -167,7 +168,39 @@ export class Plane {
     nic.start()
   }
 
+  #nicOptions(fd: number, vnetHdr: boolean): NicOptions {
+    const { reactor, arena } = this.#o
+    return { fd, vnetHdr, reactor, arena, base: this.#host.sockets.base, slot: this.#slot, network: this.#configured() }
+  }
+
+  /** The one nic of a network on a kernel's bridge; members that were there speak through the new one. */
+  #setUplink(u: Uplink, fd: number): void {
+    const nic = new TapPort(this.#nicOptions(fd, u.vnetHdr))
+    this.#uplink?.close()
+    this.#uplink = nic
+    for (const m of this.#members.values()) this.#join(m)
+    nic.start()
+  }
+
+  #member(m: Member): void {
+    this.#join(m)
+    this.#members.set(m.id, m)
+  }
+
+  #join({ id, name, mac, address, bound }: Member): void {
+    if (this.#uplink === undefined) throw new Error('uplink comes first')
+    const index = this.#configured().attach({ id, role: ROLE.vm, name, mac, address, bound, port: this.#uplink })
+    this.#idOfPort[index] = id
+    this.#indexOf.set(id, index)
+  }
+
   #detach(id: string): void {
+    const member = this.#indexOf.get(id)
+    if (this.#members.delete(id) && member !== undefined) {
+      this.#indexOf.delete(id)
+      this.#network?.detach(member)
+      return
+    }
     const nic = this.#nics.get(id)
     if (nic === undefined) return
     this.#nics.delete(id)

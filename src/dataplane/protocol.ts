@@ -20,6 +20,11 @@ export interface NetworkConfig {
   readonly domain: string
   readonly mtu: number
   readonly isolated: boolean
+  /**
+   * `switch` (the default): every nic is a port and the gateway routes. `bridge`: a bridge of the kernel carries the network and this
+   * data plane only serves DHCP and DNS at the services address, behind one nic on that bridge.
+   */
+  readonly medium?: 'switch' | 'bridge'
   readonly allowHostPorts: readonly number[]
   readonly leaseSeconds: number
 }
@@ -40,6 +45,17 @@ export type Request =
       readonly mac: string
       readonly address: string
       /** The client holds this lease already (a restart of the data plane). */
+      readonly bound: boolean
+    }
+  /** Medium `bridge` only. fds: 1, the TAP that is a port of the bridge. */
+  | { readonly op: 'uplink'; readonly fds: 1; readonly vnetHdr: boolean }
+  /** Medium `bridge` only: a VM of the bridge, told by its MAC. No descriptor. */
+  | {
+      readonly op: 'member'
+      readonly id: string
+      readonly name: string
+      readonly mac: string
+      readonly address: string
       readonly bound: boolean
     }
   | { readonly op: 'detach'; readonly id: string }

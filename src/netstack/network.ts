@@ -5,6 +5,8 @@
  * Never does: anything with a packet that a part could do.
  * Everything is allocated here; after that only people's rows, warnings, and the services' own bounded memory are.
  *
+ * On a medium `bridge` there is one port for all VMs: the index that `receive` is given says nothing, the source MAC does.
+ *
  * The data plane calls: `receive` for each frame, `flush` at the end of a burst, `ready` for a socket's event, `tick` when
  * `nextWake` has come. host.now() stands still during a call.
  */
@@ -32,7 +34,7 @@ import { Timers } from './timers.ts'
 import { DROP, Drops } from './trace/drops.ts'
 import { UdpRelay } from './udp/relay.ts'
 import { put32 } from './wire/bytes.ts'
-import { parseMac } from './wire/ethernet.ts'
+import { ETHERNET, parseMac } from './wire/ethernet.ts'
 import { addressText, parseAddress, parseSubnet } from './wire/ipv4.ts'
 import { parse } from './wire/parse.ts'
 
@@ -78,16 +80,21 @@ export class Network {
   readonly #dhcp: DhcpServer
   readonly #dns: DnsServer
   readonly #publishes: Publishes
+  /** Every VM is behind one and the same port (a kernel's bridge) and told by its MAC. */
+  readonly #shared: boolean
   #housekeepingAt = 0
 
   constructor(host: Host, config: NetworkConfig, limits: Partial<Limits> = {}) {
     const { arena } = host
     const l: Limits = { ...DEFAULT_LIMITS, ...limits }
     const { base: subnet, mask } = parseSubnet(config.subnet)
-    const gateway = parseAddress(config.gateway)
-    const hostAddress = parseAddress(config.hostAddress)
     const services = parseAddress(config.services)
-    const { mtu, isolated } = config
+    // On a bridge the kernel owns .1 and .254 and forwards; here only the services answer, and nothing passes through.
+    this.#shared = config.medium === 'bridge'
+    const gateway = this.#shared ? services : parseAddress(config.gateway)
+    const hostAddress = this.#shared ? 0 : parseAddress(config.hostAddress)
+    const isolated = this.#shared || config.isolated
+    const { mtu } = config
     const net = { subnet, mask, gateway, services, hostAddress, gatewayHi: GATEWAY_HI, gatewayLo: gateway, isolated }
     this.#host = host
     this.#b = arena.bytes
@@ -216,6 +223,11 @@ export class Network {
   /** One Ethernet frame at (off, len) of the arena; when the port has offloads its vnet header lies VNET bytes before it. */
   receive(index: number, off: number, len: number): void {
     const ports = this.#ports
+    if (this.#shared) {
+      // What a bridge floods is not for us unless it is.
+      index = len < ETHERNET || !this.#switch.isOurs(off) ? -1 : this.#switch.portOfSource(off)
+      if (index < 0) return
+    }
     const port = ports.port[index]
     if (port === null || port === undefined) return this.#drops.count(-1, DROP['port-gone'])
     ports.framesIn[index]++

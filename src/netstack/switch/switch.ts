@@ -230,6 +230,21 @@ export class Switch {
     })
   }
 
+  // -- a bridge of the kernel in front of one port ---------------------------------------------------------------------
+
+  /** Is the frame at `off` for the gateway's MAC, or for a group? */
+  isOurs(off: number): boolean {
+    const hi = ethernet.dstHi(this.#b, off)
+    return (
+      ethernet.isGroup(hi) || (hi === this.#config.gatewayHi && ethernet.dstLo(this.#b, off) === this.#config.gatewayLo)
+    )
+  }
+
+  /** The port that its source MAC is assigned to, or −1. */
+  portOfSource(off: number): number {
+    return this.#fdb.lookup(ethernet.srcHi(this.#b, off), ethernet.srcLo(this.#b, off))
+  }
+
   // -- ports that come and go ---------------------------------------------------------------------------------------
 
   /** A port's assigned MAC becomes its own; what somebody else had learned of it is forgotten. */
