@@ -147,11 +147,7 @@ function privateDirs(paths: Paths, backend: string): { runDir: string; stateDir:
 }
 
 /** A socket that is left from a daemon that died is replaced: the lock says that nobody serves it. */
-async function listen(
-  app: { listen(o: { path: string }): Promise<unknown> },
-  paths: Paths,
-  privileged: boolean,
-): Promise<void> {
+async function listen(app: { listen(o: { path: string }): Promise<unknown> }, paths: Paths): Promise<void> {
   mkdirSync(dirname(paths.socket), { recursive: true })
   rmSync(paths.socket, { force: true })
   const mask = process.umask(0o177)

@@ -12,7 +12,7 @@ import { Client } from '../../src/client/client.ts'
 import { ownPaths, type Paths } from '../../src/paths.ts'
 import { World } from './fakes.ts'
 
-const MAIN = fileURLToPath(new URL('fake-main.ts', import.meta.url))
+const FAKE = 'fake-main.ts'
 const UP_MS = 20_000
 
 export class Lab {
@@ -21,9 +21,13 @@ export class Lab {
   readonly world = new World(join(this.home, 'world'))
   readonly client = new Client(this.paths.socket)
   readonly #processes: ChildProcess[] = []
+  readonly #main: string
 
-  constructor(t: TestContext) {
+  constructor(t: TestContext, main = FAKE) {
+    this.#main = fileURLToPath(new URL(main, import.meta.url))
     t.after(async () => {
+      // A test that failed may have left real VMs: nobody else knows how to remove them.
+      if (main !== FAKE) await this.#destroyAll().catch(() => {})
       for (const p of this.#processes) if (p.exitCode === null && p.signalCode === null) p.kill('SIGKILL')
       for (const f of this.world.list().filter((x) => x.startsWith('vm-'))) {
         try {
@@ -34,6 +38,12 @@ export class Lab {
       }
       rmSync(this.home, { recursive: true, force: true })
     })
+  }
+
+  async #destroyAll(): Promise<void> {
+    for (const p of this.#processes) if (p.exitCode === null && p.signalCode === null) await kill9(p)
+    await this.up()
+    for (const v of await this.client.vms()) await this.client.destroy(v.name)
   }
 
   /** Starts a daemon and waits until it answers. */
@@ -51,7 +61,7 @@ export class Lab {
   }
 
   spawn(env: Record<string, string> = {}): ChildProcess {
-    const p = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', MAIN], {
+    const p = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', this.#main], {
       env: { ...process.env, NOID_HOME: this.home, ...env },
       stdio: ['ignore', 'inherit', 'inherit'],
     })

@@ -1,0 +1,127 @@
+/**
+ * The daemon with the real sandbox and the real userspace backend, as root: it is killed (-9) at each checkpoint, and what
+ * the machine holds is compared: processes of VMs and data planes, links, listening ports, mounts, directories.
+ */
+import assert from 'node:assert/strict'
+import { execFileSync } from 'node:child_process'
+import { accessSync, existsSync, readdirSync, readFileSync } from 'node:fs'
+import { test } from 'node:test'
+import { Store } from '../../src/daemon/store.ts'
+import { exited, kill9, Lab, until } from './harness.ts'
+
+function missing(): string | false {
+  if (process.getuid?.() !== 0) return 'needs root'
+  try {
+    accessSync('/dev/net/tun', 6)
+  } catch {
+    return 'needs /dev/net/tun'
+  }
+  return false
+}
+const skip = missing()
+/** Free on this machine in all likelihood; below the ephemeral range. */
+const PORT = 21873
+
+const commandLines = (): string[] =>
+  readdirSync('/proc')
+    .filter((d) => /^\d+$/.test(d))
+    .map((d) => {
+      try {
+        return readFileSync(`/proc/${d}/cmdline`, 'utf8')
+      } catch {
+        return ''
+      }
+    })
+
+/** What of this lab is on the machine; empty when nothing is. VM ids and subnets are read from the store while it knows them. */
+class Traces {
+  readonly #lab: Lab
+  readonly #ids = new Set<string>()
+  readonly #addresses = new Set<string>()
+
+  constructor(lab: Lab) {
+    this.#lab = lab
+  }
+
+  note(): void {
+    const s = new Store(this.#lab.paths.store)
+    for (const v of s.vms()) this.#ids.add(v.id)
+    for (const n of s.networks()) this.#addresses.add(n.subnet.replace(/\.\d+\/24$/, '.254/24'))
+    s.close()
+  }
+
+  find(): string[] {
+    const found: string[] = []
+    for (const line of commandLines()) {
+      if (line.includes(`${this.#lab.paths.runDir}/userspace`)) found.push(`data plane: ${line}`)
+      for (const id of this.#ids) if (line.includes(`noid-vm=${id}`)) found.push(`process of ${id}`)
+    }
+    const links = execFileSync('ip', ['-o', 'addr'], { encoding: 'utf8' })
+    for (const a of this.#addresses) if (links.includes(`inet ${a}`)) found.push(`link with ${a}`)
+    const hex = PORT.toString(16).toUpperCase().padStart(4, '0')
+    if (new RegExp(`:${hex} \\S+ 0A`).test(readFileSync('/proc/net/tcp', 'latin1'))) found.push(`listener on ${PORT}`)
+    for (const m of readFileSync('/proc/self/mountinfo', 'utf8').split('\n'))
+      if (m.includes(this.#lab.home)) found.push(`mount: ${m}`)
+    for (const dir of [`${this.#lab.paths.stateDir}/vms`, `${this.#lab.paths.runDir}/userspace`])
+      if (existsSync(dir)) found.push(...readdirSync(dir).map((f) => `${dir}/${f}`))
+    return found
+  }
+}
+
+for (const point of ['reserved', 'network-made', 'published', 'prepared', 'attached']) {
+  test(`killed at "${point}" of create: the machine is as it was`, { skip }, async (t) => {
+    const lab = new Lab(t, 'real-main.ts')
+    const traces = new Traces(lab)
+    const p = await lab.up({ CRASH_AT: point })
+    await assert.rejects(lab.create('web', { ports: [`${PORT}:80`] }))
+    await exited(p)
+    traces.note()
+    await lab.up()
+    assert.deepEqual(await lab.client.vms(), [])
+    assert.deepEqual(await lab.client.networks(), [])
+    await until('nothing is left', () => traces.find().length === 0).catch(() => {})
+    assert.deepEqual(traces.find(), [])
+  })
+}
+
+test('killed at each point of destroy: the machine is as it was', { skip }, async (t) => {
+  const lab = new Lab(t, 'real-main.ts')
+  const traces = new Traces(lab)
+  for (const point of ['destroying', 'unpublished', 'ended', 'detached', 'removed', 'forgotten', 'network-deleting']) {
+    const first = await lab.up()
+    await lab.create('web', { ports: [`${PORT}:80`] })
+    traces.note()
+    assert.ok(traces.find().length >= 4)
+    await kill9(first)
+    const p = await lab.up({ CRASH_AT: point })
+    await assert.rejects(lab.client.destroy('web'))
+    await exited(p)
+    const last = await lab.up()
+    assert.deepEqual(await lab.client.vms(), [], point)
+    await until('nothing is left', () => traces.find().length === 0).catch(() => {})
+    assert.deepEqual(traces.find(), [], point)
+    await kill9(last)
+  }
+})
+
+test('killed at any moment of create: the machine is as it was', { skip }, async (t) => {
+  const lab = new Lab(t, 'real-main.ts')
+  const traces = new Traces(lab)
+  for (let i = 0; i < 10; i++) {
+    const p = await lab.up()
+    const timer = setTimeout(() => p.kill('SIGKILL'), 50 * i)
+    await lab.create('web', { ports: [`${PORT}:80`] }).catch(() => {})
+    await exited(p)
+    clearTimeout(timer)
+    traces.note()
+    const next = await lab.up()
+    const [web] = await lab.client.vms()
+    if (web !== undefined) {
+      assert.equal(web.state, 'running', `${web.problem}`)
+      await lab.client.destroy('web')
+    }
+    await until('nothing is left', () => traces.find().length === 0).catch(() => {})
+    assert.deepEqual(traces.find(), [], `after ${50 * i} ms`)
+    await kill9(next)
+  }
+})
