@@ -70,6 +70,7 @@ export class DnsServer implements DatagramService, StreamService {
   readonly #upstream: Upstream<Waiter>
   readonly #cache = new Cache()
   readonly #zone: Zone
+  readonly #own: readonly string[]
   readonly #udpLimit: number
   readonly #inFlight = new Map<number, number>()
   readonly #streams = new Set<GuestStream>()
@@ -82,6 +83,7 @@ export class DnsServer implements DatagramService, StreamService {
     this.#s = s
     this.#seed = s.host.random32()
     this.#zone = new Zone(network)
+    this.#own = [network.services, network.gateway]
     this.#udpLimit = Math.max(dns.CLASSIC_SIZE, network.mtu - HEADERS)
     this.#upstream = new Upstream<Waiter>(s.host, this.#servers, s.ref, {
       answered: (p, b, len) => this.#answered(p, b, len),
@@ -95,12 +97,19 @@ export class DnsServer implements DatagramService, StreamService {
    * empties the cache and asks again what is in flight.
    */
   setServers(list: readonly string[]): string[] {
-    const usable = list.map(parseServer).filter((s): s is Server => s !== undefined)
+    const usable: Server[] = []
+    const useless: string[] = []
+    for (const text of list) {
+      const server = parseServer(text)
+      // This very service, through the host's interface on the network, would be asked for ever.
+      if (server === undefined || this.#own.includes(server.text)) useless.push(text)
+      else usable.push(server)
+    }
     if (this.#servers.set(usable)) {
       this.#cache.clear()
       this.#upstream.restart()
     }
-    return list.filter((text) => parseServer(text) === undefined)
+    return useless
   }
 
   /** A VM's name and address; idempotent. */

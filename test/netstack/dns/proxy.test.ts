@@ -360,6 +360,15 @@ describe('servers', () => {
     assert.deepEqual(servers(), ['fd000000000000000000000000000053:53', '127.0.0.1:5300'])
   })
 
+  it('are never the service itself', () => {
+    assert.deepEqual(w.dns.setServers(['192.168.100.2', '10.0.0.9', '192.168.100.1']), [
+      '192.168.100.2',
+      '192.168.100.1',
+    ])
+    w.send(fresh())
+    assert.deepEqual(servers(), ['10.0.0.9:53'])
+  })
+
   it('a lost datagram is sent again', () => {
     w = new World()
     let tries = 0
