@@ -13,6 +13,7 @@ const c = {
   unshare: declare<(flags: number) => number>('int unshare(int)'),
 }
 export const CLONE_NEWNET = 0x40000000
+export const CLONE_NEWNS = 0x00020000
 
 /** Move the calling thread into new namespaces (unshare(2)); what it starts afterwards is in them too. 0, or −errno. */
 export function unshare(flags: number): number {

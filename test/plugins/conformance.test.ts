@@ -7,13 +7,10 @@ import { create } from '../../examples/noid-backend-ptp/src/backend.ts'
 import { descriptor as ptp } from '../../examples/noid-backend-ptp/src/descriptor.ts'
 import { cases, conformance, type Group, runCase } from '../../src/plugins/conformance/index.ts'
 import type { BackendContext, BackendDescriptor, NetworkBackend } from '../../src/plugins/contract.ts'
+import { missing } from './needs.ts'
 import { ownHost } from './own-host.ts'
 
-const root = process.getuid?.() === 0
-const tools = ['ip', 'nsenter', 'unshare', 'ping'].find((t) => spawnSync('sh', ['-c', `command -v ${t}`]).status !== 0)
-const unavailable = !root ? 'needs root' : tools !== undefined ? `needs ${tools}` : false
-
-const skip = unavailable || ownHost()
+const skip = missing() || ownHost()
 
 if (skip === false) conformance(test as never, ptp)
 else test('the example backend passes the kit', { skip }, () => {})

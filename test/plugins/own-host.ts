@@ -1,18 +1,21 @@
 /**
- * A host for one test file: the file's main thread moves to a network namespace of its own, and what it starts is in it too.
+ * A host for one test file: the file's main thread moves to a network and a mount namespace of its own, and what it starts is in it too.
  *
  * What the kit compares (links, rules, ports) then changes by nobody else's hand, and goes with the process.
  */
-import { execFileSync } from 'node:child_process'
-import { CLONE_NEWNET, unshare } from '../../src/sys/netns.ts'
+import { execFileSync, spawnSync } from 'node:child_process'
+import { CLONE_NEWNET, CLONE_NEWNS, unshare } from '../../src/sys/netns.ts'
 
 /** An address of the host that is not loopback, as machines have one. */
 const ADDRESS = '198.51.100.1/24'
 
 /** false when it worked, so that it can be handed to `skip`; otherwise why it did not. */
 export function ownHost(): string | false {
-  const r = unshare(CLONE_NEWNET)
-  if (r < 0) return `no network namespace can be made (errno ${-r})`
+  const r = unshare(CLONE_NEWNET | CLONE_NEWNS)
+  if (r < 0) return `no namespaces can be made (errno ${-r})`
+  execFileSync('mount', ['--make-rprivate', '/'])
+  // Names of other tests' namespaces: removing one detaches its mount here too.
+  spawnSync('sh', ['-c', 'umount /run/netns/* 2>/dev/null; umount /run/netns 2>/dev/null'])
   const ip = (...argv: string[]) => execFileSync('ip', argv)
   ip('link', 'set', 'lo', 'up')
   ip('link', 'add', 'up0', 'type', 'veth', 'peer', 'name', 'up1')

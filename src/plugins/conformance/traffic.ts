@@ -7,6 +7,7 @@ import { once } from 'node:events'
 import { networkInterfaces } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
+import type { ClientAnswer, ClientRequest } from '../../runtimes/dhcp-client/lease.ts'
 import type { Attachment, BackendDescriptor, NetworkSpec } from '../contract.ts'
 import { unprivileged } from './control.ts'
 import type { Environment } from './environment.ts'
@@ -15,10 +16,11 @@ import type { Case, KitOptions } from './index.ts'
 
 const run = promisify(execFile)
 const sibling = (name: string) =>
-  fileURLToPath(new URL(`./${name}${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
+  fileURLToPath(new URL(`${name}${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
 const NODE = [process.execPath, '--disable-warning=ExperimentalWarning']
-const PROBE = [...NODE, sibling('probe')]
-const LEASE = [...NODE, sibling('lease')]
+const PROBE = [...NODE, sibling('./probe')]
+/** noid's own DHCP client: one run gets a lease and configures the device. */
+const CLIENT = [...NODE, sibling('../../runtimes/dhcp-client/main')]
 
 const MEBIBYTE = 1 << 20
 
@@ -33,17 +35,26 @@ interface Station {
 
 async function station(e: Environment, n: NetworkSpec): Promise<Station> {
   const guest = await e.guest()
-  const request = e.request(n, guest)
-  const attachment = await e.attach(request)
+  const asked = e.request(n, guest)
+  const attachment = await e.attach(asked)
   const ifname = 'ifname' in attachment.nic ? attachment.nic.ifname : 'eth0'
   await guest.run('ip', 'link', 'set', 'lo', 'up')
   let address = attachment.addresses[0]?.split('/')[0]
   if (attachment.configuredBy === 'dhcp') {
-    const lease = JSON.parse(await guest.run(...LEASE, ifname)) as { address: string }
-    address = lease.address
+    const request: ClientRequest = {
+      mode: 'acquire',
+      ifname,
+      mac: attachment.mac,
+      hostname: asked.name,
+      mtu: attachment.mtu,
+      budgetMs: 15_000,
+    }
+    const answer = JSON.parse(await guest.run(...CLIENT, JSON.stringify(request))) as ClientAnswer
+    assert.ok(answer.ok, answer.ok ? '' : answer.why)
+    address = answer.lease.address
   }
   assert.ok(address, 'no address')
-  return { guest, attachment, name: request.name, address, ifname }
+  return { guest, attachment, name: asked.name, address, ifname }
 }
 
 /** Wait until a probe that serves says so. */

@@ -7,14 +7,17 @@
  * The host must not become a way around the isolation of networks: `forwarding` is off for what comes in here, whatever ip_forward says; it
  * answers ARP only for its own address on this link and announces only that one (the switch refuses foreign senders); it speaks no IPv6.
  */
+import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
+import { promisify } from 'node:util'
 import { openTap, TunTapError } from '#tun-tap'
 import { must } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
 import { setLinkAddress, setLinkUp } from '../../sys/netdev.ts'
 import type { NetworkSpec } from '../contract.ts'
 
+const run = promisify(execFile)
 /** The data plane's policy knows noid's links by this prefix. */
 const PREFIX = 'noid'
 const LINKS_MAX = 256
@@ -62,6 +65,19 @@ export function openHostNic(n: NetworkSpec): HostNic {
     }
   }
   throw new Error(`there are ${LINKS_MAX} links named ${PREFIX}N already`)
+}
+
+/**
+ * Remove the host's nic of a network, if it is there. The end of a data plane does that too, but only when the last of its threads
+ * has let go of the descriptor, which is after the process is said to be dead.
+ */
+export async function removeHostNic(network: string): Promise<void> {
+  const mac = hostMac(network)
+  const { stdout } = await run('ip', ['-j', 'link', 'show'], { timeout: 5000 }).catch(() => ({ stdout: '[]' }))
+  const links = JSON.parse(stdout) as { ifname: string; address?: string }[]
+  for (const l of links)
+    if (l.address === mac && l.ifname.startsWith(PREFIX))
+      await run('ip', ['link', 'delete', l.ifname], { timeout: 5000 }).catch(() => {})
 }
 
 /** Refused where /proc/sys is read-only (a container): the device works all the same. */

@@ -13,6 +13,7 @@ import { TunTapError } from '#tun-tap'
 import { NoidError } from '../../errors.ts'
 import { must } from '../../sys/errno.ts'
 import { close, setNonblock } from '../../sys/fd.ts'
+import { linkIndex } from '../../sys/netdev.ts'
 import { inNetns } from '../../sys/netns.ts'
 import { recvWithFds, socketpair } from '../../sys/scm.ts'
 import type { Attachment, AttachRequest, NetworkSpec } from '../contract.ts'
@@ -61,6 +62,15 @@ export async function openNic(n: NetworkSpec, r: AttachRequest, privileged: bool
 
 /** The namespace that the nic was in is no more (or its path names another). */
 export const nicGone = (r: NicRecord): boolean => namespaceId(r.netns) !== r.netnsId
+
+/** Is the device still in its namespace, which exists? A guest that is root there may have removed it. */
+export async function nicPresent(r: NicRecord): Promise<boolean> {
+  if (r.privileged) return inNetns(r.netns, () => linkIndex(IFNAME)) >= 0
+  return run('nsenter', [...enter(r.netns, false), 'ip', 'link', 'show', IFNAME], { timeout: 5000 }).then(
+    () => true,
+    () => false,
+  )
+}
 
 /** Remove the device. Idempotent; nothing to do when the namespace is gone. */
 export async function removeNic(r: NicRecord): Promise<void> {

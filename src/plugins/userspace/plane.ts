@@ -23,11 +23,11 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
-import { openHostNic } from './hostnic.ts'
+import { openHostNic, removeHostNic } from './hostnic.ts'
 import { openRawIcmp } from './icmp.ts'
 import { Ledger, type NicEntry, type PublishEntry } from './ledger.ts'
 import { type Link, Refused } from './link.ts'
-import { attachmentOf, nicGone, openNic, removeNic } from './nic.ts'
+import { attachmentOf, nicGone, nicPresent, openNic, removeNic } from './nic.ts'
 import { DataPlaneProcess } from './process.ts'
 import { bindPublished } from './publisher.ts'
 
@@ -106,7 +106,13 @@ export class Plane {
     return this.#serially(async () => {
       const link = await this.#up(signal)
       const had = this.#ledger.nics.get(r.id)
-      if (had && this.#carriedNics.has(r.id) && same(had.request, r) && !nicGone(had.nic))
+      if (
+        had &&
+        this.#carriedNics.has(r.id) &&
+        same(had.request, r) &&
+        !nicGone(had.nic) &&
+        (await nicPresent(had.nic))
+      )
         return attachmentOf(this.#spec, r, had.nic)
       if (this.#carriedNics.has(r.id)) await this.#drop(link, r.id)
       return this.#handOver(link, r, had !== undefined && !nicGone(had.nic))
@@ -152,7 +158,7 @@ export class Plane {
       const link = await this.#up(signal)
       const hello = await link.request<HelloAnswer>({ op: 'hello' })
       const had = this.#ledger.nics.get(a.id)
-      if (!hello.attachments.includes(a.id) || !had || nicGone(had.nic))
+      if (!hello.attachments.includes(a.id) || !had || nicGone(had.nic) || !(await nicPresent(had.nic)))
         throw new NoidError('INTERNAL', { why: `the nic of ${had?.request.name ?? a.id} on ${this.name} is gone` })
     })
   }
@@ -216,6 +222,7 @@ export class Plane {
       clearTimeout(this.#repair)
       for (const { nic } of this.#ledger.nics.values()) await removeNic(nic)
       await this.#process.end(link)
+      if (this.#deps.ctx.privileged) await removeHostNic(this.#spec.id)
     })
   }
 
