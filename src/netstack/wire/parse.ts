@@ -32,6 +32,10 @@ const BAD_ICMP = DROP['icmp-malformed']
 /** Ethernet and 64 KiB of packet. */
 const LONGEST = ETHERNET + 65535
 
+/** What Linux ever makes: TCP_MIN_MSS less the longest options, and UDP_MAX_SEGMENTS. Smaller ones would only make work. */
+const TCP_SEGMENT_MIN = 48
+const UDP_SEGMENTS_MAX = 128
+
 const OPTION_LSRR = 131
 const OPTION_SSRR = 137
 
@@ -154,7 +158,10 @@ function parseVnet(b: Uint8Array, f: Frame): Drop {
   if (gso === vnet.GSO_NONE) return 0
   const size = vnet.gsoSize(b, o)
   if (f.partialChecksum === 0 || size === 0) return BAD_VNET
-  if (gso === vnet.GSO_TCPV4 ? f.proto !== ipv4.TCP : gso !== vnet.GSO_UDP_L4 || f.proto !== ipv4.UDP) return BAD_VNET
+  if (gso === vnet.GSO_TCPV4) {
+    if (f.proto !== ipv4.TCP || size < TCP_SEGMENT_MIN) return BAD_VNET
+  } else if (gso !== vnet.GSO_UDP_L4 || f.proto !== ipv4.UDP || f.l4len - udp.UDP > size * UDP_SEGMENTS_MAX)
+    return BAD_VNET
   f.gsoType = gso
   f.gsoSize = size
   return 0

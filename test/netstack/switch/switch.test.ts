@@ -227,6 +227,10 @@ test('malformed frames are counted by reason', () => {
   bad('ethertype')
   web.send((from) => ({ ...tcp({ to: '8.8.8.8:53' })(from), gso: { type: 5, size: 100 } }))
   bad('vnet-header')
+  // Segments so small that they would only make work.
+  web.send(udp({ to: '8.8.8.8:53', data: new Uint8Array(1290), segment: 10 }))
+  web.send(tcp({ to: '8.8.8.8:53', data: new Uint8Array(1000), segment: 8 }))
+  assert.equal(net.drops('vnet-header'), 3)
 })
 
 test('attach again: the port is replaced, flows stay; with another address they end', () => {
