@@ -50,8 +50,8 @@ export class DhcpServer implements DatagramService {
   readonly #allowance = new Map<number, { left: number; at: number }>()
   /** State and time of a port's last report, so that a client which keeps asking does not keep the store writing. */
   readonly #reported = new Map<number, { state: string; at: number }>()
-  #network: DhcpNetwork
-  #serverAddress: number
+  readonly #network: DhcpNetwork
+  readonly #serverAddress: number
 
   constructor(host: Host, reply: Reply, drop: (port: number, reason: DhcpDrop) => void, network: DhcpNetwork) {
     this.#host = host
@@ -60,12 +60,6 @@ export class DhcpServer implements DatagramService {
     this.#network = network
     this.#serverAddress = parseAddress(network.services)
     this.#leases = new Leases((l) => this.#report(l))
-  }
-
-  /** What may change while the network runs: search domains, MTU, lease time. Clients hear of it when they renew. */
-  configure(network: DhcpNetwork): void {
-    this.#network = network
-    this.#serverAddress = parseAddress(network.services)
   }
 
   /** Give a port its address. Idempotent; another address than before starts over, and the client's next message is NAKed. */

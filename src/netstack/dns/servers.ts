@@ -13,8 +13,8 @@ import { parseAddress } from '../wire/ipv4.ts'
 
 const PROBE = 10_000
 /** Of a longer list the first are used, as resolv.conf(5) does with its three. */
-export const MAX_SERVERS = 3
-export const DNS_PORT = 53
+const MAX_SERVERS = 3
+const DNS_PORT = 53
 
 export class Server {
   readonly text: string
@@ -71,10 +71,6 @@ export class Servers {
 
   get list(): readonly Server[] {
     return this.#list
-  }
-
-  get good(): Server | undefined {
-    return this.#good
   }
 
   /** Returns whether the list is another one than before. What was learnt about a server that stays is kept. */

@@ -3,6 +3,7 @@ import { beforeEach, describe, it } from 'node:test'
 import fc from 'fast-check'
 import { decode, encode, type Options, optionCodes, type Packet, type PacketInit } from '#dhcp-packet'
 import { Arena } from '../../../src/netstack/arena.ts'
+import type { DhcpNetwork } from '../../../src/netstack/dhcp/options.ts'
 import { DhcpServer } from '../../../src/netstack/dhcp/server.ts'
 import type { Host, NetstackEvent } from '../../../src/netstack/host.ts'
 import { addressText } from '../../../src/netstack/wire/ipv4.ts'
@@ -34,7 +35,7 @@ class World {
   readonly arena = new Arena(new ArrayBuffer(65536))
   readonly server: DhcpServer
 
-  constructor(options: Partial<typeof network> = {}) {
+  constructor(options: Partial<DhcpNetwork> = {}) {
     const host = {
       arena: this.arena,
       now: () => this.clock,
@@ -147,6 +148,19 @@ describe('a client that begins', () => {
     assert.equal(options.mtu, 1500)
     assert.equal(options.routers, undefined)
     assert.equal(options.subnetMask, '255.255.255.0')
+  })
+
+  it('hears of more search domains and routes where the network has them', () => {
+    w = new World({
+      search: ['noid.internal', 'corp.example'],
+      routes: [{ to: '10.9.0.0/16', via: '192.168.100.254' }],
+    })
+    const { options } = w.ask({ messageType: 'DISCOVER', parameterRequestList: [119, 121] })!.p
+    assert.deepEqual(options.searchDomains, ['noid.internal', 'corp.example'])
+    assert.deepEqual(options.classlessRoutes, [
+      { to: '0.0.0.0/0', via: '192.168.100.1' },
+      { to: '10.9.0.0/16', via: '192.168.100.254' },
+    ])
   })
 
   it('may commit rapidly (RFC 4039)', () => {
