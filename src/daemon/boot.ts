@@ -147,7 +147,7 @@ export class Boot {
   /** Which other VM has bound, or is about to bind, this host port. */
   holderOf(p: PublishRecord, self: string): VmRecord | undefined {
     const q = this.#c.store
-      .publishes()
+      .publishesAt(p.proto, p.hostPort)
       .find((o) => o.vm !== self && clash(o, p) && HOLDING.has(this.#c.store.vm(o.vm)?.phase ?? 'stopped'))
     return q === undefined ? undefined : this.#c.store.vm(q.vm)
   }

@@ -31,6 +31,8 @@ export interface Control {
   /** The backend when none is named. */
   readonly defaultBackend: string
   readonly bootId: string
+  /** May make interfaces on the host. */
+  readonly privileged: boolean
   readonly hostRoutes: () => readonly TakenSubnet[]
   /** Called at named points between two steps; tests end the process there. */
   readonly checkpoint: (point: string) => void

@@ -81,6 +81,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     log,
     defaultBackend: o.defaultBackend ?? 'userspace',
     bootId: bootId(),
+    privileged: o.privileged,
     hostRoutes: o.hostRoutes ?? hostRoutes,
     checkpoint: o.checkpoint ?? (() => {}),
   }

@@ -266,7 +266,8 @@ export class Networks {
       gateway: spec.gateway,
       services: spec.services,
       hostAddress: spec.hostAddress,
-      hostReach: local.includes(spec.hostAddress),
+      // An unprivileged daemon's networks have no host interface: one with that address is another daemon's.
+      hostReach: this.#c.privileged && local.includes(spec.hostAddress),
       domain: n.domain,
       mtu: n.mtu,
       isolated: n.isolated,

@@ -30,6 +30,7 @@ const MIGRATIONS: readonly string[] = [
    CREATE TABLE publishes (
      id TEXT PRIMARY KEY, vm TEXT NOT NULL REFERENCES vms(id) ON DELETE CASCADE, proto TEXT NOT NULL,
      host_address TEXT NOT NULL, host_port INTEGER NOT NULL, picked INTEGER NOT NULL, guest_port INTEGER NOT NULL) STRICT;
+   CREATE INDEX publish_port ON publishes(proto, host_port);
    CREATE TABLE leases (
      attachment TEXT PRIMARY KEY REFERENCES attachments(id) ON DELETE CASCADE, address TEXT NOT NULL, state TEXT NOT NULL,
      expires_at INTEGER) STRICT;`,
@@ -230,7 +231,8 @@ export class Store {
     this.#one<{ body: Attachment | null }>('SELECT body FROM attachments WHERE id = ?', id)?.body ?? undefined
   setAttachment = (id: string, body: Attachment | undefined): void => this.#update('attachments', id, { body })
 
-  publishes = (): PublishRecord[] => this.#all('SELECT * FROM publishes')
+  publishesAt = (proto: string, hostPort: number): PublishRecord[] =>
+    this.#all('SELECT * FROM publishes WHERE proto = ? AND host_port = ?', proto, hostPort)
   publishesOf = (vm: string): PublishRecord[] =>
     this.#all('SELECT * FROM publishes WHERE vm = ? ORDER BY proto, host_port, guest_port', vm)
   addPublish = (p: PublishRecord): void => this.#insert('publishes', p)

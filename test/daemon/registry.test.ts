@@ -1,11 +1,12 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { NoidError } from '../../src/errors.ts'
 import type { BackendContext, BackendDescriptor } from '../../src/plugins/contract.ts'
 import { Registry, type Source } from '../../src/plugins/registry.ts'
+import { backendSources } from '../../src/plugins/sources.ts'
 import { fakeBackend, World } from './fakes.ts'
 
 const context = (): BackendContext => ({ runDir: '', stateDir: '', privileged: false, log: () => {}, notify: () => {} })
@@ -83,4 +84,36 @@ test('a backend is loaded once, when it is first used; a load that fails is told
   assert.equal(a, b)
   assert.equal(loads, 2)
   await r.close()
+})
+
+test('an installed oclif plug-in gives its backends through the hook noid:backends; a broken one is named', async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), 'noid-plugins-'))
+  t.after(() => rmSync(dir, { recursive: true, force: true }))
+  const plugin = (name: string, hook: string): object => {
+    const root = join(dir, name)
+    mkdirSync(root)
+    const oclif = { hooks: { 'noid:backends': './hook.js' } }
+    writeFileSync(join(root, 'package.json'), JSON.stringify({ name, version: '1.0.0', type: 'module', oclif }))
+    writeFileSync(join(root, 'hook.js'), hook)
+    return { type: 'link', name, root }
+  }
+  const backend = `{ name: 'pigeon', apiVersion: 1, summary: 'RFC 1149', provides: ['tap'], load: async () => () => ({}),
+    capabilities: { addressing: 'noid', privileges: [], publish: false, dns: false, isolation: false, ipv6: false } }`
+  const plugins = [
+    plugin('noid-pigeon', `export default async () => [${backend}]`),
+    plugin('noid-broken', `export default async () => { throw new Error('out of birds') }`),
+  ]
+  writeFileSync(join(dir, 'package.json'), JSON.stringify({ oclif: { schema: 1, plugins } }))
+  const before = process.env.NOID_DATA_DIR
+  process.env.NOID_DATA_DIR = dir
+  t.after(() => {
+    if (before === undefined) delete process.env.NOID_DATA_DIR
+    else process.env.NOID_DATA_DIR = before
+  })
+  const r = await Registry.collect(await backendSources(), context)
+  assert.deepEqual(
+    r.descriptors().map((d) => d.name),
+    ['userspace', 'pigeon'],
+  )
+  assert.deepEqual(r.problems, [{ from: 'noid-broken', what: 'its hook failed: out of birds' }])
 })
