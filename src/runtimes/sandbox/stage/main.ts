@@ -1,15 +1,3 @@
-/**
- * The first stage of a sandbox: a short-lived process that outlives the daemon if it must, builds the VM's root and
- * becomes (execve) the chain `nsenter → unshare → sh → init`, keeping its pid, which is the VM's outer process.
- *
- * argv[2] is a StageSpec, argv[3] the mark. Descriptor 3 is a socket to the daemon: a line `error TEXT` when something is refused, `up`
- * when init is about to run; its end without `up` says that the stage died. If the daemon is gone before the root is
- * built, nothing is started.
- * What it mounts lies in a mount namespace of its own and ends with it. Its arguments carry the VM's mark (mark.ts), and so
- * do those of everything it becomes, so that a daemon which was killed meanwhile finds it.
- * Never does: networking, waiting, anything after execve.
- */
-import { spawnSync } from 'node:child_process'
 import {
   chmodSync,
   chownSync,
@@ -21,19 +9,21 @@ import {
   readdirSync,
   readFileSync,
   renameSync,
-  rmSync,
   writeFileSync,
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
 import { must } from '../../../sys/errno.ts'
-import { bindIdMapped, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mknodChar, mount } from '../../../sys/mount.ts'
+import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
 import { holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { markOf } from '../mark.ts'
 import { type BoundPart, initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
-import { type Bind, identityFiles, seedDirectory, seedUpper } from '../view.ts'
+import { type Bind, seedDirectory, seedUpper } from '../view.ts'
+import { devices } from './devices.ts'
+import { seedImage, unpack } from './image.ts'
 import { lockedFlags, systemMounts } from './mountinfo.ts'
+import { seedOnce } from './once.ts'
 import { growSkeleton } from './skeleton.ts'
 
 export interface StageSpec {
@@ -84,7 +74,7 @@ function privilegedPlan(spec: StageSpec, map: IdMap, ns: number, base: string): 
   if (spec.image?.kind === 'tar') {
     const root = unpack(spec, owner, `/proc/self/fd/${ns}`)
     assembly(base)
-    must('bind of the image', mount(root, join(base, 'root'), null, 0x1000))
+    must('bind of the image', mount(root, join(base, 'root'), null, MS_BIND))
   } else {
     const lower = spec.image?.path ?? '/'
     const own = join(spec.dir, 'fs')
@@ -98,7 +88,7 @@ function privilegedPlan(spec: StageSpec, map: IdMap, ns: number, base: string): 
     assembly(base)
     overlay(lower, upper, work, join(base, 'root'), join(base, 'lower'), ns)
     if (spec.image === undefined)
-      for (const [i, part] of systemMounts().entries()) addPart(part.path, i, own, base, owner, ns)
+      for (const [i, part] of systemMounts().filter(isDirectory).entries()) addPart(part.path, i, own, base, owner, ns)
   }
   devices(join(base, 'root/dev'), owner)
   return { kind: 'mounted' }
@@ -116,6 +106,9 @@ function overlay(lower: string, upper: string, work: string, target: string, shi
   must('overlay', mount('noid', target, 'overlay', 0, options))
 }
 
+/** A container's host binds single files (/etc/resolv.conf): the VM has its own of those. */
+const isDirectory = (m: { readonly path: string }): boolean => lstatSync(m.path).isDirectory()
+
 /** A part of the system on a file system of its own (/usr, /var): one more overlay, over the same upper directory. */
 function addPart(path: string, i: number, own: string, base: string, owner: number, ns: number): void {
   const upper = join(own, 'upper', path)
@@ -128,109 +121,6 @@ function addPart(path: string, i: number, own: string, base: string, owner: numb
   }
   mkdirSync(work, { recursive: true })
   overlay(path, upper, work, join(base, 'root', path), join(base, `lower.${i}`), ns)
-}
-
-/** A seed that was interrupted is made again; one that was finished is the VM's own and stays. */
-function seedOnce(dir: string, seed: () => void): void {
-  const mark = join(dir, 'fs', 'seeded')
-  if (existsSync(mark)) return
-  rmSync(join(dir, 'fs'), { recursive: true, force: true })
-  mkdirSync(join(dir, 'fs'), { recursive: true })
-  seed()
-  writeFileSync(mark, '')
-}
-
-/** An image keeps its files; only those that say who the VM is become its own. */
-function seedImage(upper: string, lower: string, owner: number | undefined, name: string): void {
-  const own = (p: string) => owner !== undefined && chownSync(p, owner, owner)
-  chmodSync(upper, lstatSync(lower).mode & 0o7777)
-  own(upper)
-  for (const f of identityFiles(name)) {
-    let dir = ''
-    for (const part of f.path.split('/').slice(0, -1)) {
-      dir = join(dir, part)
-      if (existsSync(join(upper, dir))) continue
-      mkdirSync(join(upper, dir))
-      own(join(upper, dir))
-    }
-    writeFileSync(join(upper, f.path), f.text)
-    own(join(upper, f.path))
-  }
-}
-
-/** Unpack a tar as the VM's root would, so that owners are the VM's and nothing runs with rights over the host. */
-function unpack(spec: StageSpec, owner: number | undefined, ns: string): string {
-  const root = join(spec.dir, 'fs', 'root')
-  seedOnce(spec.dir, () => {
-    mkdirSync(root)
-    if (owner !== undefined) chownSync(root, owner, owner)
-    const tar = openSync(spec.image?.path as string, 'r')
-    const nsFd = openSync(ns, 'r')
-    const enter = ['--user=/proc/self/fd/3', ...(spec.privileged ? [] : ['--preserve-credentials'])]
-    // "." of the child is the new root: it needs no way through directories that are closed to it.
-    const r = spawnSync(
-      'nsenter',
-      [
-        ...enter,
-        'tar',
-        '-x',
-        '--auto-compress',
-        '--numeric-owner',
-        '-p',
-        '--exclude=./dev/*',
-        '--exclude=dev/*',
-        '-f',
-        '-',
-      ],
-      { cwd: root, stdio: [tar, 'ignore', 'pipe', nsFd], encoding: 'utf8', maxBuffer: 16 << 20 },
-    )
-    if (r.status !== 0) throw new Error(`the image: ${r.stderr.trim().split('\n').slice(-2).join('; ')}`)
-    for (const f of identityFiles(spec.name)) identityInto(root, f.path, f.text, enter, nsFd)
-  })
-  if (!existsSync(join(root, 'bin/sh')) && !lstatSync(join(root, 'bin/sh'), { throwIfNoEntry: false }))
-    throw new Error('the image: it has no /bin/sh')
-  return root
-}
-
-function identityInto(root: string, path: string, text: string, enter: readonly string[], ns: number): void {
-  const script = 'mkdir -p "$(dirname "$1")" && rm -f "$1" && cat > "$1"'
-  const r = spawnSync('nsenter', [...enter, 'sh', '-c', script, 'sh', `./${path}`], {
-    cwd: root,
-    input: text,
-    stdio: ['pipe', 'ignore', 'pipe', ns],
-    encoding: 'utf8',
-  })
-  if (r.status !== 0) throw new Error(`the image: ${r.stderr.trim()}`)
-}
-
-function devices(dir: string, owner: number): void {
-  must('dev', mount('dev', dir, 'tmpfs', MS_NOSUID, 'mode=0755,size=1m'))
-  const own = (p: string) => chownSync(p, owner, owner)
-  own(dir)
-  const nodes: readonly [string, number, number][] = [
-    ['null', 1, 3],
-    ['zero', 1, 5],
-    ['full', 1, 7],
-    ['random', 1, 8],
-    ['urandom', 1, 9],
-    ['tty', 5, 0],
-    ['net/tun', 10, 200],
-  ]
-  for (const d of ['net', 'pts', 'shm', 'mqueue']) {
-    mkdirSync(join(dir, d))
-    own(join(dir, d))
-  }
-  for (const [name, major, minor] of nodes) {
-    must(`mknod ${name}`, mknodChar(join(dir, name), 0o666, major, minor))
-    chmodSync(join(dir, name), 0o666)
-    own(join(dir, name))
-  }
-  const r = spawnSync(
-    'sh',
-    ['-c', 'ln -s /proc/self/fd fd; ln -s fd/0 stdin; ln -s fd/1 stdout; ln -s fd/2 stderr; ln -s pts/ptmx ptmx'],
-    { cwd: dir },
-  )
-  must('links of dev', r.status === 0 ? 0 : -1)
 }
 
 function userPlan(spec: StageSpec, ns: string): RootPlan {
