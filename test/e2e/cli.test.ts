@@ -88,6 +88,8 @@ for (const { who, as, skip } of users)
       mkdirSync(home)
       if (!root) execFileSync('chown', ['nduser:nduser', home])
       cli = new Cli(lab.host, home, as)
+      // What distributions set; empty in a new namespace.
+      await lab.host.sh('echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range')
       clean = await lab.snapshot()
     })
     after(async () => {
@@ -133,7 +135,8 @@ for (const { who, as, skip } of users)
 
     test('the page: --port forwards from localhost; several; a busy one is refused and leaves nothing', async () => {
       await cli.noid('create', 'my-vm', '--port', '8080:80', '--port', '5432:5432', '--port', '6379:6379')
-      cli.start('exec', 'my-vm', '--', 'python3', '-m', 'http.server', '80')
+      // On its own: a command that runs through the daemon ends with it.
+      await cli.noid('exec', 'my-vm', '--', 'sh', '-c', 'setsid python3 -m http.server 80 >/dev/null 2>&1 &')
       await eventually(
         'it serves',
         async () => (await lab.host.run(['curl', '-sS', '-o', '/dev/null', 'http://localhost:8080/'])).code === 0,
@@ -181,8 +184,8 @@ for (const { who, as, skip } of users)
     })
 
     test('the daemon is killed: VMs go on, and the next command finds them', async () => {
-      const status = JSON.parse(await cli.noid('daemon', 'status', '--json')) as { pid: number }
-      process.kill(status.pid, 'SIGKILL')
+      const status = JSON.parse(await cli.noid('daemon', 'status', '--json')) as { version: { pid: number } }
+      process.kill(status.version.pid, 'SIGKILL')
       assert.equal(
         (await lab.host.run(['curl', '-sS', '-o', '/dev/null', '--max-time', '5', 'http://localhost:8080/'])).code,
         0,
