@@ -10,7 +10,7 @@ import type { CreateVm, Publish, Vm } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
 import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
 import { Boot, busy } from './boot.ts'
-import { bounded, limitMs } from './bounded.ts'
+import { bounded, Cancelled, limitMs } from './bounded.ts'
 import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
 import { type Networks, planOfNetwork, type Wanted } from './networks.ts'
 import { names, parsePorts, parseSpec } from './ports.ts'
@@ -193,9 +193,9 @@ export class Vms {
       await mkdir(vmDir(this.#c.paths, v.id), { recursive: true, mode: 0o700 })
       await this.boot.up(v, progress, cancel)
     } catch (e) {
-      const problem = e instanceof Error ? e.message : String(e)
       await this.boot.down(v, 0).catch(() => {})
-      this.#c.store.updateVm(v.id, { phase: 'failed', problem })
+      const problem = e instanceof Error ? e.message : String(e)
+      this.#c.store.updateVm(v.id, e instanceof Cancelled ? { phase: 'stopped' } : { phase: 'failed', problem })
       throw e
     }
   }

@@ -1,6 +1,7 @@
 /** The daemon is killed (-9) at each of its checkpoints and started again: nothing half-made stays, nobody else notices. */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
+import { Store } from '../../src/daemon/store.ts'
 import { exited, kill9, Lab, until } from './harness.ts'
 
 const settled = async (lab: Lab): Promise<void> => {
@@ -121,6 +122,32 @@ test('a VM that died while the daemon was away is failed and gives back what it 
   assert.equal(now.state, 'failed')
   assert.match(now.problem ?? '', /while the daemon was away/)
   await until('ports are free', () => lab.world.list().every((f) => f.startsWith('net-')))
+})
+
+test('after the machine was started again, VMs are stopped with the reason, and start with their address', async (t) => {
+  const lab = new Lab(t)
+  const first = await lab.up()
+  const web = await lab.create('web', { ports: ['8080:80'] })
+  await kill9(first)
+  const store = new Store(lab.paths.store)
+  store.updateVm(web.id, { bootId: 'another boot' })
+  store.close()
+  await lab.up()
+  const now = await lab.client.vm('web')
+  assert.deepEqual([now.state, now.problem, now.pid], ['stopped', 'the machine was started again', null])
+  assert.equal((await lab.client.start('web', () => {})).address, web.address)
+})
+
+test('a backend that hangs while the daemon takes up its work keeps nobody from the rest for long', async (t) => {
+  const lab = new Lab(t)
+  const first = await lab.up()
+  await lab.create('web')
+  await lab.create('other', { networkBackend: 'bare', start: false })
+  await kill9(first)
+  lab.world.mood = { hangCheck: true }
+  await lab.up()
+  assert.equal((await lab.client.vms()).length, 2)
+  assert.equal((await lab.client.start('other', () => {})).state, 'running')
 })
 
 test('SIGTERM ends the daemon in order; VMs go on and are adopted', async (t) => {

@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { NoidError } from '../../src/errors.ts'
 import type { Attachment, BackendContext, BackendDescriptor, NetworkBackend } from '../../src/plugins/contract.ts'
 import type { Runtime, RuntimeDescriptor } from '../../src/runtimes/contract.ts'
+import { isRunning, processStat } from '../../src/sys/process.ts'
 
 /** How the fakes misbehave, read from a file before each call, so that a test can change it while the daemon runs. */
 export interface Mood {
@@ -17,6 +18,7 @@ export interface Mood {
   readonly failStart?: boolean
   readonly hangStatus?: boolean
   readonly failDetach?: boolean
+  readonly hangCheck?: boolean
   readonly slowMs?: number
 }
 
@@ -47,15 +49,7 @@ export class World {
   calls = (): string[] => (this.has('.calls') ? this.get('.calls').trimEnd().split('\n') : [])
 }
 
-const startTime = (pid: number): string => {
-  try {
-    const s = readFileSync(`/proc/${pid}/stat`, 'latin1')
-    const f = s.slice(s.lastIndexOf(')') + 2).split(' ')
-    return f[0] === 'Z' ? '' : (f[19] as string)
-  } catch {
-    return ''
-  }
-}
+const startTime = (pid: number): string => processStat(pid)?.startTime ?? ''
 
 class FakeBackend implements NetworkBackend {
   readonly #w: World
@@ -110,6 +104,7 @@ class FakeBackend implements NetworkBackend {
     for (const f of this.#w.list()) if (f.startsWith('att-') && f.endsWith(`-${id}`)) this.#w.drop(f)
   }
   async check(a: Attachment) {
+    if (this.#w.mood.hangCheck) await new Promise(() => {})
     if (!this.#w.has(`att-${a.network}-${a.id}`)) throw new Error('gone')
   }
   async gc(n: string, valid: readonly string[]) {
@@ -177,11 +172,11 @@ class FakeRuntime implements Runtime {
     } catch {
       // Gone already.
     }
-    while (startTime(pid) !== '') await sleep(5)
+    while (processStat(pid) !== undefined && processStat(pid)?.state !== 'Z') await sleep(5)
     this.#w.drop(`vm-${vm.id}`)
   }
   alive(h: { pid: number; startTime: string }) {
-    return startTime(h.pid) === h.startTime
+    return isRunning(h.pid, h.startTime)
   }
   async exec(...[, , r]: Parameters<Runtime['exec']>) {
     const child = spawn(r.argv[0] as string, r.argv.slice(1), { env: { ...process.env, ...r.env }, detached: true })

@@ -25,7 +25,7 @@ async function say(path: string, ...parts: (string | Buffer)[]): Promise<string>
     s.write(p)
     await sleep(10)
   }
-  await Promise.race([once(s, 'close'), sleep(300)])
+  await Promise.race([once(s, 'close'), sleep(150)])
   s.destroy()
   return text
 }
@@ -89,7 +89,7 @@ test('bytes that are no HTTP, half a request, and upgrades to nothing leave the 
       await Promise.race([once(s, 'close'), sleep(100)])
       s.destroy()
     }),
-    { numRuns: 50 },
+    { numRuns: 25 },
   )
   const idle = Array.from({ length: 100 }, () => connect(lab.paths.socket).on('error', () => {}))
   assert.equal((await lab.client.version()).pid, p.pid)

@@ -2,6 +2,7 @@
 import assert from 'node:assert/strict'
 import { statSync } from 'node:fs'
 import { test } from 'node:test'
+import { send } from '../../src/client/http.ts'
 import { NoidError } from '../../src/errors.ts'
 import { exited, Lab, until } from './harness.ts'
 
@@ -282,10 +283,25 @@ test('a client that leaves during create has it undone', async (t) => {
   const lab = new Lab(t)
   await lab.up()
   lab.world.mood = { slowMs: 400 }
-  const { send } = await import('../../src/client/http.ts')
   const m = await send({ socket: lab.paths.socket }, 'POST', '/v1/vms', { name: 'web' })
   await until('the runtime was asked', () => lab.world.calls().some((c) => c === 'attach web'))
   m.destroy()
   await until('it is undone', async () => (await lab.client.vms()).length === 0)
   await until('nothing is left', () => lab.world.list().length === 0)
+})
+
+test('a client that leaves during start leaves the VM stopped', async (t) => {
+  const lab = new Lab(t)
+  await lab.up()
+  await lab.create('web', { start: false })
+  lab.world.mood = { slowMs: 400 }
+  const m = await send({ socket: lab.paths.socket }, 'POST', '/v1/vms/web/start', {})
+  await until('the backend was asked', () => lab.world.calls().some((c) => c === 'attach web'))
+  m.destroy()
+  await until('it is stopped', async () => (await lab.client.vm('web')).state === 'stopped')
+  assert.equal((await lab.client.vm('web')).problem, null)
+  assert.deepEqual(
+    lab.world.list().filter((f) => !f.startsWith('net-')),
+    [],
+  )
 })
