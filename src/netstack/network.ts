@@ -264,7 +264,7 @@ export class Network {
       case KIND_FLOW:
         return this.#flows.inUse(index) && this.#relayOf(index).ready(index, events)
       case KIND_PUBLISH:
-        return this.#publishes.ready(index)
+        return this.#publishes.ready(index, events)
       case KIND_DNS:
         return this.#dns.ready(index, events)
       default:

@@ -81,7 +81,7 @@ export class MemoryHost implements Host {
   readonly #pending = new Map<Sock, number>()
 
   constructor(options: { arenaBytes?: number; now?: number; seed?: number } = {}) {
-    this.arena = new Arena(new ArrayBuffer(options.arenaBytes ?? 4 * 1024 * 1024))
+    this.arena = new Arena(new ArrayBuffer(options.arenaBytes ?? 8 * 1024 * 1024))
     this.#now = options.now ?? 1000
     this.#seed = options.seed ?? 1
   }

@@ -7,7 +7,7 @@
  * The VM is found anew for each client, by its address: it may be attached later than the port is published.
  */
 import type { Arena } from '../arena.ts'
-import type { Host, Sock } from '../host.ts'
+import { FAILED, type Host, type Sock } from '../host.ts'
 import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import { DROP } from '../trace/drops.ts'
@@ -66,7 +66,10 @@ export class Publishes {
   readonly #ref: (index: number) => number
   readonly #published: (Published | null)[] = []
   readonly #client: number
+  // What #find found out about the client at #client: how to show it (port −1: no way), and which flow of an earlier connection is in the way.
+  #shown = 0
   #shownPort = 0
+  #stale = -1
 
   constructor(
     x: RelayContext,
@@ -117,9 +120,10 @@ export class Publishes {
     this.#host.close(p.sock)
   }
 
-  ready(index: number): boolean {
+  ready(index: number, events: number): boolean {
     const p = this.#published[index]
     if (p === null || p === undefined) return false
+    if (p.proto === UDP && (events & FAILED) !== 0) this.#udp.forgetErrors(p.sock)
     return p.proto === TCP ? this.#accept(p, index) : this.#receive(p, index)
   }
 
@@ -153,7 +157,6 @@ export class Publishes {
 
   #receive(p: Published, index: number): boolean {
     const { host, egress, limits } = this.#x
-    this.#udp.forgetErrors(p.sock)
     const at = egress.l4at(4) + 8
     for (let n = 0; n < limits.datagramsPerTurn; n++) {
       const len = host.udpRecvFrom(p.sock, at, egress.l4max - 8, this.#client)
@@ -184,22 +187,35 @@ export class Publishes {
     return -1
   }
 
-  /** The flow of the client at #client, or −1; leaves the port to show a new one by in #shownPort (−1: none is free). */
+  /**
+   * The UDP flow of the client at #client, or −1. A client that could show itself but whose tuple is taken (it uses one port of its
+   * own for two published ones) is shown as .254 too.
+   */
   #find(p: Published, index: number, port: number): number {
     const { flows, host } = this.#x
     const b = this.#arena.bytes
     const config = this.#config
     const clientPort = host.peerPort
+    this.#stale = -1
     if (showsItself(b, this.#client, config.subnet, config.mask)) {
+      this.#shown = mapped(b, this.#client)
       this.#shownPort = clientPort
-      return find4(flows, port, p.proto, p.guest, p.guestPort, mapped(b, this.#client), clientPort)
+      const i = find4(flows, port, p.proto, p.guest, p.guestPort, this.#shown, clientPort)
+      if (i < 0) return -1
+      if (flows.publish[i] === index) {
+        if (p.proto === UDP) return i
+        // The kernel took a new connection of the same client and port: the old one is dead.
+        this.#stale = i
+        return -1
+      }
     }
+    this.#shown = config.hostAddress
     this.#shownPort = -1
     for (let n = 0; n < TRIES; n++) {
-      const shown = shownPort(b, this.#client, clientPort, p.guestPort, n)
-      const i = find4(flows, port, p.proto, p.guest, p.guestPort, config.hostAddress, shown)
+      const candidate = shownPort(b, this.#client, clientPort, p.guestPort, n)
+      const i = find4(flows, port, p.proto, p.guest, p.guestPort, config.hostAddress, candidate)
       if (i < 0) {
-        if (this.#shownPort < 0) this.#shownPort = shown
+        if (this.#shownPort < 0) this.#shownPort = candidate
       } else if (p.proto === UDP && flows.publish[i] === index && this.#isFar(i, clientPort)) return i
     }
     return -1
@@ -222,18 +238,13 @@ export class Publishes {
     const { flows, host, drops } = this.#x
     const b = this.#arena.bytes
     const clientPort = host.peerPort
-    const old = this.#find(p, index, port)
-    const shown = this.#shownPort
-    if (shown < 0) {
+    this.#find(p, index, port)
+    if (this.#shownPort < 0) {
       drops.count(port, DROP['publish-ports'])
       return -1
     }
-    const config = this.#config
-    const itself = showsItself(b, this.#client, config.subnet, config.mask)
-    const peer = itself ? mapped(b, this.#client) : config.hostAddress
-    // A TCP client that uses its port again: what is left of the old connection gives way.
-    if (old >= 0) this.#tcp.abort(old)
-    const i = insert4(flows, port, proto, p.guest, p.guestPort, peer, shown, IN, host.now())
+    if (this.#stale >= 0) this.#tcp.abort(this.#stale)
+    const i = insert4(flows, port, proto, p.guest, p.guestPort, this.#shown, this.#shownPort, IN, host.now())
     if (i < 0) {
       drops.count(port, DROP['flow-table-full'])
       return -1

@@ -20,6 +20,7 @@ export const IDLE = 60_000
 const EPERM = 1
 const ORDINARY_TTL = 48
 const DEFAULT_TTL = 64
+const ERRORS_PER_TURN = 4
 
 export class PingRelay implements Relay {
   readonly #x: RelayContext
@@ -132,10 +133,11 @@ export class PingRelay implements Relay {
     const b = this.#b
     if ((events & (FAILED | HANGUP)) !== 0) this.#reportErrors(i)
     const at = egress.l4at(4)
+    let errors = 0
     for (let n = 0; n < limits.datagramsPerTurn; n++) {
       const len = host.pingRecv(flows.sock[i], at, egress.l4max)
       if (len < 0) {
-        if (len === -EAGAIN) return false
+        if (len === -EAGAIN || ++errors > ERRORS_PER_TURN) return false
         this.#reportErrors(i)
         continue
       }

@@ -45,6 +45,7 @@ const WELL_KNOWN = 1024
 /** TTLs at and above this are a guest's ordinary ones (64, 128, 255); below it somebody traces a route. */
 const ORDINARY_TTL = 48
 const DEFAULT_TTL = 64
+const ERRORS_PER_TURN = 4
 
 export class UdpRelay implements UdpFlows {
   readonly #x: RelayContext
@@ -128,10 +129,7 @@ export class UdpRelay implements UdpFlows {
     flows.bytesOut[i] += len
     if (flows.publish[i] >= 0) {
       this.#answered[i] = 1
-      const r = host.udpSendTo(flows.sock[i], this.#x.far(i), flows.farPort[i], payload, len, segment)
-      if (r < 0 && r !== -EAGAIN && segment > 0) this.#oneByOne(i, payload, len, segment)
-      else if (r < 0) drops.count(f.port, DROP['host-send'])
-      return
+      return this.#toClient(i, payload, len, segment)
     }
     const sock = flows.sock[i]
     this.#carryTtl(i, sock, ipv4.ttl(this.#b, f.l3))
@@ -140,7 +138,6 @@ export class UdpRelay implements UdpFlows {
     if (r !== -EAGAIN) {
       // The error may belong to an earlier datagram: the kernel reports it once, instead of sending.
       this.#reportErrors(i)
-      if (!flows.inUse(i) || flows.sock[i] !== sock) return
       r = host.udpSend(sock, payload, len, segment)
       if (r >= 0) return
       if (segment > 0) return this.#oneByOne(i, payload, len, segment)
@@ -152,6 +149,21 @@ export class UdpRelay implements UdpFlows {
       if (ipv4.dontFragment(this.#b, f.l3))
         this.#x.egress.icmpError(f, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, host.icmp.mtu || 576, 0)
     } else this.#tell(i, -r)
+  }
+
+  #toClient(i: number, payload: number, len: number, segment: number): void {
+    const { flows, host, drops } = this.#x
+    const sock = flows.sock[i]
+    let r = host.udpSendTo(sock, this.#x.far(i), flows.farPort[i], payload, len, segment)
+    if (r >= 0) return
+    if (r !== -EAGAIN) {
+      // The error may be about a datagram to another client.
+      this.forgetErrors(sock)
+      if (segment > 0) return this.#oneByOne(i, payload, len, segment)
+      r = host.udpSendTo(sock, this.#x.far(i), flows.farPort[i], payload, len, 0)
+      if (r >= 0) return
+    }
+    drops.count(flows.port[i], DROP['host-send'])
   }
 
   #sound(f: Frame): boolean {
@@ -190,12 +202,12 @@ export class UdpRelay implements UdpFlows {
     const sock = flows.sock[i]
     if ((events & (FAILED | HANGUP)) !== 0) this.#reportErrors(i)
     const at = egress.l4at(4) + udp.UDP
+    let errors = 0
     for (let n = 0; n < limits.datagramsPerTurn; n++) {
-      if (flows.sock[i] !== sock) return false
       const len = host.udpRecv(sock, at, egress.l4max - udp.UDP)
       if (len < 0) {
-        if (len === -EAGAIN) return false
-        // A pending error takes one call's place.
+        // A pending error takes one call's place; one that stays must not keep the turn going.
+        if (len === -EAGAIN || ++errors > ERRORS_PER_TURN) return false
         this.#reportErrors(i)
         continue
       }
