@@ -45,6 +45,7 @@ const MOUNT_ATTR_IDMAP = 0x00100000n
 /** include/uapi/linux/mount.h */
 export const MS_NOSUID = 2
 export const MS_NODEV = 4
+export const MS_BIND = 0x1000
 export const MS_REC = 0x4000
 export const MS_PRIVATE = 0x40000
 

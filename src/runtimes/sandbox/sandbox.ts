@@ -54,6 +54,8 @@ export class Sandbox implements Runtime {
   async prepare(vm: VmSpec, signal: AbortSignal): Promise<VmHandle> {
     signal.throwIfAborted()
     await this.#end(vm.id)
+    // A root that was not finished when its stage was killed.
+    if (!existsSync(join(vm.dir, 'fs', 'seeded'))) await this.#removeFiles(vm)
     const spec: StageSpec = {
       id: vm.id,
       name: vm.name,
@@ -168,6 +170,10 @@ export class Sandbox implements Runtime {
   async destroy(vm: VmSpec): Promise<void> {
     this.#networking.forget(vm.id)
     await this.#end(vm.id)
+    await this.#removeFiles(vm)
+  }
+
+  async #removeFiles(vm: VmSpec): Promise<void> {
     const fs = join(vm.dir, 'fs')
     if (!existsSync(fs)) return
     // Files of mapped users: only their namespace's root may remove them.
