@@ -15,6 +15,7 @@ import { Scratch } from '../sys/libc.ts'
 import { Message, NAME } from '../sys/message.ts'
 import {
   connectTo,
+  fillAddress,
   IP_RECVERR,
   IP_TTL,
   IPPROTO_IP,
@@ -23,6 +24,7 @@ import {
   IPV6_RECVERR,
   IPV6_UNICAST_HOPS,
   MSG_ERRQUEUE,
+  MSG_NOSIGNAL,
   readAddress,
   SOCK_DGRAM,
   send,
@@ -31,6 +33,7 @@ import {
   UDP_GRO,
   UDP_SEGMENT,
 } from '../sys/socket.ts'
+import { AnswerFrom } from './answer-from.ts'
 import { KIND, type Sockets } from './sockets.ts'
 
 const EPERM = 1
@@ -51,6 +54,10 @@ export class UdpSockets {
   readonly #base: number
   readonly #arrival = new Message(128)
   readonly #error = new Message(256)
+  readonly #departure = new Message(64)
+  readonly #answerFrom: AnswerFrom
+  /** 1: bound to all addresses of the host, and clients are answered from the one they spoke to. */
+  readonly #wildcard: Uint8Array
   /** Of the last receive: bytes for each datagram, 0 when it was one. */
   segment = 0
   peerPort = 0
@@ -61,6 +68,8 @@ export class UdpSockets {
   constructor(sockets: Sockets) {
     this.#sockets = sockets
     this.#base = sockets.base
+    this.#answerFrom = new AnswerFrom(sockets.arena.bytes)
+    this.#wildcard = new Uint8Array(sockets.reactor.capacity)
   }
 
   connect(dst: number, l4port: number): Sock {
@@ -77,8 +86,11 @@ export class UdpSockets {
 
   /** A bound socket of a published port. */
   adopt(fd: number): void {
-    this.#sockets.adopt(fd, KIND.udp)
+    const s = this.#sockets
+    s.adopt(fd, KIND.udp)
     setOption(fd, IPPROTO_UDP, UDP_GRO, 1)
+    this.#answerFrom.forget(fd)
+    this.#wildcard[fd] = this.#answerFrom.begin(fd, s.six[fd] === 1) ? 1 : 0
   }
 
   /** ICMP errors about what the socket sends go to its error queue. */
@@ -132,6 +144,12 @@ export class UdpSockets {
   #raw(fd: Sock, off: number, len: number, peer: number, l4port: number): number {
     if (peer < 0) return send(fd, this.#base + off, len)
     const s = this.#sockets
+    const m = this.#departure
+    if (this.#wildcard[fd] === 1 && this.#answerFrom.put(m, fd, peer, l4port)) {
+      m.payload(this.#base + off, len)
+      m.name(fillAddress(m.scratch, NAME, s.arena.bytes, peer, l4port, s.six[fd] === 1))
+      return m.send(fd, MSG_NOSIGNAL)
+    }
     return sendTo(fd, this.#base + off, len, 0, s.arena.bytes, peer, l4port, s.six[fd] === 1)
   }
 
@@ -150,7 +168,9 @@ export class UdpSockets {
 
   recvFrom(fd: Sock, off: number, max: number, peer: number): number {
     const r = this.recv(fd, off, max)
-    if (r >= 0) this.peerPort = readAddress(this.#arrival.scratch, NAME, this.#sockets.arena.bytes, peer)
+    if (r < 0) return r
+    this.peerPort = readAddress(this.#arrival.scratch, NAME, this.#sockets.arena.bytes, peer)
+    if (this.#wildcard[fd] === 1) this.#answerFrom.learn(this.#arrival, fd, peer, this.peerPort)
     return r
   }
 

@@ -251,6 +251,31 @@ describe('UDP', () => {
     l.host.close(c)
   })
 
+  test('on all addresses: each client is answered from the address it spoke to', () => {
+    for (const [any, spoken] of [
+      ['0.0.0.0', '127.0.0.5'],
+      ['0.0.0.0', '127.0.0.1'],
+      ['::', '127.0.0.6'],
+      ['::', '::1'],
+    ] as const) {
+      const l = lab()
+      const { fd, port } = bound(SOCK_DGRAM, any)
+      l.host.adoptUdp(fd)
+      l.address(spoken)
+      // Connected: what comes from another address is not let in.
+      const c = l.host.udpConnect(l.dst, port)
+      l.put(l.a, 'question')
+      assert.equal(l.host.udpSend(c, l.a, 8, 0), 8)
+      assert.equal(l.host.udpRecvFrom(fd, l.b, 1500, l.far), 8)
+      assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 8, 0), 8)
+      assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 8, 3), 8)
+      let back = 0
+      for (let n = l.host.udpRecv(c, l.a, 65536); n >= 0; n = l.host.udpRecv(c, l.a, 65536)) back += n
+      assert.equal(back, 16, `${any} ${spoken}`)
+      l.host.close(c)
+    }
+  })
+
   test('a refused port comes through the error queue, and the next datagram is not lost', () => {
     const l = lab()
     const { fd, port } = bound(SOCK_DGRAM)
