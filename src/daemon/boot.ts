@@ -195,7 +195,10 @@ export class Boot {
       this.#lease(v, nic)
       this.#c.log('info', `${v.name} was attached to ${n.name} again`)
     }
-    for (const p of this.#c.store.publishesOf(v.id)) await this.publish(v, p)
+    // A port that somebody else took in the meantime is told; the others are bound all the same.
+    const faults: unknown[] = []
+    for (const p of this.#c.store.publishesOf(v.id)) await this.publish(v, p).catch((e: unknown) => faults.push(e))
+    if (faults.length > 0) throw faults[0]
   }
 
   /** The backend has made the nic again on its own. */

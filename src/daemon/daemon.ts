@@ -16,6 +16,7 @@ import { bootId, type Control, type Log, Runtimes } from './control.ts'
 import { Lock } from './lock.ts'
 import { KeyedMutex } from './mutex.ts'
 import { Networks } from './networks.ts'
+import { Publishes } from './publishes.ts'
 import { Reconciler } from './reconcile.ts'
 import { buildServer } from './server.ts'
 import { SCHEMA_VERSION, Store } from './store.ts'
@@ -120,7 +121,8 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
   })
   // The answer to the wish leaves first.
   const wish = (): void => void setTimeout(() => void stop(), 50)
-  const app = buildServer({ control, vms, networks, version, ready, stop: wish, debug: o.debug ?? false })
+  const publishes = new Publishes(control, vms)
+  const app = buildServer({ control, vms, networks, publishes, version, ready, stop: wish, debug: o.debug ?? false })
   await listen(app, paths)
   writeFileSync(pidFile, `${process.pid}\n`)
   log('info', `noid ${o.version} serves ${paths.socket}, pid ${process.pid}`)

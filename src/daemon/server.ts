@@ -28,6 +28,7 @@ import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
 import { tail } from './logs.ts'
 import type { Networks } from './networks.ts'
+import type { Publishes } from './publishes.ts'
 import { MAX_GRACE_MS, type Vms } from './vms.ts'
 
 const MAX_BODY = 1 << 20
@@ -46,6 +47,7 @@ export interface ServerParts {
   readonly control: Control
   readonly vms: Vms
   readonly networks: Networks
+  readonly publishes: Publishes
   readonly version: () => VersionInfo
   /** Resolves when the store and the world agree. */
   readonly ready: Promise<void>
@@ -94,7 +96,7 @@ export function buildServer(p: ServerParts): FastifyInstance {
 type Named = FastifyRequest<{ Params: { name: string } }>
 
 function vmRoutes(app: FastifyInstance, p: ServerParts): void {
-  const { vms } = p
+  const { vms, publishes } = p
   const one = `${routes.vms}/:name`
   app.get(routes.vms, async () => p.control.store.vms().map((v) => vms.view(v)))
   app.post(routes.vms, (req, reply) => {
@@ -115,9 +117,9 @@ function vmRoutes(app: FastifyInstance, p: ServerParts): void {
   app.post(`${one}/exec`, async () => {
     throw new NoidError('INVALID_INPUT', { what: `exec needs a connection upgraded to ${EXEC_PROTOCOL}` })
   })
-  app.get(`${one}/ports`, async (req: Named) => vms.ports(req.params.name))
-  app.post(`${one}/ports`, async (req: Named) => vms.addPorts(req.params.name, parse(portsBody, req.body).ports))
-  app.delete(`${one}/ports`, async (req: Named) => vms.removePorts(req.params.name, parse(portsBody, req.body).ports))
+  app.get(`${one}/ports`, async (req: Named) => publishes.of(req.params.name))
+  app.post(`${one}/ports`, async (req: Named) => publishes.add(req.params.name, parse(portsBody, req.body).ports))
+  app.delete(`${one}/ports`, async (req: Named) => publishes.remove(req.params.name, parse(portsBody, req.body).ports))
 }
 
 function networkRoutes(app: FastifyInstance, p: ServerParts): void {

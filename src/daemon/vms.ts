@@ -1,5 +1,5 @@
 /**
- * VMs: create, start, stop, restart, destroy, and the ports they publish.
+ * VMs: create, start, stop, restart, destroy, and what happens to them on their own.
  *
  * Everything that can be refused is refused before anything is made. What was made before a failure is unmade before the
  * error is told; when even that fails the row stays, `destroying` with its problem, and destroy or the next start of the
@@ -13,8 +13,9 @@ import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
 import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
 import { type Networks, planOfNetwork, type Wanted } from './networks.ts'
-import { names, parsePorts, parseSpec } from './ports.ts'
-import type { NetworkRecord, Phase, PublishRecord, VmRecord } from './store.ts'
+import { parsePorts } from './ports.ts'
+import { publicPort, reserve } from './publishes.ts'
+import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 
 const GRACE_MS = 5_000
 export const MAX_GRACE_MS = 600_000
@@ -65,24 +66,20 @@ export class Vms {
   async create(body: CreateVm, progress: Progress, cancel?: AbortSignal): Promise<Vm> {
     const plan = await this.#check(body)
     const id = newId('v')
-    await this.#c.locks.run(`vm:${body.name}`, async () => {
+    return this.#c.locks.run(`vm:${body.name}`, async () => {
       if (this.#c.store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
-      const undo = new AsyncDisposableStack()
-      undo.defer(() => this.#forget(id, 0))
       try {
         await this.#networks.take(plan.wanted, progress, (n) => this.#insert(id, plan, n), cancel)
         await mkdir(vmDir(this.#c.paths, id), { recursive: true, mode: 0o700 })
-        const v = this.find(body.name)
         if (body.start === false) this.#c.store.updateVm(id, { phase: 'created' })
-        else await this.boot.up(v, progress, cancel)
-        undo.move()
+        else await this.boot.up(this.find(body.name), progress, cancel)
       } catch (e) {
         if (this.#c.store.vm(id) !== undefined) progress('step', 'undoing what was made')
-        await undo.disposeAsync().catch((f: unknown) => this.#stuck(id, f))
+        await this.#forget(id, 0).catch((f: unknown) => this.#stuck(id, f))
         throw e
       }
+      return this.view(this.find(body.name))
     })
-    return this.view(this.find(body.name))
   }
 
   /** What can be refused before the network is known. */
@@ -95,7 +92,7 @@ export class Vms {
     const runtime = runtimes.descriptor(body.runtime)
     commonNics(runtime, backend)
     const ports = parsePorts(body.ports ?? [])
-    if (ports.length > 0) this.#mustPublish(wanted.backend)
+    if (ports.length > 0) this.mustPublish(wanted.backend)
     if (body.ip !== undefined) {
       if (backend.capabilities.addressing === 'external')
         throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
@@ -115,7 +112,8 @@ export class Vms {
     return { body, wanted, runtime: runtime.name, mac, ports }
   }
 
-  #mustPublish(backend: string): void {
+  /** Throws when the backend forwards no ports. */
+  mustPublish(backend: string): void {
     if (!this.#c.registry.descriptor(backend).capabilities.publish)
       throw new NoidError('CAPABILITY_MISSING', { backend, what: 'publish ports' })
   }
@@ -144,7 +142,7 @@ export class Vms {
       createdAt: new Date().toISOString(),
       startedAt: null,
     })
-    this.#addPublishes(id, plan.ports)
+    reserve(store, this.boot, id, plan.ports)
   }
 
   #address(ip: string | undefined, n: NetworkRecord): string {
@@ -153,16 +151,6 @@ export class Vms {
       .flatMap((v) => (v.address === null ? [] : [{ address: parseIpv4(v.address) as number, vm: v.name }]))
     const p = planOfNetwork(n)
     return formatIpv4(ip === undefined ? nextAddress(n.name, p, holders) : claimAddress(ip, n.name, p, holders))
-  }
-
-  #addPublishes(vm: string, ports: readonly Publish[]): PublishRecord[] {
-    return ports.map((p) => {
-      const r: PublishRecord = { id: newId('p'), vm, picked: p.hostPort === 0, ...p }
-      const holder = this.boot.holderOf(r, vm)
-      if (holder !== undefined) throw busy(r, `the VM "${holder.name}"`)
-      this.#c.store.addPublish(r)
-      return r
-    })
   }
 
   // -- start, stop, restart, destroy -----------------------------------------------------------------------------------
@@ -288,6 +276,7 @@ export class Vms {
     if (!(await this.isAlive(v))) return this.#ended(v, 'failed', 'its init ended while the daemon was away')
     try {
       await this.boot.adopt(v)
+      this.#c.store.updateVm(v.id, { problem: null })
       this.#c.log('info', `adopted ${v.name}`)
     } catch (e) {
       const problem = `its network could not be repaired: ${e instanceof Error ? e.message : e}`
@@ -314,54 +303,6 @@ export class Vms {
     })
   }
 
-  // -- ports -------------------------------------------------------------------------------------------------------------
-  ports(name: string): Publish[] {
-    return this.#c.store.publishesOf(this.find(name).id).map(publicPort)
-  }
-
-  /** All of them or none. */
-  addPorts(name: string, specs: readonly string[]): Promise<Publish[]> {
-    return this.locked(name, async (v) => {
-      const { store } = this.#c
-      const ports = parsePorts(specs, store.publishesOf(v.id))
-      this.#mustPublish(store.network(v.network).backend)
-      const records = store.transaction(() => this.#addPublishes(v.id, ports))
-      if (v.phase !== 'running') return records.map(publicPort)
-      const undo = new AsyncDisposableStack()
-      try {
-        const done: Publish[] = []
-        for (const r of records) {
-          undo.defer(() => this.boot.unpublish(v, r))
-          done.push(publicPort(await this.boot.publish(v, r)))
-        }
-        undo.move()
-        return done
-      } catch (e) {
-        await undo.disposeAsync().catch((f: unknown) => this.#c.log('error', `closing ports of ${name}: ${f}`))
-        for (const r of records) store.removePublish(r.id)
-        throw e
-      }
-    })
-  }
-
-  removePorts(name: string, specs: readonly string[]): Promise<Publish[]> {
-    return this.locked(name, async (v) => {
-      const have = this.#c.store.publishesOf(v.id)
-      const going = new Set<PublishRecord>()
-      for (const text of specs) {
-        const spec = parseSpec(text)
-        const hits = have.filter((p) => names(spec, p))
-        if (hits.length === 0) throw new NoidError('PORT_UNKNOWN', { vm: name, spec: text })
-        for (const p of hits) going.add(p)
-      }
-      for (const p of going) {
-        if (v.phase === 'running') await this.boot.unpublish(v, p)
-        this.#c.store.removePublish(p.id)
-      }
-      return [...going].map(publicPort)
-    })
-  }
-
   view(v: VmRecord): Vm {
     const n = this.#c.store.network(v.network)
     return {
@@ -384,10 +325,3 @@ export class Vms {
     }
   }
 }
-
-const publicPort = (p: PublishRecord): Publish => ({
-  proto: p.proto,
-  hostAddress: p.hostAddress,
-  hostPort: p.hostPort,
-  guestPort: p.guestPort,
-})

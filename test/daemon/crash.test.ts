@@ -111,6 +111,24 @@ test('running VMs are adopted with their process, address and ports; what was lo
   assert.equal(calls.filter((c) => c === 'renic web').length, 0)
 })
 
+test('a port that somebody took while the daemon was away is told; the VM and its other ports go on', async (t) => {
+  const lab = new Lab(t)
+  const first = await lab.up()
+  await lab.create('web', { ports: ['8080:80', '8081:81'] })
+  await kill9(first)
+  lab.world.put('pub-tcp-8080', 'somebody')
+  lab.world.drop('pub-tcp-8081')
+  const second = await lab.up()
+  const web = await lab.client.vm('web')
+  assert.equal(web.state, 'running')
+  assert.match(web.problem ?? '', /8080.*nginx/)
+  assert.ok(lab.world.has('pub-tcp-8081'))
+  await kill9(second)
+  lab.world.drop('pub-tcp-8080')
+  await lab.up()
+  assert.equal((await lab.client.vm('web')).problem, null)
+})
+
 test('a VM that died while the daemon was away is failed and gives back what it held', async (t) => {
   const lab = new Lab(t)
   const first = await lab.up()
