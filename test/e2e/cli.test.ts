@@ -198,15 +198,14 @@ for (const { who, as, skip } of users)
     })
 
     test('bad input: one sentence, a hint, nothing left', async () => {
-      const before = [await cli.json<Vm[]>('list'), await lab.snapshot()]
+      const before = [(await cli.json<Vm[]>('list')).map((v) => v.name), await lab.snapshot()]
       assert.match((await cli.fails('create', 'vm-1')).text, /exists already/)
       assert.match((await cli.fails('create', 'z', '--ip', '10.9.9.9')).text, /outside/)
       assert.match((await cli.fails('create', 'z', '--ip', '192.168.100.1')).text, /reserved/)
       assert.equal((await cli.fails('create', 'z', '--port', 'eighty:80')).code, 2)
       assert.match((await cli.fails('create', 'z', '--network-backend', 'nothing')).text, /no network backend/)
       assert.match((await cli.fails('exec', 'nobody', '--', 'true')).text, /no VM named/)
-      assert.deepEqual([await cli.json<Vm[]>('list'), await lab.snapshot()].at(1)?.toString(), before.at(1)?.toString())
-      assert.equal((await cli.json<Vm[]>('list')).length, (before[0] as Vm[]).length)
+      assert.deepEqual([(await cli.json<Vm[]>('list')).map((v) => v.name), await lab.snapshot()], before)
     })
 
     test('destroy leaves nothing', async () => {

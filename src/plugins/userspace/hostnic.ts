@@ -21,7 +21,8 @@ const run = promisify(execFile)
 /** The data plane's policy knows noid's links by this prefix. */
 const PREFIX = 'noid'
 const LINKS_MAX = 256
-const QUEUE = 100
+/** As device.ts has it. */
+const QUEUE = 500
 
 export interface HostNic {
   /** The caller's to close, after the data plane has its own. */

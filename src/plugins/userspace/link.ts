@@ -38,6 +38,8 @@ export class Refused extends Error {}
 export class Link {
   onEvent: (e: EventMessage) => void = () => {}
   onClose: () => void = () => {}
+  /** It was closed because an answer did not come. */
+  silent = false
   readonly #network: string
   readonly #fd: number
   readonly #socket: Socket
@@ -78,7 +80,10 @@ export class Link {
     if (!this.#open) return Promise.reject(this.#lost())
     const seq = ++this.#seq
     return new Promise<T>((resolve, reject) => {
-      const timer = setTimeout(() => this.close(), WAIT_MS)
+      const timer = setTimeout(() => {
+        this.silent = true
+        this.close()
+      }, WAIT_MS)
       this.#waiting.set(seq, { resolve: resolve as (r: unknown) => void, reject, timer })
       this.#out.push({
         bytes: Buffer.from(`${JSON.stringify({ ...request, seq })}\n`),

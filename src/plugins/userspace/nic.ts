@@ -7,6 +7,7 @@
 import { execFile, spawn } from 'node:child_process'
 import { statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import { TunTapError } from '#tun-tap'
@@ -22,6 +23,8 @@ import type { OpenerAnswer } from './opener.ts'
 
 const run = promisify(execFile)
 const OPENER_MS = 15_000
+const BUSY_MS = 3000
+const BUSY_STEP_MS = 20
 const ENTRY = fileURLToPath(new URL(`./opener${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
 
 /** What must be known of a nic later. Plain JSON. */
@@ -55,9 +58,22 @@ export async function openNic(n: NetworkSpec, r: AttachRequest, privileged: bool
   const netnsId = namespaceId(netns)
   if (netnsId === undefined) throw new NoidError('VM_NOT_RUNNING', { name: r.name })
   const spec: DeviceSpec = { mac: r.mac, mtu: n.mtu, wireNetns: r.wireNetns }
-  const opened = privileged ? openHere(netns, spec) : await openThere(netns, spec)
+  const opened = await whileBusy(() => (privileged ? openHere(netns, spec) : openThere(netns, spec)))
   const { kind, vnetHdr, existed, fd } = opened
   return { fd, existed, record: { kind, vnetHdr, netns, netnsId, privileged } }
+}
+
+/**
+ * A data plane that was killed holds its TAPs until the last of its threads is gone, a few milliseconds after the process is said to be dead.
+ */
+async function whileBusy(open: () => OpenDevice | Promise<OpenDevice>): Promise<OpenDevice> {
+  for (const until = Date.now() + BUSY_MS; ; await sleep(BUSY_STEP_MS)) {
+    try {
+      return await open()
+    } catch (e) {
+      if (!(e instanceof Unavailable && e.reason === 'EBUSY' && Date.now() < until)) throw e
+    }
+  }
 }
 
 /** The namespace that the nic was in is no more (or its path names another). */
@@ -102,7 +118,7 @@ function openHere(netns: string, spec: DeviceSpec): OpenDevice {
   try {
     return inNetns(netns, () => openDevice(spec))
   } catch (e) {
-    if (e instanceof TunTapError) throw unavailable(e.message)
+    if (e instanceof TunTapError) throw new Unavailable(e.message, e.code)
     throw e
   }
 }
@@ -135,15 +151,17 @@ async function openThere(netns: string, spec: DeviceSpec): Promise<OpenDevice> {
             : e,
         ),
       )
-      child.on('close', (code) => (code === 0 ? resolve() : reject(unavailable(words.trim() || `exit code ${code}`))))
+      child.on('close', (code) =>
+        code === 0 ? resolve() : reject(new Unavailable(words.trim() || `exit code ${code}`)),
+      )
     })
     setNonblock(ours, true)
     const r = recvWithFds(ours, 64 * 1024)
-    if (typeof r === 'number') throw unavailable('the opener said nothing')
+    if (typeof r === 'number') throw new Unavailable('the opener said nothing')
     const answer = JSON.parse(Buffer.from(r.bytes).toString()) as OpenerAnswer
     const fd = r.fds[0]
-    if ('error' in answer) throw unavailable(answer.error)
-    if (fd === undefined) throw unavailable('no descriptor came')
+    if ('error' in answer) throw new Unavailable(answer.error, answer.code)
+    if (fd === undefined) throw new Unavailable('no descriptor came')
     return { ...answer, fd }
   } finally {
     close(ours)
@@ -157,7 +175,14 @@ const enter = (netns: string, privileged: boolean): string[] =>
     ? [`--net=${netns}`]
     : ['--preserve-credentials', `--user=${join(dirname(netns), 'user')}`, `--net=${netns}`]
 
-const unavailable = (why: string): NoidError => new NoidError('TUN_UNAVAILABLE', { why })
+class Unavailable extends NoidError {
+  readonly reason: string
+
+  constructor(why: string, reason = '') {
+    super('TUN_UNAVAILABLE', { why })
+    this.reason = reason
+  }
+}
 
 function namespaceId(path: string): string | undefined {
   try {

@@ -9,7 +9,7 @@ import { type DeviceSpec, openDevice } from './device.ts'
 
 export type OpenerAnswer =
   | { readonly kind: 'tap' | 'packet'; readonly vnetHdr: boolean; readonly existed: boolean }
-  | { readonly error: string; readonly step: string }
+  | { readonly error: string; readonly code: string }
 
 const SOCKET = 3
 const tell = (a: OpenerAnswer, fds: readonly number[]) => sendWithFds(SOCKET, Buffer.from(JSON.stringify(a)), fds)
@@ -18,5 +18,5 @@ try {
   const { fd, ...rest } = openDevice(JSON.parse(process.argv[2] as string) as DeviceSpec)
   tell(rest, [fd])
 } catch (e) {
-  tell({ error: (e as Error).message, step: (e as { step?: string }).step ?? '' }, [])
+  tell({ error: (e as Error).message, code: (e as { code?: string }).code ?? '' }, [])
 }

@@ -57,6 +57,8 @@ export class Plane {
   #warnings: string[] = []
   #queue: Promise<unknown> = Promise.resolve()
   #failures = 0
+  /** The last link was lost because its answers did not come. */
+  #hung = false
   #upSince = 0
   #repair: NodeJS.Timeout | undefined
   readonly #health: NodeJS.Timeout
@@ -243,6 +245,8 @@ export class Plane {
   /** Find or start the data plane, and hand over what it should carry and does not. */
   async #align(signal: AbortSignal): Promise<Link> {
     clearTimeout(this.#repair)
+    if (this.#hung) await this.#process.kill()
+    this.#hung = false
     const { link, hello, started } = await this.#process.ensure(signal)
     this.#link = link
     this.#upSince = Date.now()
@@ -284,6 +288,7 @@ export class Plane {
   #lost(link: Link): void {
     if (this.#closed || this.#link !== link) return
     this.#link = undefined
+    this.#hung = link.silent
     this.#failures = Date.now() - this.#upSince > STABLE_MS ? 1 : this.#failures + 1
     this.#deps.ctx.log('warn', `the data plane of ${this.name} was lost; it is started again`)
     this.#schedule()

@@ -84,7 +84,7 @@ export class DataPlaneProcess {
       }
       link.close()
     }
-    await this.#kill()
+    await this.kill()
     return undefined
   }
 
@@ -95,7 +95,7 @@ export class DataPlaneProcess {
     connection?.close()
     const id = this.#recorded()
     for (let t = 0; id && t < 1000 && isRunning(id.pid, id.startTime); t += POLL_MS) await sleep(POLL_MS)
-    await this.#kill()
+    await this.kill()
     rmSync(this.dir, { recursive: true, force: true })
   }
 
@@ -144,10 +144,10 @@ export class DataPlaneProcess {
         return { link, hello, identity: this.#identity(hello.pid), started: true }
       }
     } catch (e) {
-      await this.#kill()
+      await this.kill()
       throw e
     }
-    await this.#kill()
+    await this.kill()
     const why = ended ?? 'it did not open its socket'
     this.#log('error', `the data plane of ${this.#network} did not start (${why}): ${this.#lastWords()}`)
     throw new NoidError('DATAPLANE_FAILED', { network: this.#network, why, log: this.logFile })
@@ -178,7 +178,8 @@ export class DataPlaneProcess {
     }
   }
 
-  async #kill(): Promise<void> {
+  /** End it by signal. Idempotent. */
+  async kill(): Promise<void> {
     const id = this.#recorded()
     if (!id || !isRunning(id.pid, id.startTime)) return
     const r = signalExactly(id.pid, id.startTime, SIGKILL)
