@@ -1,29 +1,22 @@
 /** TCP through the gateway: whole, in both directions, under loss, and with every way to end. */
 import assert from 'node:assert/strict'
 import { createHash } from 'node:crypto'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { type Agent, network } from './agent-client.ts'
+import { block } from './inet/blocks.ts'
 import { EXAMPLE, eventually, Lab, missing, type Place } from './lab.ts'
 
+const here = import.meta.dirname
 const net = network(102)
 const GIB = 1 << 30
 let lab: Lab
 let agent: Agent
 let vm: Place
 
-/** What inet/services.ts serves at /bytes/N. */
-function block(): Buffer {
-  const b = Buffer.alloc(1 << 20)
-  for (let i = 0, x = 1; i < b.length; i++) {
-    x = (Math.imul(x, 1103515245) + 12345) & 0x7fffffff
-    b[i] = x >> 16
-  }
-  return b
-}
 function hashOf(bytes: number): string {
   const h = createHash('sha256')
-  const b = block()
-  for (let left = bytes; left > 0; left -= b.length) h.update(left < b.length ? b.subarray(0, left) : b)
+  for (let left = bytes; left > 0; left -= block.length) h.update(left < block.length ? block.subarray(0, left) : block)
   return h.digest('hex')
 }
 
@@ -81,6 +74,33 @@ describe('tcp', { skip: missing('curl', 'socat', 'iptables') }, () => {
     } finally {
       await drop('D')
     }
+  })
+
+  test('1 GiB with the same hash over a wire that loses, repeats and reorders', async () => {
+    // guest eth0 ── veth ── m0 (impair.ts) eth0 ── data plane
+    const mid = lab.guest('mid')
+    const guest = lab.guest('far')
+    const a = await agent.attach(net, mid, 30)
+    await mid.sh(
+      `ip link add m0 type veth peer eth0 netns ${guest.name}
+       for l in m0 eth0; do echo 1 >/proc/sys/net/ipv6/conf/$l/disable_ipv6; ip link set $l arp off; done`,
+    )
+    mid.start([process.execPath, join(here, 'impair.ts'), 'm0', 'eth0', '0.001', '0.01', '0.001', '7'])
+    await guest.sh(
+      `echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6
+       ip link set eth0 address ${a.mac} up
+       ip addr add ${a.addresses[0]} dev eth0
+       ip route add default via ${net.gateway}`,
+    )
+    await eventually('the wire carries', async () => (await guest.run(['ping', '-c1', '-W1', net.gateway])).code === 0)
+    const expected = hashOf(GIB)
+    const url = `http://${EXAMPLE}/bytes/${GIB}`
+    assert.equal(await guest.sh(`curl -sS --fail ${url} | sha256sum | cut -d' ' -f1`, 120_000), expected)
+    const back = `curl -sS --fail -T - -X POST http://${EXAMPLE}/hash`
+    assert.equal(
+      await guest.sh(`${process.execPath} ${join(here, 'inet/blocks.ts')} ${GIB} | ${back}`, 120_000),
+      expected,
+    )
   })
 
   test('half-close both ways', async () => {

@@ -16,6 +16,7 @@ import { createServer as httpServer } from 'node:http'
 import { createServer } from 'node:net'
 import { createInterface } from 'node:readline'
 import packet, { type Answer, type Packet } from 'dns-packet'
+import { block } from './blocks.ts'
 
 const EXAMPLE = '93.184.216.34'
 const SERVERS = ['8.8.8.8', '1.1.1.1']
@@ -155,10 +156,6 @@ for (const address of SERVERS) {
   })
   up((done) => tcp.listen(53, address, done))
 }
-
-/** One MiB that repeats: cheap to make, and any byte out of place changes the hash. */
-const block = Buffer.alloc(1 << 20)
-for (let i = 0, x = 1; i < block.length; i++) block[i] = (x = (Math.imul(x, 1103515245) + 12345) & 0x7fffffff) >> 16
 
 const web = httpServer((req, res) => {
   const bytes = /^\/bytes\/(\d+)$/.exec(req.url ?? '')
