@@ -125,7 +125,7 @@ export class Reactor implements ControlReactor {
             this.#ref[fd] as number,
             ((events & (EPOLLIN | EPOLLRDHUP)) !== 0 ? READABLE : 0) |
               ((events & EPOLLOUT) !== 0 ? WRITABLE : 0) |
-              ((events & EPOLLHUP) !== 0 ? HANGUP : 0) |
+              ((events & (EPOLLHUP | EPOLLRDHUP)) !== 0 ? HANGUP : 0) |
               ((events & EPOLLERR) !== 0 ? FAILED : 0),
             fd,
           )

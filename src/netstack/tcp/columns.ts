@@ -3,7 +3,7 @@
  *
  * Owns: the transmission control block (RFC 9293 §3.3.1) of the relay's end that faces the guest: "snd" is what goes to the
  * guest, "rcv" what comes from it. Payload is never here: it lies in the host socket (towards the guest, until acknowledged)
- * or with the guest (away from it, until taken). About 150 bytes for each flow.
+ * or with the guest (away from it, until taken). About 220 bytes for each flow.
  * Never does: decisions; those are in receiver.ts, sender.ts, recovery.ts and relay.ts.
  * Invariants, sequence numbers modulo 2³²: sndUna ≤ sndNxt ≤ sndMax; rcvNxt ≤ edge, and `edge` never goes back.
  *
@@ -54,6 +54,12 @@ export const SACK = 4096
 /** The FIN that closed the guest's side came before ours: no TIME-WAIT (the guest has it). */
 export const GUEST_FIRST = 8192
 
+/** HANGUP was told: the host's end may be right behind what is there. */
+export const HOST_HANGUP = 32768
+
+/** Ranges that the scoreboard of a flow holds (scoreboard.ts). */
+export const RANGES = 8
+
 /** An Int32Array whose elements are sequence numbers. */
 export interface SeqColumn {
   [i: number]: Seq
@@ -70,6 +76,10 @@ export class TcpColumns {
   readonly dupAcks: Uint8Array
   /** Retransmissions, probes or keepalives in a row without an answer. */
   readonly retries: Uint8Array
+  /** Early probes for what may be lost, since the last progress. */
+  readonly probes: Uint8Array
+  /** sndMax when the last of them was sent. */
+  readonly probedTo: SeqColumn
 
   // -- towards the guest --------------------------------------------------------------------------------------------
   /** Shift of the windows that the guest advertises. */
@@ -90,6 +100,12 @@ export class TcpColumns {
   readonly ssthresh: Int32Array
   /** sndMax when the loss was noticed. */
   readonly recover: SeqColumn
+  /** What the guest has reported as received ahead of sndUna: how many ranges, and RANGES columns for each flow. */
+  readonly ranges: Uint8Array
+  readonly rangeStart: SeqColumn
+  readonly rangeEnd: SeqColumn
+  /** Up to where holes have been sent again. */
+  readonly rtxNxt: SeqColumn
   readonly rttSeq: SeqColumn
   readonly rttAt: Float64Array
   /** RFC 6298: 8·SRTT and 4·RTTVAR in ms (0: no sample yet), RTO in ms. */
@@ -132,6 +148,8 @@ export class TcpColumns {
     this.mss = shorts()
     this.dupAcks = bytes()
     this.retries = bytes()
+    this.probes = bytes()
+    this.probedTo = sequence()
     this.sndShift = bytes()
     this.iss = sequence()
     this.sndUna = sequence()
@@ -145,6 +163,10 @@ export class TcpColumns {
     this.cwnd = words()
     this.ssthresh = words()
     this.recover = sequence()
+    this.ranges = bytes()
+    this.rangeStart = new Int32Array(capacity * RANGES) as unknown as SeqColumn
+    this.rangeEnd = new Int32Array(capacity * RANGES) as unknown as SeqColumn
+    this.rtxNxt = sequence()
     this.rttSeq = sequence()
     this.rttAt = times()
     this.srtt8 = words()
@@ -170,14 +192,15 @@ export class TcpColumns {
     this.flags[i] = 0
     this.mss[i] = 0
     this.dupAcks[i] = 0
-    this.retries[i] = 0
+    this.retries[i] = this.probes[i] = 0
     this.sndShift[i] = 0
     this.iss[i] = this.sndUna[i] = this.sndNxt[i] = this.sndMax[i] = iss
     this.sndWnd[i] = this.sndWndMax[i] = 0
     this.sndWl1[i] = this.sndWl2[i] = ZERO
     this.finSeq[i] = ZERO
     this.cwnd[i] = this.ssthresh[i] = 0
-    this.recover[i] = iss
+    this.recover[i] = this.rtxNxt[i] = this.probedTo[i] = iss
+    this.ranges[i] = 0
     this.rttSeq[i] = ZERO
     this.rttAt[i] = 0
     this.srtt8[i] = this.rttvar4[i] = this.rto[i] = 0

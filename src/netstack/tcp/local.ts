@@ -11,7 +11,7 @@
  */
 
 import type { StreamHandler, StreamService } from '../gateway/service.ts'
-import { EAGAIN, ECONNREFUSED, EPIPE, READABLE, type Ref, type Sock, WRITABLE } from '../host.ts'
+import { EAGAIN, ECONNREFUSED, EPIPE, HANGUP, READABLE, type Ref, type Sock, WRITABLE } from '../host.ts'
 import { be32 } from '../wire/bytes.ts'
 import type { TcpHost } from './context.ts'
 
@@ -148,7 +148,7 @@ export class LocalStreams implements TcpHost {
       },
       () => {
         s.finished = true
-        this.#tell(k, READABLE)
+        this.#tell(k, READABLE | HANGUP)
       },
     )
     this.#tell(k, WRITABLE)

@@ -40,6 +40,7 @@ import {
   FIN_SENT,
   GUEST_FIN,
   GUEST_FIRST,
+  HOST_HANGUP,
   PERSISTING,
   READABLE_NOW,
   SACK,
@@ -511,7 +512,7 @@ export class TcpRelay implements Relay {
 
   ready(i: number, events: number): boolean {
     const c = this.#c
-    if ((events & (READABLE | HANGUP)) !== 0) c.flags[i] |= READABLE_NOW
+    if ((events & (READABLE | HANGUP)) !== 0) c.flags[i] |= events & HANGUP ? READABLE_NOW | HOST_HANGUP : READABLE_NOW
     switch (c.state[i]) {
       case STATE.connecting:
         this.#connected(i, events)

@@ -12,12 +12,13 @@
 
 import type { FlowTable } from '../flow/table.ts'
 import { EAGAIN } from '../host.ts'
-import { PSH, type Seq, seqAdd, seqDiff, seqGe, seqGt, seqLt } from '../wire/tcp.ts'
+import { options, PSH, type Seq, seqAdd, seqDiff, seqGe, seqGt, seqLt } from '../wire/tcp.ts'
 import type { Alarms } from './alarms.ts'
 import {
   FIN_ACKED,
   FIN_SENT,
   HOST_EOF,
+  HOST_HANGUP,
   PERSISTING,
   READABLE_NOW,
   RECOVERING,
@@ -26,14 +27,20 @@ import {
   TIMING,
 } from './columns.ts'
 import type { TcpHost } from './context.ts'
-import { ackInRecovery, cwndGrow, cwndStart, cwndTimeout, dupAck, holeEnd } from './recovery.ts'
+import { ackInRecovery, cwndGrow, cwndLostFlight, cwndStart, cwndTimeout, dupAck, frameMax } from './recovery.ts'
 import { rttBackOff, rttCompute, rttSample } from './rto.ts'
+import { hole, nextHole, pipe, sackAdvance, sackUpdate, sentAgain } from './scoreboard.ts'
 import type { Segments } from './segments.ts'
 
 /** Frames of up to 64 KiB that one call may send: half a megabyte, then it is the next flow's turn. */
 export const PUMP_FRAMES = 8
 /** Retransmissions in a row before the guest is given up: about two and a half minutes (RFC 9293 §3.8.3 asks for 100 s). */
 export const RETRIES_MAX = 10
+/** ms without an acknowledgment after which the first segment is sent again: several under way, or one that may be acknowledged late. */
+const PROBE_LEAST = 10
+const PROBE_SINGLE = 50
+/** The second and third wait twice as long each; then it is the timeout's turn. */
+const PROBES_MAX = 3
 /** The switch port refused a frame: try again after this many ms when no ACK will come by. */
 const PORT_FULL_WAIT = 8
 
@@ -72,6 +79,11 @@ export class Sender {
     const c = this.#c
     const sock = this.#table.sock[i]
     let frames = PUMP_FRAMES
+    const mending = (c.flags[i] & (RECOVERING | SACK)) === (RECOVERING | SACK)
+    if (mending) {
+      frames = this.#mend(i, frames)
+      if (frames <= 0) return frames === 0 ? MORE : frames
+    }
     for (;;) {
       const nxt = c.sndNxt[i]
       const max = c.sndMax[i]
@@ -81,7 +93,7 @@ export class Sender {
       const flight = (nxt - c.sndUna[i]) | 0
       const mss = c.mss[i]
       const wnd = c.sndWnd[i]
-      const room = Math.min(c.cwnd[i], wnd) - flight
+      const room = Math.min(c.cwnd[i] - (mending ? pipe(c, i) : flight), wnd - flight)
       if (room < mss) {
         // Silly window syndrome, sender's side (RFC 9293 §3.8.6.2.1): wait, unless half of the guest's window is there.
         const enough = room > 0 && (force || flags & HOST_EOF || room * 2 >= c.sndWndMax[i])
@@ -94,7 +106,7 @@ export class Sender {
         return DONE
       }
       if (frames-- === 0) return MORE
-      let len = Math.min(room, this.#segments.payloadMax(i))
+      let len = Math.min(room, frameMax(c, i, this.#segments.payloadMax(i)))
       if (len > mss) len -= len % mss
       const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(i), len, flight)
       if (n <= 0) {
@@ -112,7 +124,38 @@ export class Sender {
         return DONE
       }
       this.#sent(i, nxt, n)
+      // All there was: what comes later is told, and so is an end (with HANGUP), so there is no need to ask again.
+      if (n < len && (c.flags[i] & HOST_HANGUP) === 0) c.flags[i] &= ~READABLE_NOW
     }
+  }
+
+  /** Send holes of the scoreboard again as the congestion window allows. The frames that are left of the budget, or −errno. */
+  #mend(i: number, frames: number): number {
+    const c = this.#c
+    const mss = c.mss[i]
+    while (frames > 0 && nextHole(c, i)) {
+      const { start, end } = hole
+      const size = seqDiff(end, start)
+      // The first goes out in any case: it is what everything waits for.
+      const room = start === c.sndUna[i] ? Math.max(mss, c.cwnd[i] - pipe(c, i)) : c.cwnd[i] - pipe(c, i)
+      if (room < Math.min(size, mss)) break
+      const n = this.#again(i, start, Math.min(size, room < mss ? room : room - (room % mss)))
+      if (n <= 0) return n < 0 ? n : frames
+      sentAgain(c, i, start, n)
+      frames--
+    }
+    return frames
+  }
+
+  /** Send `len` bytes from `start` again; the bytes sent, or −errno. */
+  #again(i: number, start: Seq, len: number): number {
+    const c = this.#c
+    c.flags[i] &= ~TIMING
+    const most = Math.min(len, this.#segments.payloadMax(i))
+    const sock = this.#table.sock[i]
+    const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(i), most, seqDiff(start, c.sndUna[i]))
+    if (n <= 0) return n === -EAGAIN ? 0 : n
+    return this.#segments.data(i, start, n, 0) < 0 ? 0 : n
   }
 
   /** The guest's window is shut and nothing is under way: probe it until it opens. */
@@ -154,8 +197,16 @@ export class Sender {
     } else c.flags[i] &= ~TIMING
     if (c.alarm[i] === Infinity || c.has(i, PERSISTING)) {
       c.flags[i] &= ~PERSISTING
-      this.#alarms.set(i, now + c.rto[i])
+      this.#alarms.set(i, now + this.#patience(i))
     }
+  }
+
+  /** How long to wait for an acknowledgment before asking for one (RFC 8985 §7.2), or for the timeout when that was done. */
+  #patience(i: number): number {
+    const c = this.#c
+    if (c.probes[i] === PROBES_MAX || c.retries[i] > 0 || c.srtt8[i] === 0) return c.rto[i]
+    const least = seqDiff(c.sndMax[i], c.sndUna[i]) <= c.mss[i] ? PROBE_SINGLE : PROBE_LEAST
+    return Math.min(c.rto[i], Math.max(least, c.srtt8[i] >> 2) << c.probes[i])
   }
 
   /**
@@ -181,13 +232,16 @@ export class Sender {
       c.sndWl2[i] = ack
       if (wnd > c.sndWndMax[i]) c.sndWndMax[i] = wnd
     }
+    const news = c.has(i, SACK) && options.sackBlocks > 0 && sackUpdate(c, i, this.#host.arena.bytes)
     if (ack !== una) {
       const failed = this.#advance(i, una, ack)
       if (failed < 0) return failed
-    } else if (bare && same && c.sndMax[i] !== una) {
+    } else if (((bare && same) || news) && c.sndMax[i] !== una) {
       if (dupAck(c, i)) {
-        const failed = this.#resend(i)
-        if (failed < 0) return failed
+        if (!nextHole(c, i)) {
+          const failed = this.#resend(i)
+          if (failed < 0) return failed
+        }
       } else if (!c.has(i, RECOVERING)) return DONE
     } else if (!opened) return DONE
     else if (c.has(i, PERSISTING)) this.#alarms.rest(i)
@@ -210,41 +264,41 @@ export class Sender {
     }
     c.sndUna[i] = ack
     if (seqLt(c.sndNxt[i], ack)) c.sndNxt[i] = ack
+    sackAdvance(c, i)
     c.retries[i] = 0
+    const probed = c.probes[i] > 0
+    c.probes[i] = 0
     const now = this.#host.now()
     if (c.has(i, TIMING) && seqGe(ack, c.rttSeq[i])) {
       c.flags[i] &= ~TIMING
       rttSample(c, i, now - c.rttAt[i])
     } else rttCompute(c, i)
     this.#alarms.rest(i)
-    if (ack !== c.sndMax[i]) this.#alarms.set(i, now + c.rto[i])
-    if (!c.has(i, RECOVERING)) {
+    if (ack !== c.sndMax[i]) this.#alarms.set(i, now + this.#patience(i))
+    if (probed && c.ranges[i] === 0 && seqLt(ack, c.probedTo[i])) {
+      // Only what was sent again has arrived: all of the flight was lost, as when it was one frame. Once more from here.
+      cwndLostFlight(c, i)
+      c.sndNxt[i] = ack
+    } else if (!c.has(i, RECOVERING)) {
       c.dupAcks[i] = 0
       cwndGrow(c, i, acked)
-    } else if (ackInRecovery(c, i, acked)) return this.#resend(i)
+    } else if (ackInRecovery(c, i, acked) && !nextHole(c, i) && c.rtxNxt[i] === ack) return this.#resend(i)
     return DONE
   }
 
-  /** Send the first hole again. */
+  /** Send the segment at sndUna again, or the FIN. DONE, or −errno. */
   #resend(i: number): number {
     const c = this.#c
     const una = c.sndUna[i]
-    const mss = c.mss[i]
     c.flags[i] &= ~TIMING
     if (c.has(i, HOST_EOF) && una === c.finSeq[i]) {
       this.#segments.fin(i, una)
       return DONE
     }
-    let len = mss
-    if (c.has(i, SACK)) {
-      const hole = seqDiff(holeEnd(this.#host.arena.bytes, una, c.sndMax[i]), una)
-      if (hole > 0) len = Math.min(hole, this.#segments.payloadMax(i))
-    }
-    const most = (c.sndMax[i] - una) | 0
-    const n = this.#host.tcpPeek(this.#table.sock[i], this.#segments.payloadAt(i), Math.min(len, most), 0)
-    if (n < 0) return n === -EAGAIN ? DONE : n
-    if (n > 0) this.#segments.data(i, una, n, 0)
-    return DONE
+    // Two segments, because one alone may be acknowledged late.
+    const n = this.#again(i, una, Math.min(2 * c.mss[i], seqDiff(c.sndMax[i], una)))
+    if (n > 0) sentAgain(c, i, una, n)
+    return n < 0 ? n : DONE
   }
 
   /** The retransmission alarm rang. As `pump`, or GIVEN_UP: the guest does not answer any more. */
@@ -253,6 +307,17 @@ export class Sender {
     this.#alarms.rest(i)
     if (c.sndMax[i] !== c.sndUna[i]) {
       if (c.retries[i] >= RETRIES_MAX) return GIVEN_UP
+      if (c.probes[i] < PROBES_MAX && c.retries[i] === 0 && c.srtt8[i] !== 0) {
+        // An early probe: if that is what was lost, it costs a few ms instead of a timeout; if not, the guest answers.
+        c.probes[i]++
+        this.#alarms.set(i, this.#host.now() + this.#patience(i))
+        c.rtxNxt[i] = c.sndUna[i]
+        c.probedTo[i] = c.sndMax[i]
+        if (c.sndNxt[i] !== c.sndMax[i]) c.sndNxt[i] = c.sndUna[i]
+        const failed = this.#resend(i)
+        return failed < 0 ? failed : this.pump(i)
+      }
+      c.probes[i] = 0
       cwndTimeout(c, i)
       c.flags[i] &= ~TIMING
       c.sndNxt[i] = c.sndUna[i]

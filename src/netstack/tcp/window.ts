@@ -13,6 +13,8 @@ import type { TcpHost } from './context.ts'
 export function openWindow(c: TcpColumns, host: TcpHost, sock: number, i: number): void {
   if (sock < 0 || c.has(i, GUEST_FIN)) return
   const remaining = windowLeft(c, i)
+  // Most of it is open still: no need to ask.
+  if (remaining > (c.rcvWndMax[i] >> 3) * 7) return
   const shift = c.rcvShift[i]
   const free = (Math.min(host.tcpFree(sock), 0xffff << shift) >> shift) << shift
   const most = c.rcvWndMax[i]
