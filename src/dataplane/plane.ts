@@ -64,6 +64,8 @@ export class Plane {
   readonly #members = new Map<string, Member>()
   readonly #indexOf = new Map<string, number>()
   readonly #publishes = new Map<string, string>()
+  /** Descriptors that are only kept. */
+  readonly #held = new Map<string, number>()
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
   #network: Network | undefined
@@ -106,8 +108,11 @@ export class Plane {
           return this.#detach(r.id)
         case 'publish':
           return this.#publish(r, taken(fds))
+        case 'hold':
+          return this.#hold(r.id, taken(fds))
         case 'unpublish':
           if (this.#publishes.delete(r.id)) this.#network?.unpublish(r.id)
+          this.#release(r.id)
           return
         case 'rawIcmp':
           return this.#host.adoptRawIcmp(taken(fds))
@@ -130,7 +135,7 @@ export class Plane {
       version: PROTOCOL_VERSION,
       pid: process.pid,
       attachments: [...this.#nics.keys(), ...this.#members.keys()],
-      publishes: [...this.#publishes.keys()],
+      publishes: [...this.#publishes.keys(), ...this.#held.keys()],
       configured: this.#network !== undefined,
     }
   }
@@ -220,6 +225,18 @@ export class Plane {
     const sock = p.proto === 'tcp' ? this.#host.adoptListener(fd) : this.#host.adoptUdp(fd)
     network.publish({ ...p, sock })
     this.#publishes.set(p.id, spec)
+  }
+
+  #hold(id: string, fd: number): void {
+    this.#release(id)
+    this.#held.set(id, fd)
+  }
+
+  #release(id: string): void {
+    const fd = this.#held.get(id)
+    if (fd === undefined) return
+    this.#held.delete(id)
+    close(fd)
   }
 
   #stats(): StatsAnswer {

@@ -70,6 +70,9 @@ export type Request =
       readonly guestAddress: string
       readonly guestPort: number
     }
+  /** Medium `bridge`: keep the bound socket of a port that the kernel forwards, so that nobody else takes it. fds: 1. */
+  | { readonly op: 'hold'; readonly fds: 1; readonly id: string }
+  /** Of a publish or a hold. */
   | { readonly op: 'unpublish'; readonly id: string }
   /** fds: 1, a raw ICMP socket, where ping sockets are not allowed and the daemon is root. */
   | { readonly op: 'rawIcmp'; readonly fds: 1 }

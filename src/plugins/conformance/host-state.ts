@@ -1,10 +1,10 @@
 /**
- * What of the host a backend could leave behind, as sorted lines: links, addresses, routes, rules, mounts, listening ports.
+ * What of the host a backend could leave behind, as sorted lines: links, addresses, routes, rules, switches, mounts, listening ports.
  *
  * Never does: judging; `compareHost` throws with what came and what went.
  */
 import { execFileSync } from 'node:child_process'
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 
 export type HostState = Readonly<Record<string, readonly string[]>>
 
@@ -30,11 +30,25 @@ function listeners(file: string, state: string): string[] {
   }
 }
 
+/** Switches of the links that a backend may have reason to touch. */
+function switches(): string[] {
+  const conf = '/proc/sys/net/ipv4/conf'
+  return readdirSync(conf).flatMap((link) =>
+    ['forwarding', 'route_localnet', 'rp_filter', 'proxy_arp'].flatMap((key) => {
+      try {
+        return [`${link}.${key} = ${readFileSync(`${conf}/${link}/${key}`, 'utf8').trim()}`]
+      } catch {
+        return []
+      }
+    }),
+  )
+}
+
 export function hostState(): HostState {
-  // Counters and the state of carriers change by themselves.
+  // Rules, and chains that somebody made (policy "-"); a table that was only looked at shows its built-in chains.
   const rules = (tool: string) =>
     output(tool)
-      .filter((l) => !l.startsWith('#'))
+      .filter((l) => l.startsWith('-') || /^:\S+ - /.test(l))
       .map((l) => l.replace(/\[\d+:\d+\]/, ''))
   return {
     links: output('ip', '-o', 'link', 'show').map((l) => l.replace(/^\d+: /, '').split(' ')[0] as string),
@@ -44,6 +58,7 @@ export function hostState(): HostState {
     routes: output('ip', 'route', 'show', 'table', 'all'),
     'iptables rules': rules('iptables-save'),
     'ip6tables rules': rules('ip6tables-save'),
+    switches: switches(),
     mounts: lines(readFileSync('/proc/self/mountinfo', 'utf8')).map((l) => l.split(' ').slice(3, 6).join(' ')),
     'listening ports': [...listeners('tcp', '0A'), ...listeners('tcp6', '0A'), ...listeners('udp', '07')],
   }

@@ -1,0 +1,466 @@
+/**
+ * One bridged network as it should be, and the kernel and data plane that carry it.
+ *
+ * Owns: the wish (network, attachments, publishes), written down before it is carried out (ledger), and `#align`, which makes the host what
+ * the wish says: bridge, ports, rules, claims, services. Every verb changes the wish and aligns; so does the way back after any accident.
+ * Never does: choosing addresses (the daemon), text of rules (rules.ts), packets.
+ *
+ * The services are the project's own, in a data plane of medium `bridge` (src/dataplane): DHCP and DNS at .2 behind a TAP on the bridge. It also
+ * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT.
+ */
+import { mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import type { HelloAnswer, NetworkConfig, Request, StatsAnswer } from '../../dataplane/protocol.ts'
+import { NoidError } from '../../errors.ts'
+import { close } from '../../sys/fd.ts'
+import type {
+  Attachment,
+  AttachmentId,
+  AttachRequest,
+  BackendContext,
+  NetworkSpec,
+  NetworkStats,
+  PublishSpec,
+} from '../contract.ts'
+import type { Link } from '../userspace/link.ts'
+import { DataPlaneProcess } from '../userspace/process.ts'
+import { bindPublished } from '../userspace/publisher.ts'
+import { Claims } from './claims.ts'
+import {
+  bridgeOf,
+  ensureBridge,
+  ensurePort,
+  IFNAME,
+  openServicesTap,
+  outsideLinks,
+  portName,
+  portsOf,
+  portWhole,
+  removeBridge,
+  removePort,
+} from './links.ts'
+import { applyGuards, applyRules, forgetConnections, guardCounts, removeRules, saved } from './netfilter.ts'
+import { publishedIn, type RuleModel } from './rules.ts'
+
+/** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
+const claimsDir = (): string => `/run/noid/claims/${statSync('/proc/thread-self/ns/net').ino}`
+const BACKOFF_MS = [0, 100, 500, 2000, 10_000] as const
+
+interface PublishEntry {
+  readonly spec: PublishSpec
+  readonly hostPort: number
+}
+
+interface Wish {
+  attachments: Record<AttachmentId, AttachRequest>
+  publishes: Record<string, PublishEntry>
+}
+
+export interface BridgeDeps {
+  readonly ctx: BackendContext
+  readonly resolvers: () => Promise<readonly string[]>
+  /** The VM of another of our networks that publishes the port. */
+  readonly holderOf: (proto: 'tcp' | 'udp', address: string, port: number) => string | undefined
+}
+
+export class Bridge {
+  readonly #deps: BridgeDeps
+  readonly #process: DataPlaneProcess
+  readonly #dir: string
+  readonly #claims = new Claims(claimsDir())
+  #spec: NetworkSpec
+  #wish: Wish
+  #link: Link | undefined
+  #name: string | undefined
+  #queue: Promise<unknown> = Promise.resolve()
+  #failures = 0
+  #repair: NodeJS.Timeout | undefined
+  #closed = false
+
+  constructor(dir: string, spec: NetworkSpec, deps: BridgeDeps) {
+    mkdirSync(dir, { recursive: true, mode: 0o700 })
+    this.#dir = dir
+    this.#spec = spec
+    this.#deps = deps
+    this.#process = new DataPlaneProcess(dir, spec.name, deps.ctx.log)
+    this.#wish = readWish(dir)
+  }
+
+  get name(): string {
+    return this.#spec.name
+  }
+
+  /** Nobody is attached, nothing is published. */
+  get unused(): boolean {
+    return Object.keys(this.#wish.attachments).length + Object.keys(this.#wish.publishes).length === 0
+  }
+
+  // -- verbs ---------------------------------------------------------------------------------------------------------
+
+  create(spec: NetworkSpec, signal: AbortSignal): Promise<void> {
+    return this.#serially(async () => {
+      this.#spec = spec
+      await this.#align(signal)
+    })
+  }
+
+  attach(r: AttachRequest, signal: AbortSignal): Promise<Attachment> {
+    return this.#serially(async () => {
+      signal.throwIfAborted()
+      this.#wish.attachments[r.id] = r
+      this.#save()
+      try {
+        const name = this.#link?.open && this.#name !== undefined ? this.#name : await this.#align(signal)
+        await ensurePort(this.#spec, name, r)
+        await applyGuards(this.#model(name))
+        await this.#join(await this.#services(name, signal), r)
+        signal.throwIfAborted()
+      } catch (e) {
+        await this.#forget(r.id)
+        throw e
+      }
+      return this.#attachmentOf(r)
+    })
+  }
+
+  detach(id: AttachmentId): Promise<void> {
+    return this.#serially(() => this.#forget(id))
+  }
+
+  async #forget(id: AttachmentId): Promise<void> {
+    delete this.#wish.attachments[id]
+    this.#save()
+    await removePort(id)
+    if (this.#link?.open) await this.#link.request({ op: 'detach', id })
+    if (this.#name !== undefined) await applyGuards(this.#model(this.#name))
+  }
+
+  check(a: Attachment, signal: AbortSignal): Promise<void> {
+    return this.#serially(async () => {
+      signal.throwIfAborted()
+      const r = this.#wish.attachments[a.id]
+      const name = await bridgeOf(this.#spec.id)
+      if (r === undefined || name === undefined || !(await portWhole(name, r)))
+        throw new NoidError('INTERNAL', { why: `the nic of ${r?.name ?? a.id} on ${this.name} is gone` })
+      const hello = await (await this.#services(name, signal)).request<HelloAnswer>({ op: 'hello' })
+      if (!hello.attachments.includes(a.id))
+        throw new NoidError('INTERNAL', { why: `the services of ${this.name} do not know ${r.name}` })
+    })
+  }
+
+  gc(valid: ReadonlySet<AttachmentId>): Promise<AttachmentId[]> {
+    return this.#serially(async () => {
+      const there = this.#name === undefined ? [] : (await portsOf(this.#name)).keys()
+      const strays = [...new Set([...there, ...Object.keys(this.#wish.attachments)])].filter((id) => !valid.has(id))
+      for (const id of strays) await this.#forget(id)
+      for (const [id, { spec }] of Object.entries(this.#wish.publishes))
+        if (!valid.has(spec.attachment)) await this.#withdraw(id)
+      return strays
+    })
+  }
+
+  publish(p: PublishSpec, signal: AbortSignal): Promise<{ hostPort: number }> {
+    return this.#serially(async () => {
+      signal.throwIfAborted()
+      const had = this.#wish.publishes[p.id]
+      if (had !== undefined && JSON.stringify(had.spec) === JSON.stringify(p)) return { hostPort: had.hostPort }
+      if (had !== undefined) await this.#withdraw(p.id)
+      const name = await this.#align(signal)
+      const taken = publishedIn(await saved()).find(
+        (x) =>
+          x.proto === p.proto &&
+          x.port === p.hostPort &&
+          (x.address === p.hostAddress || x.address === '0.0.0.0' || p.hostAddress === '0.0.0.0'),
+      )
+      const who = {
+        proto: p.proto.toUpperCase(),
+        port: p.hostPort,
+        address: p.hostAddress === '0.0.0.0' ? 'this host' : p.hostAddress,
+      }
+      if (taken !== undefined)
+        throw new NoidError('PORT_BUSY', {
+          ...who,
+          holder: this.#deps.holderOf(p.proto, p.hostAddress, p.hostPort) ?? `a VM on ${taken.link}`,
+        })
+      const bound = bindPublished(p, this.#deps.holderOf)
+      this.#wish.publishes[p.id] = { spec: p, hostPort: bound.hostPort }
+      this.#save()
+      try {
+        await send(await this.#services(name, signal), { op: 'hold', fds: 1, id: p.id }, bound.fd)
+        await applyRules(this.#model(name))
+        await forgetConnections(p.proto, bound.hostPort)
+      } catch (e) {
+        await this.#withdraw(p.id)
+        throw e
+      }
+      return { hostPort: bound.hostPort }
+    })
+  }
+
+  unpublish(id: string): Promise<void> {
+    return this.#serially(() => this.#withdraw(id))
+  }
+
+  async #withdraw(id: string): Promise<void> {
+    const had = this.#wish.publishes[id]
+    if (had === undefined) return
+    delete this.#wish.publishes[id]
+    this.#save()
+    if (this.#link?.open) await this.#link.request({ op: 'unpublish', id })
+    if (this.#name !== undefined) await applyRules(this.#model(this.#name))
+    await forgetConnections(had.spec.proto, had.hostPort)
+  }
+
+  publisherOf(proto: 'tcp' | 'udp', address: string, port: number): string | undefined {
+    for (const { spec, hostPort } of Object.values(this.#wish.publishes)) {
+      const overlaps = spec.hostAddress === address || spec.hostAddress === '0.0.0.0' || address === '0.0.0.0'
+      if (spec.proto !== proto || hostPort !== port || !overlaps) continue
+      const vm = this.#wish.attachments[spec.attachment]?.name
+      return vm === undefined ? `another VM on the network ${this.name}` : `the VM "${vm}"`
+    }
+    return undefined
+  }
+
+  /** Is the address in this network's subnet? */
+  covers(address: string): boolean {
+    const [base = '', bits] = this.#spec.subnet.split('/')
+    const shift = 32 - Number(bits)
+    return word(address) >>> shift === word(base) >>> shift
+  }
+
+  async stats(): Promise<NetworkStats> {
+    const name = await this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
+    const s = await (this.#link as Link).request<StatsAnswer>({ op: 'stats' })
+    const refused = await guardCounts(name).catch(() => new Map<string, number>())
+    const guards = Object.values(this.#wish.attachments).flatMap((r) => {
+      const count = refused.get(portName(r.id)) ?? 0
+      return count === 0
+        ? []
+        : [
+            {
+              vm: r.name,
+              reason: 'guard',
+              count,
+              meaning:
+                'a source MAC or address that is not the VM’s own, or a protocol that this network does not carry',
+            },
+          ]
+    })
+    return { ...s, drops: [...s.drops, ...guards] }
+  }
+
+  /** The host's name servers changed. */
+  async reconfigure(): Promise<void> {
+    await this.#serially(async () => {
+      if (this.#link?.open) await this.#configure(this.#link)
+    })
+  }
+
+  close(): void {
+    this.#closed = true
+    clearTimeout(this.#repair)
+    this.#link?.close()
+    this.#link = undefined
+  }
+
+  end(): Promise<void> {
+    return this.#serially(async () => {
+      const link = this.#link
+      this.#link = undefined
+      this.#closed = true
+      clearTimeout(this.#repair)
+      await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments))
+      await this.#process.end(link)
+    })
+  }
+
+  // -- alignment -----------------------------------------------------------------------------------------------------
+
+  #serially<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#queue.then(work)
+    this.#queue = done.catch(() => {})
+    return done
+  }
+
+  #save(): void {
+    const file = join(this.#dir, 'bridge.json')
+    writeFileSync(`${file}.new`, JSON.stringify(this.#wish), { mode: 0o600 })
+    renameSync(`${file}.new`, file)
+  }
+
+  /** Make the host what the wish says. Returns the bridge's name. */
+  async #align(signal: AbortSignal): Promise<string> {
+    signal.throwIfAborted()
+    const spec = this.#spec
+    const name = await ensureBridge(spec)
+    this.#name = name
+    // Answers come in by the links of the outside: they must be allowed to go on to the bridge.
+    for (const link of await outsideLinks())
+      this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', spec.id)
+    for (const r of Object.values(this.#wish.attachments)) {
+      signal.throwIfAborted()
+      if (r.netns !== undefined && namespaceGone(r.netns)) continue
+      await ensurePort(spec, name, r)
+    }
+    await applyRules(this.#model(name))
+    await applyGuards(this.#model(name))
+    const link = await this.#services(name, signal)
+    const hello = await link.request<HelloAnswer>({ op: 'hello' })
+    for (const r of Object.values(this.#wish.attachments)) {
+      if (!hello.attachments.includes(r.id)) await this.#join(link, r)
+    }
+    for (const [id, { spec: p, hostPort }] of Object.entries(this.#wish.publishes)) {
+      if (hello.publishes.includes(id)) continue
+      await send(link, { op: 'hold', fds: 1, id }, bindPublished({ ...p, hostPort }, this.#deps.holderOf).fd)
+    }
+    return name
+  }
+
+  /** What the rules are a function of. */
+  #model(link: string): RuleModel {
+    const { subnet, gateway, services, hostAddress, isolated, allowHostPorts } = this.#spec
+    return {
+      link,
+      subnet,
+      gateway,
+      services,
+      hostAddress,
+      isolated,
+      allowHostPorts,
+      publishes: Object.values(this.#wish.publishes).map(({ spec, hostPort }) => ({ ...spec, hostPort })),
+      guards: Object.values(this.#wish.attachments).map((r) => ({
+        ifname: portName(r.id),
+        mac: r.mac.toLowerCase(),
+        address: addressOf(r),
+      })),
+    }
+  }
+
+  /** Tell the services of a VM. */
+  #join(link: Link, r: AttachRequest): Promise<unknown> {
+    return link.request({ op: 'member', id: r.id, name: r.name, mac: r.mac, address: addressOf(r), bound: false })
+  }
+
+  /** The services' data plane, started or adopted, configured, with its TAP on the bridge. */
+  async #services(bridge: string, signal: AbortSignal): Promise<Link> {
+    if (this.#link?.open) return this.#link
+    if (this.#closed) throw new NoidError('DATAPLANE_LOST', { network: this.name })
+    clearTimeout(this.#repair)
+    const { link, hello, started } = await this.#process.ensure(signal)
+    this.#link = link
+    link.onClose = () => this.#lost(link)
+    link.onEvent = (e) => {
+      if (e.event === 'warning') this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message: e.message })
+      else
+        this.#deps.ctx.notify({
+          type: 'lease',
+          network: this.#spec.id,
+          attachment: e.id,
+          address: e.address,
+          state: e.state,
+          expiresAt: e.expiresInMs === null ? null : Date.now() + e.expiresInMs,
+        })
+    }
+    await this.#configure(link)
+    if (started || !hello.configured)
+      await send(link, { op: 'uplink', fds: 1, vnetHdr: true }, await openServicesTap(bridge, this.#spec.mtu))
+    return link
+  }
+
+  async #configure(link: Link): Promise<void> {
+    const s = this.#spec
+    const network: NetworkConfig = {
+      id: s.id,
+      name: s.name,
+      subnet: s.subnet,
+      gateway: s.gateway,
+      services: s.services,
+      hostAddress: s.hostAddress,
+      domain: s.domain,
+      mtu: s.mtu,
+      isolated: s.isolated,
+      medium: 'bridge',
+      allowHostPorts: [],
+      leaseSeconds: (s.config as { leaseSeconds: number }).leaseSeconds,
+    }
+    await link.request({ op: 'configure', network, resolvers: await this.#deps.resolvers() })
+  }
+
+  #lost(link: Link): void {
+    if (this.#closed || this.#link !== link) return
+    this.#link = undefined
+    this.#failures++
+    this.#deps.ctx.log('warn', `the services of ${this.name} were lost; they are started again`)
+    this.#repair = setTimeout(
+      () => {
+        this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
+          .then(() => {
+            this.#failures = 0
+          })
+          .catch((e: Error) =>
+            this.#deps.ctx.log('error', `the services of ${this.name} could not be brought back: ${e.message}`),
+          )
+      },
+      BACKOFF_MS[Math.min(this.#failures, BACKOFF_MS.length) - 1] ?? 0,
+    )
+    this.#repair.unref()
+  }
+
+  #attachmentOf(r: AttachRequest): Attachment {
+    const s = this.#spec
+    return {
+      id: r.id,
+      network: r.network,
+      nic:
+        r.netns === undefined
+          ? { kind: 'tap', ifname: portName(r.id), queues: 1, vnetHdr: true }
+          : { kind: 'netdev', ifname: IFNAME, netns: r.netns },
+      mac: r.mac,
+      mtu: s.mtu,
+      addresses: r.addresses,
+      routes: [{ to: '0.0.0.0/0', via: s.gateway }],
+      dns: { servers: [s.services], search: [s.domain] },
+      configuredBy: 'dhcp',
+      state: { port: portName(r.id) },
+    }
+  }
+}
+
+/** Remove what the kernel has of a network, also of one that this daemon knows nothing about. */
+export async function removeNetwork(id: string, attachments: readonly string[] = []): Promise<void> {
+  for (const a of attachments) await removePort(a)
+  const name = await bridgeOf(id)
+  if (name !== undefined) await removeRules(name)
+  await removeBridge(id)
+  new Claims(claimsDir()).releaseAll(id)
+}
+
+function readWish(dir: string): Wish {
+  try {
+    return JSON.parse(readFileSync(join(dir, 'bridge.json'), 'utf8')) as Wish
+  } catch {
+    rmSync(join(dir, 'bridge.json'), { force: true })
+    return { attachments: {}, publishes: {} }
+  }
+}
+
+function namespaceGone(path: string): boolean {
+  try {
+    readFileSync(path.replace(/\/ns\/net$/, '/stat'))
+    return false
+  } catch {
+    return path.startsWith('/proc/')
+  }
+}
+
+/** A request with a descriptor, which is ours to close. */
+async function send(link: Link, r: Request & { fds: 1 }, fd: number): Promise<void> {
+  try {
+    await link.request(r, [fd])
+  } finally {
+    close(fd)
+  }
+}
+
+const addressOf = (r: AttachRequest): string => (r.addresses[0] ?? '').split('/')[0] as string
+const word = (v4: string): number => v4.split('.').reduce((w, part) => (w << 8) | Number(part), 0)

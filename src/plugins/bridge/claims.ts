@@ -1,0 +1,107 @@
+/**
+ * Switches of the host that several networks, of several daemons, need at once: each is claimed with a count and put back when the last
+ * claim is gone, unless somebody else has changed it meanwhile.
+ *
+ * Owns: <dir>/<key>.json: what the switch was before the first claim, and who holds it. The directory is shared by all of root's
+ * daemons (/run/noid/claims) and gone with a reboot, as the switches are. Synchronous, under a lock directory.
+ * A claim of a network that no longer exists is given back by `releaseAll` of that network, or with the next reboot.
+ */
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+
+interface Claim {
+  readonly before: string
+  /** What we set: another value means that somebody else has taken over. */
+  readonly value: string
+  readonly holders: readonly string[]
+}
+
+const LOCK_TRIES = 200
+const pause = new Int32Array(new SharedArrayBuffer(4))
+
+export class Claims {
+  readonly #dir: string
+
+  constructor(dir: string) {
+    this.#dir = dir
+  }
+
+  /** Set the switch at `path` (below /proc/sys/net/ipv4/conf) to `value` as long as `holder` wants it. Idempotent. */
+  claim(path: string, value: string, holder: string): void {
+    this.#locked(() => {
+      const was = this.#read(path)
+      const now = readFileSync(path, 'utf8').trim()
+      const c = was ?? { before: now, value, holders: [] }
+      if (!c.holders.includes(holder)) this.#write(path, { ...c, holders: [...c.holders, holder] })
+      if (now !== value) writeFileSync(path, value)
+    })
+  }
+
+  /** `holder` is gone. */
+  releaseAll(holder: string): void {
+    if (!existsSync(this.#dir)) return
+    this.#locked(() => {
+      for (const name of readdirSync(this.#dir)) {
+        if (!name.endsWith('.json')) continue
+        const path = decodeURIComponent(name.slice(0, -'.json'.length))
+        const c = this.#read(path)
+        if (!c?.holders.includes(holder)) continue
+        const holders = c.holders.filter((h) => h !== holder)
+        if (holders.length > 0) {
+          this.#write(path, { ...c, holders })
+          continue
+        }
+        try {
+          if (c.before !== c.value && readFileSync(path, 'utf8').trim() === c.value) writeFileSync(path, c.before)
+        } catch {
+          // The link is gone, and its switches with it.
+        }
+        rmSync(this.#file(path), { force: true })
+      }
+    })
+  }
+
+  #file(path: string): string {
+    return join(this.#dir, `${encodeURIComponent(path)}.json`)
+  }
+
+  #read(path: string): Claim | undefined {
+    try {
+      return JSON.parse(readFileSync(this.#file(path), 'utf8')) as Claim
+    } catch {
+      return undefined
+    }
+  }
+
+  #write(path: string, c: Claim): void {
+    writeFileSync(`${this.#file(path)}.new`, JSON.stringify(c), { mode: 0o600 })
+    renameSync(`${this.#file(path)}.new`, this.#file(path))
+  }
+
+  #locked(work: () => void): void {
+    mkdirSync(this.#dir, { recursive: true, mode: 0o700 })
+    const lock = join(this.#dir, 'lock')
+    for (let t = 0; ; t++) {
+      try {
+        mkdirSync(lock)
+        break
+      } catch (e) {
+        if ((e as NodeJS.ErrnoException).code !== 'EEXIST') throw e
+        // Work under the lock takes milliseconds: who holds it longer was killed.
+        if (t === LOCK_TRIES) rmSync(lock, { recursive: true, force: true })
+        Atomics.wait(pause, 0, 0, 5)
+      }
+    }
+    try {
+      work()
+    } finally {
+      rmdirSync(lock)
+    }
+    try {
+      // The last claim is gone.
+      rmdirSync(this.#dir)
+    } catch {
+      // Others are there.
+    }
+  }
+}
