@@ -4,6 +4,7 @@
  * What the kit compares (links, rules, ports) then changes by nobody else's hand, and goes with the process.
  */
 import { execFileSync, spawnSync } from 'node:child_process'
+import { networkInterfaces } from 'node:os'
 import { CLONE_NEWNET, CLONE_NEWNS, unshare } from '../../src/sys/netns.ts'
 
 /** An address of the host that is not loopback, as machines have one. */
@@ -24,5 +25,8 @@ export function ownHost(): string | false {
   ip('addr', 'add', ADDRESS, 'dev', 'up0')
   ip('link', 'set', 'up0', 'up')
   ip('link', 'set', 'up1', 'up')
+  // A link is listed once it has its carrier.
+  for (let t = 0; t < 100 && !networkInterfaces().up0; t++)
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10)
   return false
 }
