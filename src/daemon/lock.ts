@@ -1,11 +1,14 @@
 /**
- * One daemon for one store.
+ * One process at a time: the daemon of a store, the one that makes a network.
  *
- * The lock is an exclusive transaction on an SQLite file of its own that is never written: the kernel's record lock under
- * it goes with the process, however that ends, so there is no stale lock to recognise. Who holds it is said by the pid
- * file, which is for people and for `noid daemon status`, never for deciding.
+ * A lock is an exclusive transaction on an SQLite file of its own that is never written: the kernel's record lock under
+ * it goes with the process, however that ends, so there is no stale lock to recognise. The daemon's pid file is
+ * for people, never for deciding.
  */
 import { DatabaseSync } from 'node:sqlite'
+
+/** https://sqlite.org/rescode.html#busy */
+const SQLITE_BUSY = 5
 
 export class Lock {
   readonly #db: DatabaseSync
@@ -14,15 +17,16 @@ export class Lock {
     this.#db = db
   }
 
-  /** undefined when another process has it. */
+  /** undefined when somebody has it. Throws when the file cannot be made. */
   static take(file: string): Lock | undefined {
     const db = new DatabaseSync(file)
     try {
       db.exec('PRAGMA busy_timeout = 0; BEGIN EXCLUSIVE')
       return new Lock(db)
-    } catch {
+    } catch (e) {
       db.close()
-      return undefined
+      if ((e as { errcode?: number }).errcode === SQLITE_BUSY) return undefined
+      throw e
     }
   }
 

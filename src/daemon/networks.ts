@@ -6,7 +6,10 @@
  * life: the first use of each one asks again, because createNetwork is idempotent and a reboot may lie in between.
  * Names: `default` and `isolated` are userspace's; another backend's are `default-BRIDGE`, `isolated-BRIDGE`.
  */
+import { existsSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
+import { dirname } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { CreateNetwork, Network } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
 import type { NetworkSpec, NetworkStats } from '../plugins/contract.ts'
@@ -24,12 +27,16 @@ import {
 } from './addressing.ts'
 import { bounded, limitMs } from './bounded.ts'
 import { type Control, checkName, newId, type Progress } from './control.ts'
+import { Lock } from './lock.ts'
 import type { NetworkRecord } from './store.ts'
 
 const PLAIN_BACKEND = 'userspace'
 const DOMAIN = 'noid.internal'
 const DEFAULT_MTU = 1500
 const MAX_WARNINGS = 20
+/** Whose turn it is to make a network, among root's daemons (several only where NOID_HOME is used). */
+const TURN_FILE = '/run/noid-networks.lock'
+const TURN_MS = 5_000
 
 const named = (kind: 'default' | 'isolated', backend: string): string =>
   backend === PLAIN_BACKEND ? kind : `${kind}-${backend}`
@@ -83,21 +90,46 @@ export class Networks {
   async take<T>(w: Wanted, progress: Progress, insert: (n: NetworkRecord) => T, cancel?: AbortSignal): Promise<T> {
     return this.#c.locks.run(`net:${w.name}`, async () => {
       const existing = this.#c.store.networkNamed(w.name)
-      const n = existing ?? (await this.#draft(w, {}, true))
-      const result = this.#c.store.transaction(() => {
-        if (existing === undefined) this.#c.store.addNetwork(n)
-        return insert(n)
-      })
-      this.#c.checkpoint('reserved')
-      if (n.phase !== 'ready') {
+      if (existing !== undefined) {
+        const result = this.#c.store.transaction(() => insert(existing))
+        this.#c.checkpoint('reserved')
+        await this.#carry(existing, cancel)
+        return result
+      }
+      const config = await this.#config(w.backend, {})
+      return this.#withSubnets(async () => {
+        const [n, result] = this.#c.store.transaction(() => {
+          const made = this.#draft(w, {}, config, true)
+          this.#c.store.addNetwork(made)
+          return [made, insert(made)]
+        })
+        this.#c.checkpoint('reserved')
         progress('step', `making the network ${n.name} (${n.subnet}, ${n.backend})`)
         for (const note of n.notes) progress('note', note)
-        if (existing === undefined && w.name !== named('default', w.backend) && w.name !== named('isolated', w.backend))
+        if (w.name !== named('default', w.backend) && w.name !== named('isolated', w.backend))
           progress('note', `the network ${n.name} did not exist and is made: ${n.subnet}, backend ${n.backend}`)
-      }
-      await this.#carry(n, cancel)
-      return result
+        await this.#carry(n, cancel)
+        return result
+      })
     })
+  }
+
+  /**
+   * Run while no other root daemon of this machine makes a network: each sees the subnets of the others by the routes of
+   * their host interfaces, which are there when this is over. Who waits too long goes on: a clash is then told by the host.
+   */
+  async #withSubnets<T>(fn: () => Promise<T>): Promise<T> {
+    if (!this.#c.privileged || !existsSync(dirname(TURN_FILE))) return fn()
+    let turn: Lock | undefined
+    for (const end = Date.now() + TURN_MS; Date.now() < end; await sleep(20)) {
+      turn = Lock.take(TURN_FILE)
+      if (turn !== undefined) break
+    }
+    try {
+      return await fn()
+    } finally {
+      turn?.release()
+    }
   }
 
   /** Have the backend carry it. Under its lock. */
@@ -117,15 +149,16 @@ export class Networks {
     await this.#c.locks.run(`net:${name}`, () => this.#carry(this.#c.store.network(id), cancel))
   }
 
-  /**
-   * The row of a new network. Its subnet is chosen in the same turn in which the caller writes the row: two networks that
-   * are made at once never choose one subnet.
-   */
-  async #draft(w: Wanted, body: Partial<CreateNetwork>, onDemand: boolean): Promise<NetworkRecord> {
+  /** What the backend makes of a configuration. */
+  async #config(backend: string, raw: unknown): Promise<unknown> {
+    const b = await this.#c.registry.backend(backend)
+    return parseConfig((r) => b.parseConfig(r), raw)
+  }
+
+  /** The row of a new network. In one transaction with writing it: no two networks choose one subnet. */
+  #draft(w: Wanted, body: Partial<CreateNetwork>, config: unknown, onDemand: boolean): NetworkRecord {
     const { store, registry, hostRoutes } = this.#c
     const d = registry.descriptor(w.backend)
-    const backend = await registry.backend(w.backend)
-    const config = parseConfig((raw) => backend.parseConfig(raw), body.config ?? {})
     const isolated = w.name === named('isolated', w.backend)
     if (isolated && !d.capabilities.isolation)
       throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'keep VMs of one network apart' })
@@ -166,15 +199,21 @@ export class Networks {
     await this.#c.locks.run(`net:${w.name}`, async () => {
       if (this.#c.store.networkNamed(w.name) !== undefined)
         throw new NoidError('NAME_TAKEN', { name: w.name, kind: 'network' })
-      const n = await this.#draft(w, body, false)
-      this.#c.store.addNetwork(n)
-      this.#c.checkpoint('network-reserved')
-      try {
-        await this.#carry(n)
-      } catch (e) {
-        await this.#delete(n).catch((f) => this.#c.log('error', `removing the half-made network ${n.name}: ${f}`))
-        throw e
-      }
+      const config = await this.#config(w.backend, body.config ?? {})
+      await this.#withSubnets(async () => {
+        const n = this.#c.store.transaction(() => {
+          const made = this.#draft(w, body, config, false)
+          this.#c.store.addNetwork(made)
+          return made
+        })
+        this.#c.checkpoint('network-reserved')
+        try {
+          await this.#carry(n)
+        } catch (e) {
+          await this.#delete(n).catch((f) => this.#c.log('error', `removing the half-made network ${n.name}: ${f}`))
+          throw e
+        }
+      })
     })
     return this.view(this.find(w.name))
   }

@@ -193,6 +193,18 @@ test('networks: made on first use and said, listed, removed with their last VM; 
   await assert.rejects(lab.client.network('kept'), code('NETWORK_UNKNOWN'))
 })
 
+test('networks that are made at once have subnets of their own', async (t) => {
+  const lab = new Lab(t)
+  await lab.up()
+  const made = await Promise.all([
+    lab.create('a'),
+    ...Array.from({ length: 6 }, (_, i) => lab.create(`v${i}`, { network: `n${i}` })),
+    lab.client.createNetwork({ name: 'named' }),
+  ])
+  const subnets = (await lab.client.networks()).map((n) => n.subnet)
+  assert.equal(new Set(subnets).size, made.length, subnets.join())
+})
+
 test('ports are added and removed while the VM runs, all of a request or none', async (t) => {
   const lab = new Lab(t)
   await lab.up()

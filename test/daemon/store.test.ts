@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { test } from 'node:test'
+import { Lock } from '../../src/daemon/lock.ts'
 import { fileLog } from '../../src/daemon/log.ts'
 import { KeyedMutex } from '../../src/daemon/mutex.ts'
 import { type NetworkRecord, SCHEMA_VERSION, Store, type VmRecord } from '../../src/daemon/store.ts'
@@ -134,4 +135,16 @@ test('the log keeps two files of a bounded size', async (t) => {
   assert.deepEqual(readdirSync(dir).sort(), ['daemon.log', 'daemon.log.1'])
   for (const f of readdirSync(dir)) assert.ok(readFileSync(join(dir, f)).length <= 1000)
   assert.match(readFileSync(join(dir, 'daemon.log'), 'utf8'), /info {2}line 99 with some text\n$/)
+})
+
+test('a lock is held by one, given back, and not mistaken for one that cannot be made', (t) => {
+  const file = join(scratch(t), 'x.lock')
+  const first = Lock.take(file)
+  assert.ok(first !== undefined)
+  assert.equal(Lock.take(file), undefined)
+  first.release()
+  const second = Lock.take(file)
+  assert.ok(second !== undefined)
+  second.release()
+  assert.throws(() => Lock.take('/proc/nowhere/x.lock'))
 })
