@@ -38,36 +38,40 @@ export interface Lab extends AsyncDisposable {
 
 export const never = new AbortController().signal
 
-async function runtimeOver(dir: string): Promise<Runtime> {
+/** One for a run of tests, as a user's VMs share what is there (the skeleton). */
+const home = mkdtempSync(join(tmpdir(), 'nt-sandbox-'))
+process.once('exit', () => rmSync(home, { recursive: true, force: true }))
+
+async function newRuntime(): Promise<Runtime> {
   const make = await runtimes[0]!.load()
-  return make({ privileged, runDir: join(dir, 'run'), stateDir: join(dir, 'state'), log: () => {} })
+  return make({ privileged, runDir: join(home, 'run'), stateDir: join(home, 'state'), log: () => {} })
 }
 
 export async function lab(spec: Partial<VmSpec> = {}): Promise<Lab> {
-  const dir = mkdtempSync(join(tmpdir(), 'nt-sandbox-'))
-  const runtime = await runtimeOver(dir)
+  const runtime = await newRuntime()
   const id = randomBytes(8).toString('hex')
-  const vm: VmSpec = { id, name: 'web', dir: join(dir, 'state', 'vms', id), cpus: 1, memMib: 64, ...spec }
+  const vm: VmSpec = { id, name: 'web', dir: join(home, 'state', 'vms', id), cpus: 1, memMib: 64, ...spec }
   const far = `nt${id.slice(0, 8)}`
   let server: ChildProcess | undefined
+  let there: readonly string[] = []
   const unplug = () => {
     server?.kill('SIGKILL')
     server = undefined
-    if (privileged)
-      try {
-        execFileSync('ip', ['link', 'delete', far], { stdio: 'ignore' })
-      } catch {
-        // It went with the VM.
-      }
+    try {
+      const remove = [...there, 'ip', 'link', 'delete', far]
+      execFileSync(remove[0]!, remove.slice(1), { stdio: 'ignore' })
+    } catch {
+      // It went with the VM.
+    }
   }
   return {
     runtime,
     vm,
-    again: () => runtimeOver(dir),
+    again: newRuntime,
     run: (h, argv, o) => run(runtime, vm, h, argv, o),
     plug: async (h, answers = {}) => {
-      unplug()
-      const there = h.wireNetns === undefined ? [] : enter(Number(h.wireNetns.split('/')[2]))
+      if (server !== undefined) unplug()
+      there = h.wireNetns === undefined ? [] : enter(Number(h.wireNetns.split('/')[2]))
       const add = [
         'ip',
         'link',
@@ -94,7 +98,7 @@ export async function lab(spec: Partial<VmSpec> = {}): Promise<Lab> {
       unplug()
       await runtime.stop(vm, undefined, 0)
       await runtime.destroy(vm)
-      rmSync(dir, { recursive: true, force: true })
+      rmSync(vm.dir, { recursive: true, force: true })
     },
   }
 }

@@ -139,18 +139,23 @@ export class Sandbox implements Runtime {
       while (isRunning(h.pid, h.startTime) && Date.now() < until) await sleep(10)
       signalExactly(h.pid, h.startTime, KILL)
     }
-    await this.#end(vm.id)
+    await this.#end(vm.id, h === undefined ? [] : [h])
   }
 
   /** Kill whatever carries the VM's mark and wait until it is gone, and its namespaces with it. */
-  async #end(vmId: string): Promise<void> {
+  async #end(vmId: string, known: readonly { readonly pid: number; readonly startTime: string }[] = []): Promise<void> {
     const until = Date.now() + 10_000
+    // One that is ending has no arguments any more, but its namespaces still.
+    const seen = new Map(known.map((p) => [p.pid, p.startTime]))
     for (;;) {
-      const left = markedProcesses(vmId)
-      if (left.length === 0) return
-      if (Date.now() > until)
-        throw new NoidError('INTERNAL', { why: `process ${left[0]?.pid} of a VM cannot be ended` })
-      for (const p of left) signalExactly(p.pid, p.startTime, KILL)
+      const marked = markedProcesses(vmId)
+      for (const p of marked) {
+        seen.set(p.pid, p.startTime)
+        signalExactly(p.pid, p.startTime, KILL)
+      }
+      const left = [...seen].find(([pid, startTime]) => isRunning(pid, startTime))
+      if (marked.length === 0 && left === undefined) return
+      if (Date.now() > until) throw new NoidError('INTERNAL', { why: `process ${left?.[0]} of a VM cannot be ended` })
       await sleep(5)
     }
   }
