@@ -34,6 +34,7 @@ import {
   peerPort,
   readMemory,
   recv,
+  SO_KEEPALIVE,
   SO_PEEK_OFF,
   SOCK_STREAM,
   SOL_SOCKET,
@@ -71,6 +72,8 @@ export class TcpSockets {
 
   #prepare(fd: Sock): Sock {
     setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1)
+    // The guest's own keepalives end at the relay: a far end that has vanished is found here.
+    setOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1)
     if (this.peekOffset[this.#sockets.six[fd] as 0 | 1]) setOption(fd, SOL_SOCKET, SO_PEEK_OFF, 0)
     return fd
   }

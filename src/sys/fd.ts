@@ -17,20 +17,12 @@ const c = {
 
 // asm-generic/fcntl.h
 export const O_RDONLY = 0
-export const O_WRONLY = 1
 export const O_RDWR = 2
-export const O_CREAT = 0o100
-export const O_EXCL = 0o200
-export const O_TRUNC = 0o1000
-export const O_APPEND = 0o2000
 export const O_NONBLOCK = 0o4000
 export const O_CLOEXEC = 0o2000000
-const F_GETFD = 1
-const F_SETFD = 2
 const F_GETFL = 3
 const F_SETFL = 4
 const F_DUPFD_CLOEXEC = 1030
-const FD_CLOEXEC = 1
 
 const scratch = new Scratch(64)
 
@@ -76,10 +68,4 @@ export function dup(fd: number, least = 0): number {
 export function setNonblock(fd: number, on: boolean): number {
   const flags = result(c.fcntl(fd, F_GETFL, 0))
   return flags < 0 ? flags : result(c.fcntl(fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK))
-}
-
-/** Off: the descriptor lives on through execve. */
-export function setCloexec(fd: number, on: boolean): number {
-  const flags = result(c.fcntl(fd, F_GETFD, 0))
-  return flags < 0 ? flags : result(c.fcntl(fd, F_SETFD, on ? flags | FD_CLOEXEC : flags & ~FD_CLOEXEC))
 }

@@ -9,7 +9,6 @@ import { AF_INET, SOCK_DGRAM, socket } from './socket.ts'
 
 // linux/sockios.h
 const SIOCADDRT = 0x890b
-const SIOCDELRT = 0x890c
 const SIOCGIFFLAGS = 0x8913
 const SIOCSIFFLAGS = 0x8914
 const SIOCSIFADDR = 0x8916
@@ -19,7 +18,6 @@ const SIOCSIFMTU = 0x8922
 const SIOCSIFHWADDR = 0x8924
 const SIOCGIFHWADDR = 0x8927
 const SIOCGIFINDEX = 0x8933
-const SIOCSIFTXQLEN = 0x8943
 const IFF_UP = 0x1
 const ARPHRD_ETHER = 1
 const IFNAMSIZ = 16
@@ -87,12 +85,6 @@ export function setLinkMtu(name: string, mtu: number): number {
   return request(name, SIOCSIFMTU)
 }
 
-/** Packets in the transmit queue. */
-export function setLinkQueue(name: string, packets: number): number {
-  s.setI32(16, packets)
-  return request(name, SIOCSIFTXQLEN)
-}
-
 /** The MAC address as 6 bytes, or −errno. */
 export function linkMac(name: string): Uint8Array | number {
   const r = request(name, SIOCGIFHWADDR)
@@ -115,7 +107,8 @@ export function setLinkAddress(name: string, address: string, prefix: number): n
   return request(name, SIOCSIFNETMASK)
 }
 
-function route(op: number, name: string, destination: string, prefix: number, gateway: string | undefined): number {
+/** An IPv4 route through the link; "0.0.0.0"/0 is the default route. Without a gateway the destination is on the link. */
+export function addRoute(name: string, destination: string, prefix: number, gateway?: string): number {
   const at = 64
   s.bytes.fill(0, at, at + 120)
   putAddress(at + RT_DST, destination)
@@ -127,16 +120,7 @@ function route(op: number, name: string, destination: string, prefix: number, ga
   s.setWord(at + RT_DEV, s.address + 192)
   const fd = socket(AF_INET, SOCK_DGRAM)
   if (fd < 0) return fd
-  const r = ioctl(fd, op, s.address + at)
+  const r = ioctl(fd, SIOCADDRT, s.address + at)
   close(fd)
   return r
-}
-
-/** An IPv4 route through the link; "0.0.0.0"/0 is the default route. Without a gateway the destination is on the link. */
-export function addRoute(name: string, destination: string, prefix: number, gateway?: string): number {
-  return route(SIOCADDRT, name, destination, prefix, gateway)
-}
-
-export function deleteRoute(name: string, destination: string, prefix: number, gateway?: string): number {
-  return route(SIOCDELRT, name, destination, prefix, gateway)
 }

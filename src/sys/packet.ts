@@ -22,7 +22,7 @@ const SOL_PACKET = 263
 const PACKET_VNET_HDR = 15
 const PACKET_IGNORE_OUTGOING = 23
 /** In network byte order where the kernel wants it. */
-export const ETH_P_ALL = 0x0003
+const ETH_P_ALL = 0x0003
 /** struct sockaddr_ll is 20 bytes: family, protocol, ifindex, hatype, pkttype, halen, addr[8]. */
 const address = new Scratch(20)
 

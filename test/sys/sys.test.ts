@@ -7,8 +7,7 @@ import { test } from 'node:test'
 import fc from 'fast-check'
 import { EPOLLIN, EPOLLOUT, Epoll } from '../../src/sys/epoll.ts'
 import { errno, errnoName, errnoText, must, SysError } from '../../src/sys/errno.ts'
-import { close, dup, O_NONBLOCK, open, pipe, read, setCloexec, setNonblock, write } from '../../src/sys/fd.ts'
-import { addWatch, IN_CLOSE_WRITE, inotify } from '../../src/sys/inotify.ts'
+import { close, dup, O_NONBLOCK, open, pipe, read, setNonblock, write } from '../../src/sys/fd.ts'
 import { addressOf, Scratch } from '../../src/sys/libc.ts'
 import { linkIndex, linkMac, linkMtu } from '../../src/sys/netdev.ts'
 import { RouteSocket, RTN } from '../../src/sys/netlink.ts'
@@ -32,7 +31,6 @@ import {
   SOCK_STREAM,
   socket,
 } from '../../src/sys/socket.ts'
-import { setTimer, timerfd } from '../../src/sys/timerfd.ts'
 
 const pair = (nonblock = true) => {
   const p = socketpair(SOCK_STREAM, nonblock)
@@ -66,7 +64,6 @@ test('pipe, read, write, dup: bytes and −errno', () => {
   assert.equal(s.text(32, 5), 'hello')
   assert.equal(read(r, s.address, 8), 0)
   assert.equal(setNonblock(r, false), 0)
-  assert.equal(setCloexec(r, false), 0)
   close(r)
   assert.equal(write(r, s.address, 1), -errno.EBADF)
   assert.equal(open('/nonexistent/x', 0), -errno.ENOENT)
@@ -183,32 +180,6 @@ test('epoll: readiness with descriptor and serial, level and removal', () => {
   assert.equal(ep.remove(b), 0)
   assert.equal(ep.wait(0), 0)
   for (const fd of [a, b, ep.fd]) close(fd)
-})
-
-test('timerfd fires once; inotify tells of a write', () => {
-  const ep = new Epoll(8)
-  const t = timerfd()
-  ep.add(t, EPOLLIN, 0)
-  assert.equal(setTimer(t, 5.5), 0)
-  assert.equal(ep.wait(2000), 1)
-  const s = new Scratch(64)
-  assert.equal(read(t, s.address, 8), 8)
-  assert.equal(s.word(0), 1)
-  assert.equal(setTimer(t, 10_000), 0)
-  assert.equal(setTimer(t, 0), 0)
-  assert.equal(ep.wait(0), 0)
-  const n = inotify()
-  assert.equal(addWatch(n, '/nonexistent', IN_CLOSE_WRITE), -errno.ENOENT)
-  const dir = mkdtempSync(join(tmpdir(), 'noid-sys-'))
-  try {
-    assert.ok(addWatch(n, dir, IN_CLOSE_WRITE) > 0)
-    assert.equal(read(n, s.address, 64), -errno.EAGAIN)
-    close(open(join(dir, 'f'), 0o101, 0o600))
-    assert.ok(read(n, s.address, 64) > 0)
-  } finally {
-    rmSync(dir, { recursive: true })
-  }
-  for (const fd of [t, n, ep.fd]) close(fd)
 })
 
 test('rtnetlink: a local address names its own link', () => {
