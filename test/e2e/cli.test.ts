@@ -4,10 +4,13 @@
  */
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { chmodSync, existsSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Network, Vm } from '../../src/api/contract.ts'
+import { block } from './inet/blocks.ts'
 import { EXAMPLE, eventually, Lab, missing, type Place, repository, type Said } from './lab.ts'
 
 const NOID = join(repository, 'bin/noid.mjs')
@@ -195,6 +198,58 @@ for (const { who, as, skip } of users)
         (await lab.host.run(['curl', '-sS', '-o', '/dev/null', '--max-time', '5', 'http://localhost:8080/'])).code,
         0,
       )
+    })
+
+    test('256 MiB arrive with the same hash, both ways', async () => {
+      const bytes = 256 << 20
+      const url = `http://${EXAMPLE}/bytes/${bytes}`
+      const h = createHash('sha256')
+      for (let n = 0; n < bytes; n += block.length) h.update(block)
+      const expected = h.digest('hex')
+      assert.match(await out('vm-1', 'sh', '-c', `curl -sS ${url} | sha256sum`), new RegExp(expected))
+      assert.equal(
+        await out('vm-1', 'sh', '-c', `curl -sS ${url} | curl -sS -T - -X POST http://${EXAMPLE}/hash`),
+        expected,
+      )
+    })
+
+    test('the data plane is killed: VMs are on the network again', async () => {
+      const n = await cli.json<Network>('network', 'info', 'default')
+      const plane = lab.processes().find((p) => p.argv.startsWith('noid data plane') && p.argv.includes(n.id))
+      process.kill(plane?.pid as number, 'SIGKILL')
+      await eventually(
+        'names and the outside',
+        async () => /hello/.test(await out('vm-1', 'curl', '-sS', '--max-time', '3', 'http://example.com/')),
+        30_000,
+      )
+      await eventually(
+        'the port',
+        async () =>
+          (await lab.host.run(['curl', '-sS', '-o', '/dev/null', '--max-time', '5', 'http://localhost:8080/'])).code ===
+          0,
+      )
+      assert.equal((await exec('vm-1', 'ping', '-c1', '-W2', 'vm-2')).code, 0)
+    })
+
+    test('the daemon is killed in the middle of create, again and again', async () => {
+      for (const [i, delayMs] of [300, 700, 1100, 1500].entries()) {
+        const name = `half-${i}`
+        const { version } = await cli.json<{ version: { pid: number } }>('daemon', 'status')
+        const creating = cli.run('create', name, '--port', `${8500 + i}:80`)
+        await sleep(delayMs)
+        process.kill(version.pid, 'SIGKILL')
+        await creating
+        const there = (await cli.json<Vm[]>('list')).find((v) => v.name === name)
+        if (there) await cli.noid('destroy', name)
+        // Nothing of it is in the way of the next one.
+        if (i === 3) await cli.noid('create', name, '--port', `${8500 + i}:80`)
+      }
+      assert.equal(await lab.host.sh("ss -Hlnt 'sport >= 8500 and sport < 8503'"), '')
+    })
+
+    test('a low port: for root only', async () => {
+      if (root) await cli.noid('create', 'low', '--port', '80:80')
+      else assert.match((await cli.fails('create', 'low', '--port', '80:80')).text, /may not be opened by this user/)
     })
 
     test('bad input: one sentence, a hint, nothing left', async () => {

@@ -258,27 +258,26 @@ export class Lab {
         .map((n) => n.split(' ')[0] as string),
       mounts: lines(readFileSync('/proc/self/mounts', 'utf8')).filter((m) => m.includes(this.dir)),
       listening: lines(await this.host.sh("ss -Hlntu | awk '{print $1, $5}'")),
-      processes: this.#processes().filter(
-        (p) => p.includes('noid') || p.includes('dataplane') || p.includes('unshare'),
-      ),
+      processes: this.processes()
+        .map((p) => p.argv)
+        .filter((p) => /noid|unshare/.test(p))
+        .sort(),
     }
   }
 
-  /** Command lines of what runs in the host's namespace or names this laboratory's directory. */
-  #processes(): string[] {
-    const pids = new Set(
-      execFileSync('ip', ['netns', 'pids', this.host.name], { encoding: 'utf8' }).split('\n').filter(Boolean),
-    )
-    const found: string[] = []
+  /** What runs in the host's namespace or names this laboratory's directory. */
+  processes(): { readonly pid: number; readonly argv: string }[] {
+    const own = execFileSync('ip', ['netns', 'pids', this.host.name], { encoding: 'utf8' }).split('\n')
+    const found: { pid: number; argv: string }[] = []
     for (const pid of readdirSync('/proc').filter((p) => /^\d+$/.test(p))) {
       try {
         const argv = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim()
-        if (argv && (pids.has(pid) || argv.includes(this.dir))) found.push(argv)
+        if (argv && (own.includes(pid) || argv.includes(this.dir))) found.push({ pid: Number(pid), argv })
       } catch {
         // Gone meanwhile.
       }
     }
-    return found.sort()
+    return found
   }
 
   removePlace(name: string): void {
