@@ -5,8 +5,7 @@
  */
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
-import { userInfo } from 'node:os'
-import { subordinate } from './identity.ts'
+import { subordinate, userName } from './identity.ts'
 
 export interface Check {
   readonly name: string
@@ -129,7 +128,8 @@ function overlay(): Check {
 
 function subordinateIds(): Check {
   const name = 'more users than root in a VM'
-  const { username, uid } = userInfo()
+  const uid = process.getuid?.() ?? 0
+  const username = userName(uid)
   const add = `as root: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 ${username}`
   const base = { name, required: false } as const
   if (!has('newuidmap'))

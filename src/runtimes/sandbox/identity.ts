@@ -53,15 +53,19 @@ export function subordinate(file: string, user: string, uid: number): readonly [
   return undefined
 }
 
+/** The user's name, or the number where the machine knows no name. */
+export function userName(uid: number): string {
+  try {
+    return userInfo().username
+  } catch {
+    return String(uid)
+  }
+}
+
 /** The mapping of a user's VMs. */
 export function userMap(uid = process.getuid?.() ?? 0, gid = process.getgid?.() ?? 0): IdMap {
   const single: IdMap = { uids: [[0, uid, 1]], gids: [[0, gid, 1]], range: false }
-  let user: string
-  try {
-    user = userInfo().username
-  } catch {
-    user = String(uid)
-  }
+  const user = userName(uid)
   const u = subordinate('/etc/subuid', user, uid)
   const g = subordinate('/etc/subgid', user, uid)
   if (u === undefined || g === undefined) return single

@@ -61,39 +61,28 @@ interface Hidden {
   readonly directory: boolean
 }
 
-/** What rules 2 and 3 hide below the system's directories. `also` are absolute paths that are never shown. */
-export function hiddenPaths(also: readonly string[]): Hidden[] {
+const LOOKED_THROUGH = ['/etc', '/var', '/opt', '/usr/local']
+/** find's words for what others may not read; a directory needs x as well for its contents to be anybody's. */
+const UNREADABLE = '! -type l ( ! -perm -004 -o -type d ! -perm -005 ) -printf %y%P\\0%H\\0 -prune'.split(' ')
+
+/**
+ * What rules 2 and 3 hide below `roots`. `also` are absolute paths that are never shown.
+ * Throws when it cannot be found out: then nothing may be shown.
+ */
+export function hiddenPaths(also: readonly string[], roots: readonly string[] = LOOKED_THROUGH): Hidden[] {
   const found = new Map<string, Hidden>()
   const add = (path: string, directory: boolean) => found.set(path, { path, directory })
-  const prune = PUBLIC.flatMap((p) => ['-path', p, '-prune', '-o'])
-  const roots = ['/etc', '/var', '/opt', '/usr/local'].filter((p) => existsSync(p) && lstatSync(p).isDirectory())
-  const r = spawnSync(
-    'find',
-    // A directory needs x as well for its contents to be anybody's.
-    [
-      ...roots,
-      '-xdev',
-      ...prune,
-      '!',
-      '-type',
-      'l',
-      '(',
-      '!',
-      '-perm',
-      '-004',
-      '-o',
-      '-type',
-      'd',
-      '!',
-      '-perm',
-      '-005',
-      ')',
-      '-printf',
-      '%y%P\\0%H\\0',
-      '-prune',
-    ],
-    { encoding: 'utf8', maxBuffer: 64 << 20 },
-  )
+  const prune = [...PUBLIC, ...also].flatMap((p) => ['-path', p, '-prune', '-o'])
+  const existing = roots.filter(isDirectory)
+  const r = spawnSync('find', [...existing, '-xdev', '-ignore_readdir_race', ...prune, ...UNREADABLE], {
+    encoding: 'utf8',
+    maxBuffer: 64 << 20,
+  })
+  // As a user it fails where it may not look, and has still said all that this user could see.
+  if (r.error !== undefined || (r.status !== 0 && (r.stdout === '' || process.getuid?.() === 0)))
+    throw new Error(
+      `the host's secrets cannot be told apart: find: ${r.error?.message ?? r.stderr.trim().split('\n')[0]}`,
+    )
   const parts = r.stdout.split('\0')
   for (let i = 0; i + 1 < parts.length; i += 2) {
     const path = `${(parts[i + 1] as string).slice(1)}/${(parts[i] as string).slice(1)}`
@@ -230,7 +219,7 @@ export function seedDirectory(root: string, name: string, also: readonly string[
       binds.push({ path: e })
     }
   }
-  const hidden = new Set(hiddenPaths(also).map((h) => h.path))
+  const hidden = new Set(hiddenPaths(also, ['/etc']).map((h) => h.path))
   copyReadable('etc', root, hidden)
   for (const d of ['cache', 'lib', 'log', 'spool', 'tmp']) mkdirSync(join(root, 'var', d), { recursive: true })
   chmodSync(join(root, 'var/tmp'), 0o1777)
