@@ -27,6 +27,8 @@ const DRAIN_MS = 15_000
 /** How long requests wait for what a former daemon left to be put in order. */
 const RECONCILE_MS = 10_000
 const SOCKET_GROUP = 'noid'
+/** sockaddr_un.sun_path without its NUL; unix(7). */
+const SUN_PATH_MAX = 107
 
 export interface DaemonOptions {
   readonly paths: Paths
@@ -54,6 +56,10 @@ export interface Daemon {
 export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined> {
   const { paths, log } = o
   const began = Date.now()
+  if (Buffer.byteLength(paths.socket) > SUN_PATH_MAX)
+    throw new Error(
+      `${paths.socket} is longer than ${SUN_PATH_MAX} bytes, too long for a unix socket: choose a shorter NOID_HOME`,
+    )
   makeDirs(paths)
   const lock = Lock.take(join(paths.stateDir, 'daemon.lock'))
   if (lock === undefined) return undefined

@@ -52,6 +52,8 @@ try {
   }
   process.exit(0)
 } catch (e) {
-  log('error', `cannot start: ${text(e)}`)
+  // The client shows the end of the log to whoever waited: a sentence there, the rest under NOID_DEBUG.
+  log('error', `cannot start: ${e instanceof Error ? e.message : e}`)
+  log('debug', text(e))
   process.exit(1)
 }
