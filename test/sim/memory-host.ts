@@ -138,13 +138,16 @@ export class MemoryHost implements Host {
   /** The remote end's pace. */
   #live(s: MemorySocket): void {
     const { remote } = s
+    let idle = 0
     const step = () => {
-      if (s.reset || s.error !== 0) return
-      let wait = 1
+      if (s.reset || s.error !== 0 || (s.closed && s.queued === 0 && s.ended)) return
+      // Hours of silence are simulated in larger steps.
+      let wait = idle++ < 1000 ? 1 : 100
       if (this.#random.chance(remote.pause)) wait = this.#random.between(1, 200)
       else {
         const drain = Math.min(s.queued, remote.drainRate)
         if (drain > 0) {
+          idle = 0
           s.queued -= drain
           s.drained += drain
           if (s.wantsSpace && s.queued * 3 <= remote.sendBuffer * 2) {
@@ -156,6 +159,7 @@ export class MemoryHost implements Host {
         const left = remote.gives.length - s.base - s.filled
         const give = Math.min(remote.giveRate, left, remote.receiveBuffer - s.filled)
         if (give > 0 && !s.closed) {
+          idle = 0
           s.filled += give
           this.#tell(s, READABLE)
         }
@@ -267,6 +271,9 @@ export class MemoryHost implements Host {
     return -EAGAIN
   }
   setTtl(): number {
+    return 0
+  }
+  setDontFragment(): number {
     return 0
   }
   recvError(): number {

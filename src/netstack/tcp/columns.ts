@@ -218,3 +218,20 @@ export class TcpColumns {
     return (this.flags[i] & flag) !== 0
   }
 }
+
+/** Throws where an invariant does not hold; for tests. */
+export function checkColumns(c: TcpColumns, i: number): void {
+  const from = (s: number): number => (s - c.sndUna[i]) | 0
+  const fail = (what: string): never => {
+    throw new Error(`flow ${i}: ${what}`)
+  }
+  if (from(c.sndNxt[i]) < 0 || from(c.sndMax[i]) < from(c.sndNxt[i])) fail('sndUna ≤ sndNxt ≤ sndMax')
+  if (((c.edge[i] - c.rcvNxt[i]) | 0) < -1) fail('rcvNxt ≤ edge')
+  if (c.state[i] === STATE.open && (c.cwnd[i] < c.mss[i] || c.mss[i] === 0)) fail('cwnd ≥ mss > 0')
+  let last = 0
+  for (let k = i * RANGES; k < i * RANGES + c.ranges[i]; k++) {
+    if (from(c.rangeStart[k]) < last || from(c.rangeEnd[k]) <= from(c.rangeStart[k])) fail('ranges sorted and disjoint')
+    last = from(c.rangeEnd[k]) + 1
+  }
+  if (last - 1 > from(c.sndMax[i])) fail('ranges below sndMax')
+}

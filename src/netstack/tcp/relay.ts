@@ -36,6 +36,7 @@ import * as tcp from '../wire/tcp.ts'
 import { type Seq, seqAdd, seqDiff, seqGt } from '../wire/tcp.ts'
 import { Alarms, KEEPALIVE_PROBES } from './alarms.ts'
 import {
+  checkColumns,
   FIN_ACKED,
   FIN_SENT,
   GUEST_FIN,
@@ -468,6 +469,7 @@ export class TcpRelay implements Relay {
     }
     const now = this.#x.host.now()
     c.heard[i] = now
+    this.#x.flows.usedAt[i] = now
     if (c.sndUna[i] === c.sndMax[i]) c.retries[i] = 0
     if (header > tcp.TCP) tcp.readOptions(b, f.l4)
     else tcp.options.sackBlocks = 0
@@ -627,5 +629,10 @@ export class TcpRelay implements Relay {
     if (c.has(i, FIN_ACKED)) return 'FIN-WAIT-2'
     if (!guest) return 'FIN-WAIT-1'
     return c.has(i, GUEST_FIRST) ? 'LAST-ACK' : 'CLOSING'
+  }
+
+  /** For tests: throws where an invariant of columns.ts does not hold. */
+  check(i: number): void {
+    if (this.#c.state[i] !== STATE.free) checkColumns(this.#c, i)
   }
 }
