@@ -188,6 +188,10 @@ export class DataPlaneHost implements Host {
     return sock >= SHARE ? this.#ping.setTtl(sock, ttl) : this.#udp.setTtl(sock, ttl)
   }
 
+  setDontFragment(sock: Sock, on: number): number {
+    return sock >= SHARE ? this.#ping.setDontFragment(sock, on) : this.#udp.setDontFragment(sock, on)
+  }
+
   recvError(sock: Sock, offender: number): number {
     return sock >= SHARE ? this.#ping.recvError(sock, offender, this.icmp) : this.#udp.recvError(sock, offender)
   }

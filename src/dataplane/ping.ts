@@ -14,19 +14,26 @@
 import { EHOSTUNREACH, FAILED, type IcmpError, READABLE, type Ref, type Sock } from '../netstack/host.ts'
 import { close, setNonblock } from '../sys/fd.ts'
 import {
+  AF_INET,
   connectTo,
+  getOption,
   ICMP_FILTER,
+  IP_MTU,
+  IP_MTU_DISCOVER,
   IP_TTL,
   IPPROTO_ICMP,
   IPPROTO_ICMPV6,
   IPPROTO_IP,
   isMapped,
+  PMTUDISC_DO,
+  PMTUDISC_WANT,
   recv,
   SOCK_DGRAM,
   SOL_RAW,
   send,
   sendTo,
   setOption,
+  socket,
 } from '../sys/socket.ts'
 import { KIND, type Sockets } from './sockets.ts'
 
@@ -58,11 +65,13 @@ export class PingSockets {
   readonly #reportErrors: (fd: Sock) => void
   #raw = -1
   #rawTtl = DEFAULT_TTL
+  #rawDontFragment = 0
   /** Columns of shares. */
   readonly #used = new Uint8Array(SHARES)
   readonly #ref = new Int32Array(SHARES)
   readonly #address = new Uint8Array(SHARES * 16)
   readonly #ttl = new Uint8Array(SHARES)
+  readonly #dontFragment = new Uint8Array(SHARES)
   #nextShare = 0
   /** Ids of shares are idBase + index. */
   readonly #idBase: number
@@ -73,6 +82,8 @@ export class PingSockets {
   #replyFor = -1
   #errorFor = -1
   #errorSequence = -1
+  /** The error at hand is a local one: what was to be sent is longer than the path takes. 0: it is not. */
+  #localMtu = 0
 
   /** @param random 16 bits or more: ids of different data planes should differ */
   constructor(sockets: Sockets, reportErrors: (fd: Sock) => void, random: number) {
@@ -95,6 +106,7 @@ export class PingSockets {
     setOption(fd, SOL_RAW, ICMP_FILTER, ~wanted)
     this.#raw = fd
     this.#rawTtl = DEFAULT_TTL
+    this.#rawDontFragment = 0
     this.#sockets.reactor.watch(fd, () => this.#receive())
   }
 
@@ -118,6 +130,7 @@ export class PingSockets {
       this.#used[i] = 1
       this.#ref[i] = -1
       this.#ttl[i] = DEFAULT_TTL
+      this.#dontFragment[i] = 0
       this.#address.set(this.#bytes.subarray(dst, dst + 16), i * 16)
       return SHARE + i
     }
@@ -143,7 +156,26 @@ export class PingSockets {
       this.#rawTtl = this.#ttl[i]!
       setOption(this.#raw, IPPROTO_IP, IP_TTL, this.#rawTtl)
     }
-    return sendTo(this.#raw, this.#base + off, len, 0, this.#address, i * 16, 0)
+    if (this.#rawDontFragment !== this.#dontFragment[i]) {
+      this.#rawDontFragment = this.#dontFragment[i]!
+      setOption(this.#raw, IPPROTO_IP, IP_MTU_DISCOVER, this.#rawDontFragment === 0 ? PMTUDISC_WANT : PMTUDISC_DO)
+    }
+    const r = sendTo(this.#raw, this.#base + off, len, 0, this.#address, i * 16, 0)
+    if (r === -EMSGSIZE) {
+      this.#errorFor = sock
+      this.#localMtu = this.#pathMtu(i)
+    }
+    return r
+  }
+
+  /** What the route to a share's destination takes: only a connected socket can say it (ip(7), IP_MTU). */
+  #pathMtu(i: number): number {
+    const fd = socket(AF_INET, SOCK_DGRAM)
+    if (fd < 0) return 0
+    const r = connectTo(fd, this.#address, i * 16, 9)
+    const mtu = r < 0 ? r : getOption(fd, IPPROTO_IP, IP_MTU)
+    close(fd)
+    return Math.max(0, mtu)
   }
 
   recv(sock: Sock, off: number, max: number): number {
@@ -161,6 +193,15 @@ export class PingSockets {
     this.#errorFor = -1
     const b = this.#bytes
     const at = this.#icmpAt
+    if (this.#localMtu > 0) {
+      icmp.type = icmp.code = 0
+      icmp.errno = EMSGSIZE
+      icmp.mtu = this.#localMtu
+      icmp.sequence = -1
+      this.#localMtu = 0
+      b.fill(0, offender, offender + 16)
+      return 1
+    }
     icmp.type = b[at]!
     icmp.code = b[at + 1]!
     icmp.sequence = this.#errorSequence
@@ -184,6 +225,11 @@ export class PingSockets {
 
   setTtl(sock: Sock, ttl: number): number {
     this.#ttl[sock - SHARE] = ttl
+    return 0
+  }
+
+  setDontFragment(sock: Sock, on: number): number {
+    this.#dontFragment[sock - SHARE] = on
     return 0
   }
 
@@ -222,6 +268,7 @@ export class PingSockets {
     for (let k = 0; k < 4; k++) if (this.#bytes[far + k] !== this.#address[i * 16 + 12 + k]) return
     this.#replyFor = events === READABLE ? SHARE + i : -1
     this.#errorFor = events === FAILED ? SHARE + i : -1
+    this.#localMtu = 0
     this.#sockets.reactor.onSocket(this.#ref[i] as number, events, SHARE + i)
   }
 }

@@ -16,15 +16,19 @@ import { Message, NAME } from '../sys/message.ts'
 import {
   connectTo,
   fillAddress,
+  IP_MTU_DISCOVER,
   IP_RECVERR,
   IP_TTL,
   IPPROTO_IP,
   IPPROTO_IPV6,
   IPPROTO_UDP,
+  IPV6_MTU_DISCOVER,
   IPV6_RECVERR,
   IPV6_UNICAST_HOPS,
   MSG_ERRQUEUE,
   MSG_NOSIGNAL,
+  PMTUDISC_DO,
+  PMTUDISC_WANT,
   readAddress,
   SOCK_DGRAM,
   send,
@@ -178,6 +182,14 @@ export class UdpSockets {
     return this.#sockets.six[fd] === 1
       ? setOption(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, ttl)
       : setOption(fd, IPPROTO_IP, IP_TTL, ttl)
+  }
+
+  /** Without it the kernel fragments what is longer than the path. */
+  setDontFragment(fd: Sock, on: number): number {
+    const how = on === 0 ? PMTUDISC_WANT : PMTUDISC_DO
+    return this.#sockets.six[fd] === 1
+      ? setOption(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, how)
+      : setOption(fd, IPPROTO_IP, IP_MTU_DISCOVER, how)
   }
 
   /** Next entry of the error queue: 1 with `icmp` and the 16 bytes at `offender` filled, or 0. */

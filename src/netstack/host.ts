@@ -114,6 +114,11 @@ export interface Host {
   udpRecvFrom(sock: Sock, off: number, max: number, peer: number): number
   /** TTL of what is sent from now on. */
   setTtl(sock: Sock, ttl: number): number
+  /**
+   * What is sent from now on is not fragmented, neither here nor on its way (1), or may be (0, as it begins). Something too long
+   * is −EMSGSIZE then, and the error queue has the path's MTU.
+   */
+  setDontFragment(sock: Sock, on: number): number
   /** Next entry of the error queue: 1 and `icmp` filled (the reporting router's address at the 16 bytes of `offender`), or 0. */
   recvError(sock: Sock, offender: number): number
   readonly icmp: IcmpError

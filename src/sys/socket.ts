@@ -85,8 +85,14 @@ export const IPPROTO_IPV6 = 41
 export const IPPROTO_ICMPV6 = 58
 export const IP_TTL = 2
 export const IP_PKTINFO = 8
+export const IP_MTU_DISCOVER = 10
+/** Values of IP_MTU_DISCOVER: fragment when it must be; never. */
+export const PMTUDISC_WANT = 1
+export const PMTUDISC_DO = 2
 export const IP_RECVERR = 11
+export const IP_MTU = 14
 export const IPV6_UNICAST_HOPS = 16
+export const IPV6_MTU_DISCOVER = 23
 export const IPV6_RECVERR = 25
 export const IPV6_RECVPKTINFO = 49
 export const IPV6_PKTINFO = 50

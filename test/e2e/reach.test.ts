@@ -1,5 +1,7 @@
 /** Who reaches whom: ping and traceroute outwards, the table of DESIGN 6a inwards, and a scan that must not hurt. */
 import assert from 'node:assert/strict'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { type Agent, network } from './agent-client.ts'
 import { EXAMPLE, eventually, Lab, missing, type Place } from './lab.ts'
@@ -48,13 +50,29 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
 
   test('ping: the gateway, the services, the internet', async () => {
     for (const to of ['192.168.103.1', '192.168.103.2', '8.8.8.8', EXAMPLE]) assert.ok(await pings(at('a'), to), to)
-    const many = await at('a').sh('ping -c20 -i0.02 -W1 -s1400 8.8.8.8')
+    const many = await at('a').sh('ping -c20 -i0.02 -W1 -s1300 8.8.8.8')
     assert.match(many, /20 received, 0% packet loss/)
   })
 
   test('ping in fragments', async () => {
     assert.ok(await pings(at('a'), '192.168.103.1', '-s', '4000'))
     assert.ok(await pings(at('a'), '8.8.8.8', '-s', '4000'))
+  })
+
+  test('the path is shorter than the guest believes: "do not fragment" is answered with its MTU', async () => {
+    // The uplink takes 1400 bytes; 1500 pass when they may be fragmented.
+    const r = await at('a').run(['ping', '-M', 'do', '-c1', '-W2', '-s', '1472', '8.8.8.8'])
+    assert.match(r.all, /Frag needed and DF set \(mtu = 1400\)|message too long, mtu[:=] ?1400/)
+    assert.ok(await pings(at('a'), '8.8.8.8', '-M', 'dont', '-s', '1472'))
+    assert.ok(await pings(at('a'), '8.8.8.8', '-M', 'do', '-s', '1372'))
+  })
+
+  test('the MTU of the path is found', async () => {
+    const out = await at('a').sh('traceroute --mtu -n -q1 -w2 -m5 8.8.8.8')
+    assert.match(out, /192\.168\.103\.1 .*F=1500/)
+    assert.match(out, /10\.77\.0\.1 .*F=1400/)
+    const r = await at('a').run(['ping', '-c2', '-W1', '-M', 'do', '-s', '1450', '8.8.8.8'])
+    assert.match(r.all, /mtu ?= ?1400/, r.all)
   })
 
   test('traceroute shows the hops, by UDP and by ICMP', async () => {
@@ -183,5 +201,27 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     )
     assert.equal(await at('b').sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
     assert.equal(await at('a').sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
+  })
+
+  test('a guest that sends rubbish harms nobody but itself', async () => {
+    const { pid } = JSON.parse(readFileSync(join(agent.home, 'run', one.id, 'pid'), 'utf8')) as { pid: number }
+    const mac = await at('a').sh('cat /sys/class/net/eth0/address')
+    const gateway = (await at('a').sh('ping -c1 -W1 192.168.103.1 >/dev/null; ip neigh show 192.168.103.1')).split(
+      ' ',
+    )[4] as string
+    const fuzz = [process.execPath, join(import.meta.dirname, 'fuzz.ts'), mac, gateway, '192.168.103.10', '60000']
+    for (const seed of ['1', '2']) {
+      const r = await at('a').run([...fuzz, seed])
+      assert.ok(Number(r.stdout) > 10_000, r.all)
+      assert.equal(await at('b').sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
+    }
+    const after = JSON.parse(readFileSync(join(agent.home, 'run', one.id, 'pid'), 'utf8')) as { pid: number }
+    assert.equal(after.pid, pid, 'the data plane is the same')
+    assert.doesNotMatch(readFileSync(join(agent.home, 'run', one.id, 'dataplane.log'), 'utf8'), /Error/)
+    await eventually(
+      'the guest itself is served again',
+      async () => /hello/.test((await at('a').run(['curl', '-sS', '--max-time', '3', 'http://example.com/'])).stdout),
+      40_000,
+    )
   })
 })

@@ -48,6 +48,7 @@ export interface MemorySocket {
   error: number
   starved: boolean
   ttl: number
+  dontFragment: boolean
   sent: Datagram[]
   received: Datagram[]
   errors: QueuedError[]
@@ -71,6 +72,8 @@ export class MemoryHost implements Host {
   readonly icmp: IcmpError = { type: 0, code: 0, errno: 0, mtu: 0, sequence: -1 }
   /** A call that fails: sockets made from now on answer with −errno. */
   socketsFail = 0
+  /** What is longer than the path to everywhere, headers included, is refused where it must not be fragmented. */
+  pathMtu = 65535
   sendsFail = 0
   /** Numbers of all calls that would have been system calls. */
   calls = 0
@@ -130,6 +133,7 @@ export class MemoryHost implements Host {
       error: 0,
       starved: false,
       ttl: 64,
+      dontFragment: false,
       sent: [],
       received: [],
       errors: [],
@@ -347,8 +351,15 @@ export class MemoryHost implements Host {
   udpSend(sock: Sock, off: number, len: number, segment: number): number {
     const s = this.#live(sock)
     if (this.sendsFail) return -this.sendsFail
+    if (this.#tooBig(s, segment || len)) return -errno.EMSGSIZE
     s.sent.push({ bytes: this.#copy(off, len), segment, peer: s.peer, ttl: s.ttl })
     return len
+  }
+
+  #tooBig(s: MemorySocket, len: number): boolean {
+    if (!s.dontFragment || len + 28 <= this.pathMtu) return false
+    s.errors.push({ type: 0, code: 0, errno: errno.EMSGSIZE, mtu: this.pathMtu, from: '0.0.0.0' })
+    return true
   }
 
   udpRecv(sock: Sock, off: number, max: number): number {
@@ -387,6 +398,11 @@ export class MemoryHost implements Host {
     return 0
   }
 
+  setDontFragment(sock: Sock, on: number): number {
+    this.#live(sock).dontFragment = on === 1
+    return 0
+  }
+
   recvError(sock: Sock, offender: number): number {
     const e = this.#live(sock).errors.shift()
     if (e === undefined) return 0
@@ -408,6 +424,7 @@ export class MemoryHost implements Host {
   pingSend(sock: Sock, off: number, len: number): number {
     const s = this.#live(sock)
     if (this.sendsFail) return -this.sendsFail
+    if (this.#tooBig(s, len - 8)) return -errno.EMSGSIZE
     const bytes = this.#copy(off, len)
     s.sent.push({ bytes, segment: 0, peer: s.peer, ttl: s.ttl })
     return len

@@ -10,7 +10,7 @@ import type { Relay } from '../flow/relay.ts'
 import { ICMP } from '../flow/table.ts'
 import { isMapped, mapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
-import { EACCES, EAGAIN, EHOSTUNREACH, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
+import { EACCES, EAGAIN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -26,6 +26,7 @@ export class PingRelay implements Relay {
   readonly #x: RelayContext
   readonly #b: Uint8Array
   readonly #ttl: Uint8Array
+  readonly #dontFragment: Uint8Array
   readonly #answered: Uint8Array
   /** Sequence number of the request that was sent last. */
   readonly #sequence: Uint16Array
@@ -37,6 +38,7 @@ export class PingRelay implements Relay {
     this.#x = x
     this.#b = x.arena.bytes
     this.#ttl = new Uint8Array(x.flows.capacity)
+    this.#dontFragment = new Uint8Array(x.flows.capacity)
     this.#answered = new Uint8Array(x.flows.capacity)
     this.#sequence = new Uint16Array(x.flows.capacity)
     this.#perPort = new Int32Array(x.limits.ports)
@@ -61,6 +63,7 @@ export class PingRelay implements Relay {
   open(i: number, f: Frame): void {
     const { flows, host, timers, drops, egress } = this.#x
     this.#ttl[i] = DEFAULT_TTL
+    this.#dontFragment[i] = 0
     this.#answered[i] = 0
     this.#perPort[flows.port[i]]++
     const sock = host.pingOpen(this.#x.far(i))
@@ -105,21 +108,27 @@ export class PingRelay implements Relay {
       this.#ttl[i] = ttl
       host.setTtl(sock, ttl)
     }
+    const df = ipv4.dontFragment(b, f.l3) ? 1 : 0
+    if (this.#dontFragment[i] !== df) {
+      this.#dontFragment[i] = df
+      host.setDontFragment(sock, df)
+    }
     this.#sequence[i] = icmp.sequence(b, f.l4)
     let r = host.pingSend(sock, f.l4, f.l4len)
-    if (r < 0 && r !== -EAGAIN) {
+    if (r < 0 && r !== -EAGAIN && r !== -EMSGSIZE) {
       // An earlier request's error may have taken this call's place.
       this.#reportErrors(i)
       r = host.pingSend(sock, f.l4, f.l4len)
     }
     if (r >= 0) return
-    drops.count(f.port, DROP['host-send'])
+    drops.count(f.port, DROP[r === -EMSGSIZE ? 'too-big' : 'host-send'])
     if (r !== -EAGAIN && this.#reportErrors(i) === 0)
       egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(-r), 0, 0, this.#second(i, this.#sequence[i]))
   }
 
   #codeOf(errno: number): number {
     if (errno === ENETUNREACH) return icmp.NET
+    if (errno === EMSGSIZE) return icmp.FRAGMENTATION_NEEDED
     return errno === EACCES || errno === EPERM ? icmp.PROHIBITED : icmp.HOST
   }
 
@@ -160,8 +169,8 @@ export class PingRelay implements Relay {
       const { type, code, errno, mtu, sequence } = host.icmp
       const second = this.#second(i, sequence >= 0 ? sequence : this.#sequence[i])
       if (type === 0 && code === 0) {
-        if (errno === EHOSTUNREACH || errno === ENETUNREACH || errno === EACCES)
-          egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(errno), 0, 0, second)
+        if (errno === EHOSTUNREACH || errno === ENETUNREACH || errno === EACCES || errno === EMSGSIZE)
+          egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(errno), errno === EMSGSIZE ? mtu : 0, 0, second)
         continue
       }
       const from = isMapped(b, this.#offender) ? mapped(b, this.#offender) : 0

@@ -53,6 +53,7 @@ export class UdpRelay implements UdpFlows {
   readonly #answered: Uint8Array
   /** TTL the socket sends with. */
   readonly #ttl: Uint8Array
+  readonly #dontFragment: Uint8Array
   readonly #perPort: Int32Array
   readonly #offender: number
   /** Where joined datagrams are kept while they are sent one by one. */
@@ -63,6 +64,7 @@ export class UdpRelay implements UdpFlows {
     this.#b = x.arena.bytes
     this.#answered = new Uint8Array(x.flows.capacity)
     this.#ttl = new Uint8Array(x.flows.capacity)
+    this.#dontFragment = new Uint8Array(x.flows.capacity)
     this.#perPort = new Int32Array(x.limits.ports)
     this.#offender = x.arena.alloc(16)
     this.#joined = x.arena.alloc(65536)
@@ -104,6 +106,7 @@ export class UdpRelay implements UdpFlows {
     const { flows, timers, host } = this.#x
     this.#answered[i] = 0
     this.#ttl[i] = DEFAULT_TTL
+    this.#dontFragment[i] = 0
     this.#perPort[flows.port[i]]++
     timers.set(i, host.now() + this.#idle(i))
   }
@@ -132,10 +135,10 @@ export class UdpRelay implements UdpFlows {
       return this.#toClient(i, payload, len, segment)
     }
     const sock = flows.sock[i]
-    this.#carryTtl(i, sock, ipv4.ttl(this.#b, f.l3))
+    this.#carry(i, sock, f)
     let r = host.udpSend(sock, payload, len, segment)
     if (r >= 0) return
-    if (r !== -EAGAIN) {
+    if (r !== -EAGAIN && r !== -EMSGSIZE) {
       // The error may belong to an earlier datagram: the kernel reports it once, instead of sending.
       this.#reportErrors(i)
       r = host.udpSend(sock, payload, len, segment)
@@ -143,12 +146,7 @@ export class UdpRelay implements UdpFlows {
       if (segment > 0) return this.#oneByOne(i, payload, len, segment)
     }
     drops.count(f.port, DROP[r === -EMSGSIZE ? 'too-big' : 'host-send'])
-    if (r === -EAGAIN) return
-    if (this.#reportErrors(i) > 0) return
-    if (r === -EMSGSIZE) {
-      if (ipv4.dontFragment(this.#b, f.l3))
-        this.#x.egress.icmpError(f, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, host.icmp.mtu || 576, 0)
-    } else this.#tell(i, -r)
+    if (r !== -EAGAIN && this.#reportErrors(i) === 0) this.#tell(i, -r)
   }
 
   #toClient(i: number, payload: number, len: number, segment: number): void {
@@ -174,12 +172,23 @@ export class UdpRelay implements UdpFlows {
     return fold(sum(b, f.l4, f.l4len, pseudo)) === 0xffff
   }
 
-  /** The gateway is a hop: what arrives with a small TTL leaves with one less, so that traceroute sees the routers behind. */
-  #carryTtl(i: number, sock: Sock, arrived: number): void {
+  /**
+   * What the guest's IP header asks of the way: the gateway is a hop, so what arrives with a small TTL leaves with one less, and
+   * traceroute sees the routers behind; "do not fragment" stays, so that the guest learns the path's MTU (RFC 1191).
+   */
+  #carry(i: number, sock: Sock, f: Frame): void {
+    const { host } = this.#x
+    const arrived = ipv4.ttl(this.#b, f.l3)
     const ttl = arrived > ORDINARY_TTL ? DEFAULT_TTL : arrived - 1
-    if (this.#ttl[i] === ttl) return
-    this.#ttl[i] = ttl
-    this.#x.host.setTtl(sock, ttl)
+    if (this.#ttl[i] !== ttl) {
+      this.#ttl[i] = ttl
+      host.setTtl(sock, ttl)
+    }
+    const df = ipv4.dontFragment(this.#b, f.l3) ? 1 : 0
+    if (this.#dontFragment[i] !== df) {
+      this.#dontFragment[i] = df
+      host.setDontFragment(sock, df)
+    }
   }
 
   #oneByOne(i: number, payload: number, len: number, segment: number): void {

@@ -186,3 +186,27 @@ test('no ICMP sockets allowed: the guest hears so and a person is told once', ()
   ])
   assert.equal(net.host.events.length, 1)
 })
+
+test('"do not fragment" is carried: what is longer than the path is said to be, with the path’s MTU', () => {
+  const net = new TestNet()
+  net.host.pathMtu = 1400
+  const web = net.vm('web')
+  web.send(udp({ to: '8.8.8.8:9000', from: 5000, data: new Uint8Array(1400), df: true }))
+  web.send(icmp({ to: '8.8.8.8', id: 7, sequence: 5, data: new Uint8Array(1400), df: true }))
+  const told = web.take()
+  assert.deepEqual(
+    told.map((r) => [r.ip?.src, r.icmp?.type, r.icmp?.code, r.icmp?.info]),
+    [
+      ['192.168.100.1', 3, 4, 1400],
+      ['192.168.100.1', 3, 4, 1400],
+    ],
+  )
+  assert.deepEqual([...told[1].icmp!.data.slice(24, 28)], [0, 7, 0, 5])
+  assert.equal(web.drops('too-big'), 2)
+  web.send(udp({ to: '8.8.8.8:9000', from: 5000, data: new Uint8Array(1400) }))
+  web.send(udp({ to: '8.8.8.8:9000', from: 5000, data: new Uint8Array(1372), df: true }))
+  assert.deepEqual(
+    net.host.open('udp')[0].sent.map((d) => d.bytes.length),
+    [1400, 1372],
+  )
+})
