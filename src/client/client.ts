@@ -37,7 +37,7 @@ export class Client {
     return this.#wire.socket
   }
 
-  version = (): Promise<VersionInfo> => json(this.#wire, 'GET', routes.version)
+  version = (signal?: AbortSignal): Promise<VersionInfo> => json(this.#wire, 'GET', routes.version, undefined, signal)
   stopDaemon = (): Promise<unknown> => json(this.#wire, 'POST', routes.daemonStop, {})
   backends = (): Promise<Backend[]> => json(this.#wire, 'GET', routes.backends)
 

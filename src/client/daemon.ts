@@ -59,6 +59,9 @@ function mayUse(socket: string): boolean {
 /** How long a daemon may take to answer after it was started; adopting VMs after a crash is part of it. */
 const START_MS = 20_000
 
+/** A daemon that is there says its version at once; one that is stopped or hung never does. */
+const PROBE_MS = 5_000
+
 export interface Connected {
   readonly client: Client
   readonly version: VersionInfo
@@ -68,7 +71,13 @@ export interface Connected {
 /** A client whose daemon answers and speaks this command's API; starts it when it is this user's own. */
 export async function connect(target: Target, cliVersion: string): Promise<Connected> {
   const client = new Client(target.socket)
-  let version = await probe(client)
+  let version = await probe(client).catch((e: unknown) => {
+    // Not this user's socket to use, although it is where this user's own would be.
+    if (target.own !== undefined && e instanceof NoidError && e.code === 'DAEMON_FORBIDDEN') {
+      throw noPlace(dirname(target.socket), e.cause)
+    }
+    throw e
+  })
   const started = version === undefined
   if (version === undefined) {
     if (target.own === undefined) throw new NoidError('DAEMON_UNREACHABLE', { socket: target.socket })
@@ -80,15 +89,19 @@ export async function connect(target: Target, cliVersion: string): Promise<Conne
   return { client, version, started }
 }
 
-/** The daemon's answer, or undefined when nobody listens. A socket that may not be used is an error. */
+/** The daemon's answer, or undefined when nobody listens. One that listens and does not answer is an error. */
 export async function probe(client: Client): Promise<VersionInfo | undefined> {
   try {
-    return await client.version()
+    return await client.version(AbortSignal.timeout(PROBE_MS))
   } catch (e) {
-    if (e instanceof NoidError && e.code === 'DAEMON_UNREACHABLE') return undefined
+    if (e instanceof NoidError && NOBODY.has(String((e.cause as NodeJS.ErrnoException | undefined)?.code)))
+      return undefined
     throw e
   }
 }
+
+/** connect(2) on a path: there is no such socket, or nobody listens on it any more (or not yet). */
+const NOBODY = new Set(['ENOENT', 'ECONNREFUSED', 'ECONNRESET', 'ENOTDIR'])
 
 export function daemonEntry(): string {
   const suffix = import.meta.url.endsWith('.ts') ? 'ts' : 'js'
@@ -96,8 +109,7 @@ export function daemonEntry(): string {
 }
 
 async function startDaemon(client: Client, paths: Paths): Promise<VersionInfo> {
-  mkdirSync(dirname(paths.daemonLog), { recursive: true, mode: 0o700 })
-  const log = openSync(paths.daemonLog, 'a', 0o600)
+  const log = openLog(paths.daemonLog)
   const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', daemonEntry()], {
     cwd: '/',
     detached: true,
@@ -123,6 +135,34 @@ async function startDaemon(client: Client, paths: Paths): Promise<VersionInfo> {
     if (gone && grace-- === 0) break
   }
   throw new NoidError('DAEMON_UNREACHABLE', { socket: paths.socket, log: logTail(paths.daemonLog, 8) })
+}
+
+/** The log's descriptor; its directory is made. A place that cannot be written to is told as what it is. */
+function openLog(file: string): number {
+  try {
+    makeDirs(dirname(file))
+    return openSync(file, 'a', 0o600)
+  } catch (e) {
+    throw noPlace(dirname(file), e)
+  }
+}
+
+function noPlace(dir: string, cause: unknown): NoidError {
+  const code = (cause as NodeJS.ErrnoException).code
+  const details = { what: `noid cannot use ${dir} (${code})`, hint: 'set NOID_HOME to a directory you may write to' }
+  return new NoidError('INVALID_INPUT', details, { cause })
+}
+
+/** One level at a time: mkdir's `recursive` never ends where the file system refuses new names (/proc). */
+function makeDirs(dir: string): void {
+  if (existsSync(dir)) return
+  if (dirname(dir) !== dir) makeDirs(dirname(dir))
+  try {
+    mkdirSync(dir, { mode: 0o700 })
+  } catch (e) {
+    // Another command may have been quicker.
+    if ((e as NodeJS.ErrnoException).code !== 'EEXIST') throw e
+  }
 }
 
 export function logTail(file: string, lines: number): string[] {

@@ -63,7 +63,7 @@ export function send(
           : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) }),
       },
     })
-    req.on('error', (e: NodeJS.ErrnoException) => reject(e.name === 'AbortError' ? e : connectError(wire.socket, e)))
+    req.on('error', (e: NodeJS.ErrnoException) => reject(connectError(wire.socket, e)))
     req.on('response', (m) => {
       if ((m.statusCode ?? 500) < 400) return resolve(m)
       readAll(m).then(
@@ -75,8 +75,14 @@ export function send(
   })
 }
 
-export async function json<T>(wire: Wire, method: string, path: string, body?: unknown): Promise<T> {
-  const m = await send(wire, method, path, body)
+export async function json<T>(
+  wire: Wire,
+  method: string,
+  path: string,
+  body?: unknown,
+  signal?: AbortSignal,
+): Promise<T> {
+  const m = await send(wire, method, path, body, signal)
   const text = await readAll(m)
   return (text === '' ? {} : JSON.parse(text)) as T
 }

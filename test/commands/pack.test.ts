@@ -78,6 +78,12 @@ describe('npm pack, npm install, noid', { skip }, () => {
     assert.ok(names.includes('userspace'))
   })
 
+  const asRoot = process.getuid?.() === 0 ? false : 'needs root'
+  test('quickstart works from the built files', { timeout: 120_000, skip: asRoot }, async () => {
+    const r = await run(noid, ['quickstart', '--json'], dir, { NOID_HOME: join(dir, 'home') })
+    assert.equal(r.code, 0, r.stdout + r.stderr)
+  })
+
   test('it holds what it needs and no source', () => {
     const at = join(dir, 'node_modules', 'noid')
     const files = readdirSync(at, { recursive: true, encoding: 'utf8' }).filter((f) => !f.startsWith('node_modules'))
