@@ -59,6 +59,14 @@ test('DNS over UDP: names of VMs, at both addresses', () => {
   }
 })
 
+test('several questions in one frame are several questions', () => {
+  const net = new TestNet()
+  const web = net.vm('web')
+  const q = question('web')
+  web.send(udp({ to: '192.168.100.2:53', data: Buffer.concat([q, q, q]), segment: q.length }))
+  assert.equal(web.take().length, 3)
+})
+
 test('DNS upstream: the host’s resolver is asked, its answer passed on', () => {
   const net = new TestNet()
   net.network.setResolvers(['10.0.0.53'])

@@ -64,6 +64,8 @@ export interface Services {
   readonly dns: DatagramService
 }
 
+type Mutable<T> = { -readonly [K in keyof T]: T[K] }
+
 export class Gateway implements Uplink {
   readonly #x: RelayContext
   readonly #b: Uint8Array
@@ -135,8 +137,8 @@ export class Gateway implements Uplink {
     if (arp.op(b, f.l3) !== arp.REQUEST) return
     const target = arp.targetIp(b, f.l3)
     const { gateway, services, hostAddress, gatewayHi, gatewayLo, isolated } = this.#config
-    if (target === gateway || target === services || (target === hostAddress && (ports.host < 0 || isolated)))
-      answer(b, f, this.#switch, target, gatewayHi, gatewayLo)
+    const hosts = target === hostAddress && ports.role[f.port] === ROLE.vm && (ports.host < 0 || isolated)
+    if (target === gateway || target === services || hosts) answer(b, f, this.#switch, target, gatewayHi, gatewayLo)
   }
 
   /** Where a port's address was heard from. */
@@ -215,16 +217,21 @@ export class Gateway implements Uplink {
       const pseudo = pseudo4(ipv4.src(b, f.l3), dst, ipv4.UDP, f.l4len)
       if (fold(sum(b, f.l4, f.l4len, pseudo)) !== 0xffff) return this.#x.drops.count(f.port, DROP.checksum)
     }
-    const d = this.#datagram
+    const d: Mutable<Datagram> = this.#datagram
     d.port = f.port
-    d.off = f.l4 + udp.UDP
-    d.len = f.l4len - udp.UDP
     d.src = ipv4.src(b, f.l3)
     d.srcPort = f.srcPort
     d.dst = dst
     d.dstPort = f.dstPort
     const service: DatagramService = f.dstPort === DNS ? this.#services.dns : this.#services.dhcp
-    service.receive(d satisfies Datagram)
+    // A frame may hold several datagrams.
+    const size = f.gsoSize || f.l4len
+    const end = f.l4 + f.l4len
+    for (d.off = f.l4 + udp.UDP; ; d.off += size) {
+      d.len = Math.min(size, end - d.off)
+      service.receive(d)
+      if (d.off + size >= end) return
+    }
   }
 
   // -- the host's address -------------------------------------------------------------------------------------------
