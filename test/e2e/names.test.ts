@@ -110,6 +110,33 @@ describe('names', { skip: missing('dig') }, () => {
     await eventually('online', async () => /status: NXDOMAIN/.test(await dig(`x${Math.random()}.example.com`)))
   })
 
+  test("systemd-resolved's stub on the host's loopback is asked", { skip: missing('dnsmasq') }, async () => {
+    const stub = lab.host.start([
+      'dnsmasq',
+      '--keep-in-foreground',
+      '--conf-file=/dev/null',
+      '--no-resolv',
+      '--no-hosts',
+      `--server=${DNS}`,
+      '--listen-address=127.0.0.53',
+      '--bind-interfaces',
+      '--cache-size=0',
+      '--pid-file=',
+    ])
+    try {
+      await eventually('the stub listens', async () => (await lab.host.sh('ss -Hlnu sport = 53')) !== '')
+      lab.host.resolvConf('nameserver 127.0.0.53\noptions edns0 trust-ad\n')
+      await new Promise((r) => setTimeout(r, 3000))
+      await queries()
+      assert.equal(await short('MX', 'example.com'), '10 mail.example.com.')
+      assert.equal(await short('short.example.com'), EXAMPLE)
+    } finally {
+      lab.host.resolvConf(`nameserver ${DNS}\n`)
+      stub.kill('SIGKILL')
+    }
+    await eventually('NXDOMAIN', async () => /NXDOMAIN/.test(await dig(`m${Math.random()}.example.com`)))
+  })
+
   test('a name of a VM that left is gone, a new one is there', async () => {
     const late = lab.guest('late')
     await agent.join(net, late, 12)

@@ -114,6 +114,7 @@ export class DataPlaneProcess {
     if ((statSync(this.logFile, { throwIfNoEntry: false })?.size ?? 0) > LOG_MAX)
       renameSync(this.logFile, `${this.logFile}.old`)
     const log = openSync(this.logFile, 'a', 0o600)
+    const begin = statSync(this.logFile).size
     // Flags that this process was started with (--inspect, --test) are not for it.
     const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', ENTRY, this.dir], {
       detached: true,
@@ -148,18 +149,18 @@ export class DataPlaneProcess {
       throw e
     }
     await this.kill()
-    const why = ended ?? 'it did not open its socket'
-    this.#log('error', `the data plane of ${this.#network} did not start (${why}): ${this.#lastWords()}`)
+    const why = this.#lastWords(begin) ?? ended ?? 'it did not open its socket'
+    this.#log('error', `the data plane of ${this.#network} did not start: ${why}`)
     throw new NoidError('DATAPLANE_FAILED', { network: this.#network, why, log: this.logFile })
   }
 
-  /** The last lines of its log, for a person. */
-  #lastWords(): string {
-    try {
-      return readFileSync(this.logFile, 'utf8').trimEnd().split('\n').slice(-5).join(' | ')
-    } catch {
-      return 'no log'
-    }
+  /** The error that it wrote last since `begin`, without its stack. */
+  #lastWords(begin: number): string | undefined {
+    const text = readFileSync(this.logFile).subarray(begin).toString()
+    return text
+      .match(/^.*\b\w*Error\b.*$/gm)
+      ?.at(-1)
+      ?.trim()
   }
 
   #identity(pid: number): Identity | undefined {
