@@ -17,6 +17,7 @@ import {
 } from '../netstack/host.ts'
 import { setNonblock } from '../sys/fd.ts'
 import { getOption, SO_ERROR, SOL_SOCKET } from '../sys/socket.ts'
+import { Gather } from './gather.ts'
 import { PingSockets, SHARE } from './ping.ts'
 import type { Reactor } from './reactor.ts'
 import { Routes } from './routes.ts'
@@ -31,6 +32,7 @@ export class DataPlaneHost implements Host {
   readonly sockets: Sockets
   readonly tcp: TcpSockets
   readonly #udp: UdpSockets
+  readonly gather: Gather
   readonly #ping: PingSockets
   readonly #routes: Routes
   readonly #notify: (event: NetstackEvent) => void
@@ -52,6 +54,7 @@ export class DataPlaneHost implements Host {
     this.sockets = new Sockets(reactor, arena)
     this.tcp = new TcpSockets(this.sockets, sockets?.peekOffset)
     this.#udp = new UdpSockets(this.sockets)
+    this.gather = new Gather(this.#udp, arena, reactor.capacity)
     this.#ping = new PingSockets(this.sockets, (fd) => this.#udp.reportErrors(fd), this.random32())
     this.#routes = new Routes(arena.bytes)
     this.icmp = this.#udp.icmp
@@ -110,7 +113,10 @@ export class DataPlaneHost implements Host {
 
   close(sock: Sock): void {
     if (sock >= SHARE) this.#ping.close(sock)
-    else this.sockets.close(sock)
+    else {
+      this.gather.settle(sock)
+      this.sockets.close(sock)
+    }
   }
 
   error(sock: Sock): number {
@@ -164,6 +170,8 @@ export class DataPlaneHost implements Host {
   }
 
   udpSend(sock: Sock, off: number, len: number, segment: number): number {
+    if (segment === 0) return this.gather.send(sock, off, len)
+    this.gather.settle(sock)
     return this.#udp.send(sock, off, len, segment)
   }
 
@@ -185,10 +193,12 @@ export class DataPlaneHost implements Host {
   }
 
   setTtl(sock: Sock, ttl: number): number {
+    this.gather.settle(sock)
     return sock >= SHARE ? this.#ping.setTtl(sock, ttl) : this.#udp.setTtl(sock, ttl)
   }
 
   setDontFragment(sock: Sock, on: number): number {
+    this.gather.settle(sock)
     return sock >= SHARE ? this.#ping.setDontFragment(sock, on) : this.#udp.setDontFragment(sock, on)
   }
 

@@ -16,6 +16,7 @@ import type { Arena } from '../netstack/arena.ts'
 import type { NetstackEvent, Ref } from '../netstack/host.ts'
 import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
+import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
 import { DataPlaneHost } from './host.ts'
 import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
@@ -84,6 +85,9 @@ export class Plane {
     this.#reactor = o.reactor
     this.#host = new DataPlaneHost(o.reactor, o.arena, (e) => this.#event(e))
     this.#slot = o.arena.slot()
+    this.#host.gather.onLost = (datagrams) => {
+      for (let n = 0; n < datagrams; n++) this.#network?.drops.count(-1, DROP['host-send'])
+    }
     o.reactor.onSocket = (ref, events, fd) => this.#ready(ref, events, fd)
     o.reactor.onFault = (error, fd) => this.#fault(error, fd)
   }
@@ -175,7 +179,13 @@ export class Plane {
 
   #nicOptions(fd: number, vnetHdr: boolean): NicOptions {
     const { reactor, arena } = this.#o
-    return { fd, vnetHdr, reactor, arena, base: this.#host.sockets.base, slot: this.#slot, network: this.#configured() }
+    const network = this.#configured()
+    const { gather, sockets } = this.#host
+    const endOfBurst = (): void => {
+      network.flush()
+      gather.flush()
+    }
+    return { fd, vnetHdr, reactor, arena, base: sockets.base, slot: this.#slot, network, endOfBurst }
   }
 
   /** The one nic of a network on a kernel's bridge; members that were there speak through the new one. */
@@ -316,6 +326,7 @@ export class Plane {
       reactor.dispatch(ready)
       if (again > 0) this.#callAgain(again)
       this.#network?.tick()
+      host.gather.flush()
       if (later >= wantedAt) {
         wantedAt = later + SLEEP_MAX
         if (!this.#o.wanted()) return

@@ -29,7 +29,6 @@ const SEND_BUFFER = 4 << 20
 /** What a port needs of the network (netstack/network.ts). */
 export interface Receiver {
   receive(index: number, off: number, len: number): void
-  flush(): void
 }
 
 export interface NicOptions {
@@ -42,6 +41,8 @@ export interface NicOptions {
   /** The frame offset of the slot to read into; shared by all ports. */
   readonly slot: number
   readonly network: Receiver
+  /** Called after each burst: what was put off goes out. */
+  readonly endOfBurst: () => void
 }
 
 export abstract class NicPort implements Port {
@@ -53,6 +54,7 @@ export abstract class NicPort implements Port {
   readonly #reactor: Reactor
   readonly #slot: number
   readonly #network: Receiver
+  readonly #endOfBurst: () => void
   readonly #arena: Arena
   #watched = false
   /** The switch's index for it; set when it is attached. */
@@ -68,6 +70,7 @@ export abstract class NicPort implements Port {
     this.#reactor = o.reactor
     this.#slot = o.slot
     this.#network = o.network
+    this.#endOfBurst = o.endOfBurst
     this.#arena = o.arena
     setNonblock(o.fd, true)
   }
@@ -114,7 +117,7 @@ export abstract class NicPort implements Port {
       // The frame may have led to this port's end.
       if (!this.#watched) break
     }
-    this.#network.flush()
+    this.#endOfBurst()
   }
 
   transmit(off: number, len: number): number {

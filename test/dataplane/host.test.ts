@@ -52,6 +52,7 @@ function lab(peekOffset?: readonly [boolean, boolean]) {
     address: (text: string) => arena.bytes.set(addressBytes(text), dst),
     /** Take events until one for `ref` has any of `want`, at most 2 s. */
     until(ref: number, want: number): number {
+      host.gather.flush()
       for (let i = 0; i < 200; i++) {
         events.length = 0
         reactor.dispatch(reactor.wait(10))
@@ -180,6 +181,7 @@ describe('TCP', () => {
     const one = l.host.udpConnect(l.dst, port)
     l.host.watch(one, 11)
     l.host.udpSend(one, l.a, 4, 0)
+    l.host.gather.flush()
     l.host.adoptUdp(fd)
     l.host.watch(fd, 12)
     const n = l.reactor.wait(100)
@@ -243,6 +245,7 @@ describe('UDP', () => {
     assert.equal(back, 700)
     // a single one longer than the size that was set
     assert.equal(l.host.udpSend(c, l.a, 1400, 0), 1400)
+    l.host.gather.flush()
     assert.equal(l.host.udpRecvFrom(fd, l.b, 65536, l.far), 1400)
     assert.equal(l.host.segment, 0)
     // more segments than one call takes, and an empty datagram
@@ -266,6 +269,7 @@ describe('UDP', () => {
       const c = l.host.udpConnect(l.dst, port)
       l.put(l.a, 'question')
       assert.equal(l.host.udpSend(c, l.a, 8, 0), 8)
+      l.host.gather.flush()
       assert.equal(l.host.udpRecvFrom(fd, l.b, 1500, l.far), 8)
       assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 8, 0), 8)
       assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 8, 3), 8)
@@ -274,6 +278,54 @@ describe('UDP', () => {
       assert.equal(back, 16, `${any} ${spoken}`)
       l.host.close(c)
     }
+  })
+
+  test('datagrams of one burst leave together, in order, whatever their sizes', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_DGRAM)
+    l.address('127.0.0.1')
+    l.host.adoptUdp(fd)
+    const c = l.host.udpConnect(l.dst, port)
+    const other = l.host.udpConnect(l.dst, port)
+    const lengths = [100, 100, 100, 40, 100, 200, 200, 0, 1, 1, 3000, 5, ...new Array(130).fill(7)]
+    let n = 0
+    for (const len of lengths) {
+      l.arena.bytes.fill(++n, l.a, l.a + len)
+      assert.equal(l.host.udpSend(c, l.a, len, 0), len)
+      if (n === 6) assert.equal(l.host.udpSend(other, l.a, 9, 0), 9)
+      if (n === 9) l.host.setTtl(c, 9)
+    }
+    l.host.close(c)
+    l.host.gather.flush()
+    const got: number[] = []
+    let m = 0
+    for (let r = l.host.udpRecvFrom(fd, l.b, 65536, l.far); r >= 0; r = l.host.udpRecvFrom(fd, l.b, 65536, l.far)) {
+      const each = l.host.segment || r
+      for (let at = 0; at < Math.max(r, 1); at += Math.max(each, 1)) {
+        const len = Math.min(each, r - at)
+        if (len === 9) continue
+        got.push(len)
+        m++
+        if (len > 0) assert.equal(l.arena.bytes[l.b + at], m)
+      }
+    }
+    assert.deepEqual(got, lengths)
+    l.host.close(other)
+  })
+
+  test('what the kernel refuses is counted as lost, and the next one goes alone to say why', () => {
+    const l = lab()
+    const lost: number[] = []
+    l.host.gather.onLost = (k) => lost.push(k)
+    const { port } = bound(SOCK_DGRAM)
+    l.address('127.0.0.1')
+    const c = l.host.udpConnect(l.dst, port)
+    l.host.sockets.close(c)
+    // The descriptor is closed: every send is −EBADF, which the kernel tells at once.
+    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+    l.host.gather.flush()
+    assert.deepEqual(lost, [1])
+    assert.equal(l.host.udpSend(c, l.a, 10, 0), -9)
   })
 
   test('a refused port comes through the error queue, and the next datagram is not lost', () => {
