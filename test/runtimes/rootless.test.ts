@@ -62,7 +62,7 @@ describe('rootless', { skip: root ? false : 'sandbox.test.ts runs as this user a
         })
         const failures = r.stdout
           .split('\n')
-          .filter((line, i, all) => /^\s*not ok/.test(line) || /^\s*error:/.test(all[i] ?? ''))
+          .filter((line) => /^\s*(not ok|error:|actual:|expected:|message:)/.test(line))
         assert.equal(r.status, 0, `${failures.join('\n')}\n${r.stderr}`)
         assert.match(r.stdout, /^# pass [1-9]/m)
       } finally {

@@ -284,13 +284,16 @@ describe(`a sandbox ${who}`, { skip, timeout: 120_000 }, () => {
       await using other = await lab()
       const o = await other.runtime.prepare(other.vm, never)
       const s = await other.runtime.exec(other.vm, o, {
-        argv: ['sh', '-c', 'trap "" TERM; while :; do sleep 1; done'],
+        argv: ['sh', '-c', 'trap "" TERM; echo ready; while :; do sleep 1; done'],
         env: {},
         tty: false,
       })
-      s.stdout.resume()
+      let out = ''
+      s.stdout.on('data', (t) => {
+        out += t
+      })
       s.stderr?.resume()
-      await until('it runs', () => readdirSync('/proc').length > 0)
+      await until('it is deaf to TERM', () => out.includes('ready'))
       await other.runtime.stop(other.vm, o, 100)
       assert.equal(await s.exit, 137)
       await assert.rejects(async () => other.runtime.exec(other.vm, o, { argv: ['true'], env: {}, tty: false }), {

@@ -54,8 +54,11 @@ export function seedImage(upper: string, lower: string, owner: number | undefine
   }
 }
 
-/** Unpack an archive as the VM's root would, so that owners are the VM's. Returns the root. */
-export function unpack(spec: StageSpec, owner: number | undefined, ns: string): string {
+/**
+ * Unpack an archive as the VM's root would, so that owners are the VM's; without a range of ids all of it is root's.
+ * Returns the root.
+ */
+export function unpack(spec: StageSpec, owner: number | undefined, ns: string, range: boolean): string {
   const root = join(spec.dir, 'fs', 'root')
   seedOnce(spec.dir, () => {
     mkdirSync(root)
@@ -68,7 +71,17 @@ export function unpack(spec: StageSpec, owner: number | undefined, ns: string): 
     inside(
       root,
       nsFd,
-      [...enter, 'tar', '-x', ...compression(archive), '--numeric-owner', '-p', ...NO_DEVICES, '-f', '-'],
+      [
+        ...enter,
+        'tar',
+        '-x',
+        ...compression(archive),
+        ...(range ? ['--numeric-owner'] : ['--no-same-owner']),
+        '-p',
+        ...NO_DEVICES,
+        '-f',
+        '-',
+      ],
       tar,
     )
     checkRoot(root)

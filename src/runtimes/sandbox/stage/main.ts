@@ -16,7 +16,7 @@ import { join } from 'node:path'
 import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
-import { holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
+import { type HeldNamespace, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { markOf } from '../mark.ts'
 import { type BoundPart, initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
 import { type Bind, seedDirectory, seedUpper } from '../view.ts'
@@ -47,7 +47,7 @@ async function main(spec: StageSpec): Promise<void> {
   const held = await holdNamespace(spec.privileged ? rootMap(spec.id) : userMap(), spec.privileged)
   const ns = openSync(held.path, 'r')
   const base = pickBase([spec.dir, spec.skeleton])
-  const plan = spec.privileged ? privilegedPlan(spec, held.map, ns, base) : userPlan(spec, held.path)
+  const plan = spec.privileged ? privilegedPlan(spec, held.map, ns, base) : userPlan(spec, held)
   // Whom this process leaves unreaped would be a child of the VM's outer process for ever.
   await held.release()
   if (!held.map.range) console.log('noid: only root exists in this VM: no usable range in /etc/subuid')
@@ -72,7 +72,7 @@ function privilegedPlan(spec: StageSpec, map: IdMap, ns: number, base: string): 
   must('unshare of mounts', unshare(CLONE_NEWNS))
   must('private mounts', mount('none', '/', null, MS_REC | MS_PRIVATE))
   if (spec.image?.kind === 'tar') {
-    const root = unpack(spec, owner, `/proc/self/fd/${ns}`)
+    const root = unpack(spec, owner, `/proc/self/fd/${ns}`, true)
     assembly(base)
     must('bind of the image', mount(root, join(base, 'root'), null, MS_BIND))
   } else {
@@ -123,9 +123,10 @@ function addPart(path: string, i: number, own: string, base: string, owner: numb
   overlay(path, upper, work, join(base, 'root', path), join(base, `lower.${i}`), ns)
 }
 
-function userPlan(spec: StageSpec, ns: string): RootPlan {
+function userPlan(spec: StageSpec, held: HeldNamespace): RootPlan {
   const fs = join(spec.dir, 'fs')
-  if (spec.image?.kind === 'tar') return { kind: 'directory', path: unpack(spec, undefined, ns), binds: [] }
+  if (spec.image?.kind === 'tar')
+    return { kind: 'directory', path: unpack(spec, undefined, held.path, held.map.range), binds: [] }
   if (spec.image !== undefined) {
     const plan = { kind: 'overlay', lower: spec.image.path, upper: join(fs, 'upper'), work: join(fs, 'work') } as const
     seedOnce(spec.dir, () => {
