@@ -8,7 +8,7 @@ const FRAMES = '⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏'
 
 export interface ProgressView {
   readonly line: Progress
-  /** Clear the moving line. Safe to call twice. */
+  /** Clear the moving line; the next step begins another. Safe to call twice. */
   end(): void
 }
 
@@ -17,27 +17,27 @@ export function progressView(quiet: boolean, out: NodeJS.WriteStream = process.s
   if (!out.isTTY) return { line: (l) => out.write(`  ${l.text}\n`), end: () => {} }
   let text = ''
   let frame = 0
+  let timer: NodeJS.Timeout | undefined
   const paint = (): void => {
     frame = (frame + 1) % FRAMES.length
     out.write(`\r\u001b[2K${FRAMES[frame]} ${text}`)
   }
-  const clear = (): void => {
-    out.write('\r\u001b[2K')
+  const end = (): void => {
+    clearInterval(timer)
+    if (timer !== undefined) out.write('\r\u001b[2K')
+    timer = undefined
   }
-  const timer = setInterval(() => text !== '' && paint(), 80)
-  timer.unref()
   return {
     line(l) {
       if (l.type === 'note') {
-        clear()
+        const moving = timer !== undefined
+        end()
         out.write(`  ${l.text}\n`)
+        if (!moving) return
       } else text = l.text
-      if (text !== '') paint()
+      timer ??= setInterval(paint, 80)
+      paint()
     },
-    end() {
-      clearInterval(timer)
-      if (text !== '') clear()
-      text = ''
-    },
+    end,
   }
 }

@@ -47,6 +47,7 @@ export default class Quickstart extends NoidCommand {
       begin: (step) => view.line({ type: 'step', text: `${step.title} ...` }),
       tell: (text) => view.line({ type: 'step', text: `  ${text}` }),
       end: (o) => {
+        view.end()
         if (process.stderr.isTTY) view.line({ type: 'note', text: `${MARK[o.result].padEnd(7)}  ${o.step}` })
       },
     }
