@@ -106,7 +106,7 @@ export class Network {
     const sw = new Switch(host, arena, ports, fdb, drops, { ...net, macsPerPort: l.macsPerPort })
     const errors = (out: Out): IcmpErrors =>
       new IcmpErrors(host, arena, out, flows, drops, l.ports, gateway, subnet | ~mask, l.icmpPerSecond)
-    const out = new Out(host, arena, sw, ports, flows, errors, { ...net, mtu, icmpPerSecond: l.icmpPerSecond })
+    const out = new Out(host, arena, sw, ports, flows, errors, { ...net, mtu })
     const farAt = arena.alloc(16)
     const context: RelayContext = {
       host,

@@ -35,9 +35,7 @@ export const OUR_TTL = 64
 export interface OutConfig {
   readonly gatewayHi: number
   readonly gatewayLo: number
-  readonly gateway: number
   readonly mtu: number
-  readonly icmpPerSecond: number
 }
 
 export class Out implements Egress {

@@ -67,10 +67,8 @@ const CATALOGUE = [
   ['ping-forbidden', 'the host allows no ICMP sockets: `sysctl net.ipv4.ping_group_range` opens them'],
   ['publish-no-guest', 'a client of a published port whose VM is not attached'],
   ['publish-ports', 'no free port is left to show a client of the host by'],
-  ['truncated', 'a datagram longer than a packet can be'],
   ['no-flow', 'a segment that belongs to no connection'],
   ['tcp-refused', 'a segment outside its connection’s window or with an unacceptable state'],
-  ['service-limit', 'more connections to the name service than are kept'],
 ] as const
 
 export type DropName = (typeof CATALOGUE)[number][0]

@@ -43,32 +43,27 @@ export function sum(b: Uint8Array, off: number, len: number, initial: number): n
   let w = (at + base) >>> 2
   let n = (end - at) >>> 2
   at += n << 2
-  let low = 0
-  let high = 0
+  // Sums of 32-bit words are exact as doubles up to 2^53; four of them do not wait for each other.
+  let s0 = 0
+  let s1 = 0
+  let s2 = 0
+  let s3 = 0
   for (; n >= 8; n -= 8, w += 8) {
-    const w0 = words[w]
-    const w1 = words[w + 1]
-    const w2 = words[w + 2]
-    const w3 = words[w + 3]
-    const w4 = words[w + 4]
-    const w5 = words[w + 5]
-    const w6 = words[w + 6]
-    const w7 = words[w + 7]
-    low += (w0 & 0xffff) + (w1 & 0xffff) + (w2 & 0xffff) + (w3 & 0xffff)
-    high += (w0 >>> 16) + (w1 >>> 16) + (w2 >>> 16) + (w3 >>> 16)
-    low += (w4 & 0xffff) + (w5 & 0xffff) + (w6 & 0xffff) + (w7 & 0xffff)
-    high += (w4 >>> 16) + (w5 >>> 16) + (w6 >>> 16) + (w7 >>> 16)
+    s0 += words[w] + words[w + 4]
+    s1 += words[w + 1] + words[w + 5]
+    s2 += words[w + 2] + words[w + 6]
+    s3 += words[w + 3] + words[w + 7]
   }
-  for (; n > 0; n--, w++) {
-    low += words[w] & 0xffff
-    high += words[w] >>> 16
-  }
+  for (; n > 0; n--, w++) s0 += words[w]
+  const total = s0 + s1 + s2 + s3
+  const high = Math.floor(total / 0x1_0000_0000)
+  t += (total & 0xffff) + ((total >>> 16) & 0xffff) + (high & 0xffff) + (high >>> 16)
   if (end - at >= 2) {
     t += b[at] | (b[at + 1] << 8)
     at += 2
   }
   if (at < end) t += b[at]
-  t = fold(t + fold(low) + fold(high))
+  t = fold(t)
   // `t` began at an even position of the data when there was no edge: swap it into network order. Behind an edge
   // byte everything is shifted by one, so memory order is network order already.
   return odd ? s + (edge << 8) + t : s + (((t & 0xff) << 8) | (t >>> 8))
