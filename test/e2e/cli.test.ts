@@ -247,6 +247,50 @@ for (const { who, as, skip } of users)
       assert.equal(await lab.host.sh("ss -Hlnt 'sport >= 8500 and sport < 8503'"), '')
     })
 
+    test('ports: a range, UDP, host port 0; added and removed while it runs', async () => {
+      const vm = await cli.json<Vm>(
+        'create',
+        'ports',
+        '--port',
+        '8600-8604:8600-8604',
+        '--port',
+        '0:80',
+        '--port',
+        '5353:53/udp',
+      )
+      assert.equal(vm.ports.length, 7)
+      const free = vm.ports.find((p) => p.guestPort === 80)?.hostPort ?? 0
+      assert.ok(free > 1023)
+      await cli.noid('exec', 'ports', '--', 'sh', '-c', 'setsid python3 -m http.server 80 >/dev/null 2>&1 &')
+      const serves = async (port: number) =>
+        (await lab.host.run(['curl', '-sS', '-o', '/dev/null', '--max-time', '5', `http://127.0.0.1:${port}/`]))
+          .code === 0
+      await eventually('it serves', () => serves(free), 20_000)
+      await cli.noid('port', 'add', 'ports', '8700:80')
+      assert.ok(await serves(8700))
+      await cli.noid('restart', 'ports')
+      assert.equal((await cli.json<Vm>('info', 'ports')).ports.length, 8, 'they survive a restart')
+      await cli.noid('port', 'remove', 'ports', '8700:80')
+      assert.equal(await lab.host.sh('ss -Hlnt sport = 8700'), '')
+      await cli.noid('destroy', 'ports')
+      assert.equal(await lab.host.sh("ss -Hlntu '( sport >= 8600 and sport <= 8604 ) or sport = 5353'"), '')
+    })
+
+    test("--allow-host opens a port of the host's loopback, and no other", async () => {
+      const greet = (port: number) =>
+        lab.host.start(['socat', `TCP-LISTEN:${port},bind=127.0.0.1,fork,reuseaddr`, 'SYSTEM:echo here'])
+      const services = [greet(9100), greet(9200)]
+      const n = await cli.json<Network>('network', 'create', 'allowed', '--allow-host', '9100')
+      await cli.noid('create', 'asks', '--network', 'allowed')
+      const ask = (port: number) => out('asks', 'socat', '-T2', '-', `TCP:${n.hostAddress}:${port},connect-timeout=2`)
+      assert.equal(await ask(9100), 'here')
+      assert.notEqual(await ask(9200), 'here')
+      assert.equal(await out('asks', 'socat', '-T2', '-', 'TCP:host.noid.internal:9100,connect-timeout=2'), 'here')
+      await cli.noid('destroy', 'asks')
+      await cli.noid('network', 'remove', 'allowed')
+      for (const s of services) s.kill('SIGKILL')
+    })
+
     test('a low port: for root only', async () => {
       if (root) await cli.noid('create', 'low', '--port', '80:80')
       else assert.match((await cli.fails('create', 'low', '--port', '80:80')).text, /may not be opened by this user/)
