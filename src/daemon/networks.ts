@@ -318,9 +318,9 @@ export class Networks {
   }
 }
 
-function parseConfig(parse: (raw: unknown) => unknown, raw: unknown): unknown {
+async function parseConfig(parse: (raw: unknown) => unknown, raw: unknown): Promise<unknown> {
   try {
-    return parse(raw) ?? {}
+    return (await parse(raw)) ?? {}
   } catch (e) {
     if (e instanceof NoidError) throw e
     throw new NoidError('INVALID_INPUT', {

@@ -205,8 +205,8 @@ export type BackendEvent =
   | { readonly type: 'restored'; readonly network: NetworkId; readonly attachments: readonly Attachment[] }
 
 export interface NetworkBackend {
-  /** Unknown keys are errors. */
-  parseConfig(raw: unknown): unknown
+  /** Unknown keys are errors, by name. A promise when it must be asked of another process. */
+  parseConfig(raw: unknown): unknown | Promise<unknown>
   status(signal: AbortSignal): Promise<Status>
   createNetwork(n: NetworkSpec, signal: AbortSignal): Promise<void>
   deleteNetwork(id: NetworkId, signal: AbortSignal): Promise<void>

@@ -1,43 +1,66 @@
 /**
- * Where backends come from: noid's own, and the oclif plug-ins that are installed.
+ * Where backends come from: noid's own, and the plug-ins in the daemon's plug-in directory.
  *
- * oclif is loaded only when its data directory has plug-ins (it costs 90 ms); its hook `noid:backends` is run once, each
- * plug-in bounded, and what each returned becomes a source of its own, so that a bad one is told by its name.
+ * What `noid plugins install` and `noid plugins link` have put there is read from that directory's package.json, as oclif writes it. Nothing
+ * of a plug-in runs in the daemon: its hook `noid:backends` and its backends run in a process of its own (remote/).
  */
-import { existsSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import type { Source } from './registry.ts'
-
-const HOOK_MS = 4_000
 
 const builtin: Source = {
   from: 'noid',
   backends: async () => (await import('./builtin.ts')).default(),
 }
 
-/** oclif's data directory (its Config.dataDir), where `noid plugins install` keeps what it installed. */
-const pluginsFile = (env: NodeJS.ProcessEnv): string =>
-  join(
-    env.NOID_DATA_DIR ?? join(env.XDG_DATA_HOME ?? join(env.HOME ?? homedir(), '.local', 'share'), 'noid'),
-    'package.json',
-  )
+/** oclif's data directory (its Config.dataDir). */
+const pluginsDir = (env: NodeJS.ProcessEnv): string =>
+  env.NOID_DATA_DIR ?? join(env.XDG_DATA_HOME ?? join(env.HOME ?? homedir(), '.local', 'share'), 'noid')
 
-export async function backendSources(env: NodeJS.ProcessEnv = process.env): Promise<Source[]> {
-  if (!existsSync(pluginsFile(env))) return [builtin]
-  const installed = await installedSources().catch((e: unknown) => [
-    { from: 'plugins', backends: () => Promise.reject(e) } satisfies Source,
-  ])
-  return [builtin, ...installed]
+interface Installed {
+  readonly name: string
+  readonly root: string
 }
 
-async function installedSources(): Promise<Source[]> {
-  const { Config } = await import('@oclif/core')
-  const config = await Config.load(fileURLToPath(new URL('../../', import.meta.url)))
-  const { successes, failures } = await config.runHook('noid:backends', {}, HOOK_MS, true)
-  return [
-    ...successes.map((s): Source => ({ from: s.plugin.name, backends: async () => s.result })),
-    ...failures.map((f): Source => ({ from: f.plugin.name, backends: () => Promise.reject(f.error) })),
-  ]
+/** The plug-ins of a directory that have the hook. A directory that is not there has none; one that cannot be read is a problem of its own. */
+export function installedPlugins(dir: string): Installed[] {
+  let text: string
+  try {
+    text = readFileSync(join(dir, 'package.json'), 'utf8')
+  } catch {
+    return []
+  }
+  const { oclif } = JSON.parse(text) as { oclif?: { plugins?: { name: string; type: string; root?: string }[] } }
+  return (oclif?.plugins ?? [])
+    .map((p) => ({
+      name: p.name,
+      root: p.type === 'link' && p.root !== undefined ? p.root : join(dir, 'node_modules', p.name),
+    }))
+    .filter(({ root }) => {
+      try {
+        return (
+          (JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { oclif?: { hooks?: object } }).oclif
+            ?.hooks?.['noid:backends' as never] !== undefined
+        )
+      } catch {
+        return false
+      }
+    })
+}
+
+export async function backendSources(env: NodeJS.ProcessEnv = process.env): Promise<Source[]> {
+  try {
+    const plugins = installedPlugins(pluginsDir(env))
+    if (plugins.length === 0) return [builtin]
+    const { Plugin } = await import('./remote/plugin.ts')
+    return [
+      builtin,
+      ...plugins.map(
+        ({ name, root }): Source => ({ from: name, backends: () => new Plugin(name, root).descriptors() }),
+      ),
+    ]
+  } catch (e) {
+    return [builtin, { from: 'plugins', backends: () => Promise.reject(e) }]
+  }
 }

@@ -143,7 +143,7 @@ export const control: readonly Case[] = [
     async run(e) {
       const guest = await e.guest()
       await refused(
-        e.backend.attach({ ...e.request(e.spec(), guest), network: 'never-made' }, e.signal()),
+        e.backend.attach({ ...e.request(await e.spec(), guest), network: 'never-made' }, e.signal()),
         'an unknown network',
       )
     },

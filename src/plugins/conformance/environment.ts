@@ -82,7 +82,7 @@ export class Environment {
     return AbortSignal.timeout(VERB_MS)
   }
 
-  spec(over: Partial<NetworkSpec> = {}): NetworkSpec {
+  async spec(over: Partial<NetworkSpec> = {}): Promise<NetworkSpec> {
     const n = serial++
     const net = `10.213.${((this.options.firstSubnet ?? 16) + n) % 256}`
     return {
@@ -96,13 +96,13 @@ export class Environment {
       mtu: 1500,
       isolated: false,
       allowHostPorts: [],
-      config: this.backend.parseConfig(this.options.config),
+      config: await this.backend.parseConfig(this.options.config),
       ...over,
     }
   }
 
   async network(over: Partial<NetworkSpec> = {}): Promise<NetworkSpec> {
-    const n = this.spec(over)
+    const n = await this.spec(over)
     this.#networks.set(n.id, n)
     await this.backend.createNetwork(n, this.signal())
     return n

@@ -1,0 +1,122 @@
+// A plug-in's backends run in a process of their own: the kit through that process, and what a bad plug-in can do to the daemon.
+import assert from 'node:assert/strict'
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { after, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
+import { conformance } from '../../src/plugins/conformance/index.ts'
+import type { BackendContext, BackendDescriptor, NetworkSpec } from '../../src/plugins/contract.ts'
+import { Registry } from '../../src/plugins/registry.ts'
+import { Plugin } from '../../src/plugins/remote/plugin.ts'
+import { backendSources } from '../../src/plugins/sources.ts'
+import { missing } from './needs.ts'
+import { ownHost } from './own-host.ts'
+
+const skip = missing() || ownHost()
+const dir = mkdtempSync(join(tmpdir(), 'noid-remote-'))
+after(() => rmSync(dir, { recursive: true, force: true }))
+const example = fileURLToPath(new URL('../../examples/noid-backend-ptp/src/', import.meta.url))
+
+/** A plug-in's package with this hook. */
+function plugin(name: string, hook: string): string {
+  const root = join(dir, name)
+  mkdirSync(root, { recursive: true })
+  writeFileSync(
+    join(root, 'package.json'),
+    JSON.stringify({ name, type: 'module', oclif: { hooks: { 'noid:backends': './hook.ts' } } }),
+  )
+  writeFileSync(join(root, 'hook.ts'), hook)
+  return root
+}
+
+/** A backend of nothing but promises, with some verbs replaced. */
+const stub = (name: string, verbs: string): string => `
+export default async () => [{
+  name: '${name}', apiVersion: 1, summary: 'a test', provides: ['netdev'],
+  capabilities: { addressing: 'noid', privileges: [], publish: false, dns: false, isolation: false, ipv6: false },
+  load: async () => (ctx) => {
+    const networks = []
+    return {
+      parseConfig: () => ({}), status: async () => ({ ok: true, problems: [] }),
+      createNetwork: async (n) => { networks.push(n.id) }, deleteNetwork: async () => {}, attach: async () => { throw new Error('no') },
+      detach: async () => {}, check: async () => {}, gc: async () => ({ removed: networks }), close: async () => {},
+      ${verbs}
+    }
+  },
+}]`
+
+const context: BackendContext = { runDir: dir, stateDir: dir, privileged: false, log: () => {}, notify: () => {} }
+const second = () => AbortSignal.timeout(1000)
+const open: Plugin[] = []
+after(() => {
+  for (const p of open) p.close()
+})
+
+async function descriptorsOf(name: string, hook: string): Promise<BackendDescriptor[]> {
+  const p = new Plugin(name, plugin(name, hook))
+  open.push(p)
+  return (await p.descriptors()) as BackendDescriptor[]
+}
+
+if (skip === false) {
+  const [ptp] = await descriptorsOf('ptp-plugin', `export { default } from ${JSON.stringify(join(example, 'hook.ts'))}`)
+  conformance(test as never, ptp as BackendDescriptor)
+} else test('the kit through a process of its own', { skip }, () => {})
+
+test('a loop in a hook is told by name, and takes neither the daemon nor other plug-ins down', {
+  timeout: 30_000,
+}, async () => {
+  const data = join(dir, 'data')
+  const linked = {
+    good: plugin('good', stub('good', '')),
+    loops: plugin('loops', 'export default async () => { for (;;); }'),
+    throws: plugin('throws', "throw new Error('not today')"),
+    twice: plugin('twice', stub('good', '')),
+    old: plugin('old', stub('old', '').replace('apiVersion: 1', 'apiVersion: 99')),
+  }
+  mkdirSync(data, { recursive: true })
+  const plugins = Object.entries(linked).map(([name, root]) => ({ name, root, type: 'link' }))
+  writeFileSync(join(data, 'package.json'), JSON.stringify({ oclif: { plugins } }))
+  const registry = await Registry.collect(await backendSources({ NOID_DATA_DIR: data }), () => context)
+  const names = registry.descriptors().map((d) => d.name)
+  assert.ok(names.includes('userspace') && names.includes('good'), `found ${names}`)
+  const said = Object.fromEntries(registry.problems.map((p) => [p.from, p.what]))
+  assert.match(said.loops as string, /no answer within/)
+  assert.match(said.throws as string, /not today/)
+  assert.match(said.twice as string, /good exists already/)
+  assert.match(said.old as string, /version 99/)
+  await registry.backend('good')
+  await registry.close()
+})
+
+test('a verb that never answers is aborted, then its process is ended, and the next verb works', {
+  timeout: 40_000,
+}, async () => {
+  const [d] = await descriptorsOf('stuck', stub('stuck', 'check: async () => { for (;;); },'))
+  const backend = (await d!.load())(context)
+  const began = Date.now()
+  await assert.rejects(backend.check({} as never, second()), { code: 'BACKEND_UNAVAILABLE' })
+  assert.ok(Date.now() - began < 20_000)
+  assert.deepEqual(await backend.status(second()), { ok: true, problems: [] })
+  await backend.close()
+})
+
+test('after a crash the new process is told of the networks again', { timeout: 30_000 }, async () => {
+  const [d] = await descriptorsOf('crash', stub('crash', 'check: async () => { process.exit(3) },'))
+  const backend = (await d!.load())(context)
+  await backend.createNetwork({ id: 'one', name: 'one' } as NetworkSpec, second())
+  await assert.rejects(backend.check({} as never, second()), /ended \(3\)/)
+  assert.deepEqual(await backend.gc('one', [], second()), { removed: ['one'] })
+  await backend.close()
+})
+
+test('an abort reaches the verb, and what it throws comes back', { timeout: 30_000 }, async () => {
+  const verbs = `attach: (r, s) => new Promise((_, reject) => s.addEventListener('abort', () => reject(new Error('undone')))),`
+  const [d] = await descriptorsOf('slow', stub('slow', verbs))
+  const backend = (await d!.load())(context)
+  const controller = new AbortController()
+  setTimeout(() => controller.abort(), 100)
+  await assert.rejects(backend.attach({} as never, controller.signal), /undone/)
+  await backend.close()
+})
