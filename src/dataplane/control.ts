@@ -150,7 +150,8 @@ class Client {
     this.#out.push(line)
     this.#outBytes += line.length
     if (this.#out.length === 1) this.#flush()
-    if (this.#outBytes > QUEUE_MAX) this.cut()
+    // One answer may be as long as it is: it was asked for.
+    if (this.#outBytes > QUEUE_MAX && this.#out.length > 1) this.cut()
   }
 
   cut(): void {
