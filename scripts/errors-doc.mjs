@@ -18,7 +18,7 @@ export async function errorsPage() {
     'hint; with `--json` it is `{"error": {"code", "message", "hint", "details"}}` on stdout, and `details` has the words in',
     'italics below as fields. The exit code is 2 for wrong usage and 1 for the rest; `noid exec` ends with its command’s own.',
     '',
-    'This page is generated from `src/errors.ts` by `node scripts/errors-doc.mjs`.',
+    'This page is generated from `src/errors.ts` by `npm run generate`.',
   ]
   for (const { title, codes } of groups) {
     parts.push(

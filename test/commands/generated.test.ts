@@ -6,12 +6,12 @@ import { test } from 'node:test'
 const read = (path: string): string => readFileSync(new URL(`../../${path}`, import.meta.url), 'utf8')
 const load = (path: string): Promise<Record<string, () => Promise<string>>> => import(`../../scripts/${path}`)
 
-test('oclif.manifest.json is what the commands say (node scripts/manifest.mjs)', async () => {
+test('oclif.manifest.json is what the commands say (npm run generate)', async () => {
   const { manifestOf } = await load('manifest.mjs')
   assert.deepEqual(JSON.parse(read('oclif.manifest.json')), JSON.parse(await manifestOf!()))
 })
 
-test('docs/errors.md is what the catalogue says (node scripts/errors-doc.mjs)', async () => {
+test('docs/errors.md is what the catalogue says (npm run generate)', async () => {
   const { errorsPage } = await load('errors-doc.mjs')
   assert.equal(read('docs/errors.md'), await errorsPage!())
 })
