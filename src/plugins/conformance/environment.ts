@@ -24,6 +24,8 @@ export interface KitOptions {
   readonly config?: unknown
   /** The third octet of the first subnet the kit uses, 10.213.N.0/24 and up. */
   readonly firstSubnet?: number
+  /** Only the cases of this group. */
+  readonly group?: string
   /** Where the backend's own messages go. */
   readonly log?: (message: string) => void
 }

@@ -9,7 +9,10 @@
  *
  * Never does: looking inside a backend. What is not in src/plugins/contract.ts cannot be asked here.
  */
-import type { BackendDescriptor } from '../contract.ts'
+import { NoidError } from '../../errors.ts'
+import type { BackendContext, BackendDescriptor } from '../contract.ts'
+import { Registry } from '../registry.ts'
+import { backendSources } from '../sources.ts'
 import { control } from './control.ts'
 import { Environment, type KitOptions } from './environment.ts'
 import { compareHost, hostState } from './host-state.ts'
@@ -63,9 +66,20 @@ export async function runCase(c: Case, d: BackendDescriptor, o: KitOptions = {})
   compareHost(before, hostState())
 }
 
+/** The backend of a name, found as the daemon finds it, with nothing of the daemon. @throws NoidError BACKEND_UNKNOWN, BACKEND_UNAVAILABLE */
+export async function describe(name: string): Promise<{ descriptor: BackendDescriptor; close: () => Promise<void> }> {
+  const context: BackendContext = { runDir: '', stateDir: '', privileged: false, log: () => {}, notify: () => {} }
+  const registry = await Registry.collect(await backendSources(), () => context)
+  const problem = registry.problems.find((p) => p.from.includes(name))
+  if (problem !== undefined && !registry.descriptors().some((d) => d.name === name))
+    throw new NoidError('BACKEND_UNAVAILABLE', { name, why: problem.what })
+  return { descriptor: registry.descriptor(name), close: () => registry.close() }
+}
+
 /** Run the suite one case after another, telling each verdict as it falls. */
 export async function* verify(d: BackendDescriptor, o: KitOptions = {}): AsyncGenerator<Verdict> {
   for (const c of cases) {
+    if (o.group !== undefined && c.group !== o.group) continue
     const skip = c.skip?.(d, o)
     if (skip !== undefined) {
       yield { group: c.group, name: c.name, outcome: 'skipped', why: skip }
