@@ -36,7 +36,7 @@ export interface IcmpSeen {
 export class World {
   readonly clock = new Clock()
   readonly random: Random
-  readonly arena = new Arena(new ArrayBuffer(4 << 20))
+  readonly arena = new Arena(new ArrayBuffer(8 << 20))
   readonly host: MemoryHost
   readonly flows: FlowTable
   readonly drops: Drops

@@ -125,6 +125,8 @@ export class TcpColumns {
   /** First chunk of what came ahead of RCV.NXT (disorder.ts), −1: none; and where the last of it began. */
   readonly held: Int32Array
   readonly heldLast: SeqColumn
+  /** When the first of it came, or some of it went on. */
+  readonly heldAt: Float64Array
   readonly finAhead: SeqColumn
   /** The largest window advertised so far. */
   readonly rcvWndMax: Int32Array
@@ -179,6 +181,7 @@ export class TcpColumns {
     this.rcvShift = bytes()
     this.held = words().fill(-1)
     this.heldLast = sequence()
+    this.heldAt = times()
     this.finAhead = sequence()
     this.rcvWndMax = words()
     this.alarm = times()
@@ -207,6 +210,7 @@ export class TcpColumns {
     this.irs[i] = this.rcvNxt[i] = this.rcvTold[i] = this.edge[i] = ZERO
     this.rcvShift[i] = 0
     this.held[i] = -1
+    this.heldAt[i] = 0
     this.heldLast[i] = this.finAhead[i] = ZERO
     this.rcvWndMax[i] = 0
     this.alarm[i] = Infinity

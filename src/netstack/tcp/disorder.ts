@@ -7,7 +7,9 @@
  * §4), and passed to the host socket when the hole is filled.
  *
  * Owns: CHUNKS chunks of CHUNK bytes in the arena; for each flow a list of its chunks, sorted and disjoint (`held` is its head).
- * When the pool is used up the oldest chunk of another flow is taken: reneging is allowed (RFC 2018 §8), the guest sends it again.
+ * What has been reported is kept: reneging is allowed (RFC 2018 §8), but a Linux guest answers each time with a timeout that doubles the
+ * next (seen: two minutes after a dozen). When the pool is used up segments are refused, not forgotten; only a chunk that
+ * nobody came to fill the hole of for STALE ms is given to another flow.
  */
 import type { FlowTable } from '../flow/table.ts'
 import { EAGAIN } from '../host.ts'
@@ -16,10 +18,12 @@ import { OPTION_SACK, type Seq, seqAdd, seqDiff, seqGe, seqGt, seqLe, seqLt } fr
 import type { SeqColumn, TcpColumns } from './columns.ts'
 import type { TcpHost } from './context.ts'
 
-export const CHUNKS = 48
-export const CHUNK = 64 * 1024
+export const CHUNKS = 256
+export const CHUNK = 16 * 1024
 /** Chunks of one flow. */
-const CHUNKS_PER_FLOW = 24
+const CHUNKS_PER_FLOW = 64
+/** ms without any progress of a chunk's flow. */
+const STALE = 60_000
 /** What fits 40 bytes of options beside two NOPs. */
 const SACK_BLOCKS = 4
 const NONE = -1
@@ -35,6 +39,9 @@ export class Disorder {
   readonly #next = new Int32Array(CHUNKS).fill(NONE)
   readonly #seq = new Int32Array(CHUNKS) as unknown as SeqColumn
   readonly #len = new Int32Array(CHUNKS)
+  /** Chunks that are free; and where to look for a stale one next. */
+  readonly #free = new Int32Array(CHUNKS)
+  #frees = 0
   #hand = 0
 
   constructor(host: TcpHost, table: FlowTable, c: TcpColumns) {
@@ -43,6 +50,7 @@ export class Disorder {
     this.#c = c
     this.#bytes = host.arena.bytes
     this.#at = host.arena.alloc(CHUNKS * CHUNK, 4096)
+    while (this.#frees < CHUNKS) this.#free[this.#frees] = this.#frees++
   }
 
   #end(k: number): Seq {
@@ -53,6 +61,7 @@ export class Disorder {
   hold(i: number, seq: Seq, off: number, len: number): void {
     const c = this.#c
     c.heldLast[i] = seq
+    if (c.held[i] === NONE) c.heldAt[i] = this.#host.now()
     let before = NONE
     let after = c.held[i]
     let count = 0
@@ -93,18 +102,18 @@ export class Disorder {
     }
   }
 
-  /** A chunk for flow `i`: a free one, else the oldest of another flow's. */
+  /** A chunk for flow `i`: a free one, else a stale one; each call looks at one. */
   #allocate(i: number): number {
-    for (let tries = 0; tries < 2 * CHUNKS; tries++) {
+    if (this.#frees === 0) {
       const k = this.#hand
       this.#hand = (k + 1) % CHUNKS
       const owner = this.#owner[k]
-      if (owner === i || (owner !== NONE && tries < CHUNKS)) continue
-      if (owner !== NONE) this.#drop(owner, k)
-      this.#owner[k] = i
-      return k
+      if (owner === i || this.#host.now() - this.#c.heldAt[owner] < STALE) return NONE
+      this.#drop(owner, k)
     }
-    return NONE
+    const k = this.#free[--this.#frees]
+    this.#owner[k] = i
+    return k
   }
 
   #drop(i: number, k: number): void {
@@ -117,6 +126,7 @@ export class Disorder {
     }
     this.#owner[k] = NONE
     this.#next[k] = NONE
+    this.#free[this.#frees++] = k
   }
 
   /** The flow is gone, or has taken its FIN. */
@@ -135,6 +145,7 @@ export class Disorder {
         const n = this.#host.tcpSend(this.#table.sock[i], this.#at + k * CHUNK + skip, left)
         if (n < 0) return n === -EAGAIN ? 0 : n
         c.rcvNxt[i] = seqAdd(c.rcvNxt[i], n)
+        c.heldAt[i] = this.#host.now()
         this.#table.bytesOut[i] += n
         if (n < left) return 0
       }
