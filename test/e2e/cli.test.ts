@@ -169,6 +169,21 @@ for (const { who, as, skip } of users)
       assert.notEqual((await exec('iso-1', 'ping', '-c1', '-W1', one.address as string)).code, 0)
     })
 
+    test('the page: a firewall inside the VM', { skip: missing('iptables') }, async () => {
+      for (const rule of [
+        '-p tcp --dport 80 -j ACCEPT',
+        '-p tcp --dport 443 -j ACCEPT',
+        '-m conntrack --ctstate ESTABLISHED -j ACCEPT',
+        '-j DROP',
+      ])
+        assert.equal((await exec('vm-2', 'iptables', '-A', 'INPUT', ...rule.split(' '))).code, 0, rule)
+      assert.match(await out('vm-2', 'iptables', '-L', '-n'), /dpt:443/)
+      assert.notEqual((await exec('vm-1', 'ping', '-c1', '-W1', 'vm-2')).code, 0)
+      assert.match(await out('vm-2', 'curl', '-sS', '--max-time', '5', `http://${EXAMPLE}/`), /hello/)
+      await exec('vm-2', 'iptables', '-F', 'INPUT')
+      assert.equal((await exec('vm-1', 'ping', '-c1', '-W1', 'vm-2')).code, 0)
+    })
+
     test('the page: iperf3 between VMs', async () => {
       const one = await cli.json<Vm>('info', 'vm-1')
       const server = cli.start('exec', 'vm-1', '--', 'iperf3', '-s', '-1')

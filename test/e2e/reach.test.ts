@@ -161,6 +161,22 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     await at('b').sh('ip addr del 192.168.103.99/24 dev eth0')
   })
 
+  test('a VM that takes the MAC of another does not take its traffic, and it is reported', async () => {
+    const [own, other] = [
+      await at('b').sh('cat /sys/class/net/eth0/address'),
+      await at('a').sh('cat /sys/class/net/eth0/address'),
+    ]
+    await at('b').sh(`ip link set eth0 address ${other}`)
+    await at('b').run(['ping', '-c2', '-i0.2', '-W1', '192.168.103.1'])
+    assert.ok(await pings(at('a'), '8.8.8.8'))
+    assert.ok(await reaches(lab.host, '192.168.103.10', 80))
+    const s = await agent.stats(one.id)
+    const told = [...s.warnings, ...s.drops.filter((d) => d.vm === 'b').map((d) => d.meaning)].join('\n')
+    assert.match(told, /MAC/)
+    await at('b').sh(`ip link set eth0 address ${own}; ip route replace default via 192.168.103.1`)
+    await eventually('b is back', () => pings(at('b'), '192.168.103.1'))
+  })
+
   test('a scan of the gateway and of the world does not hurt', async () => {
     const scan = await at('a').run(
       [
