@@ -189,6 +189,18 @@ export const catalogue = {
     (p) => `the data plane of ${p.network} did not start: ${p.why}`,
     (p) => `its log is ${p.log}`,
   ),
+  CNI_FAILED: entry(
+    500,
+    (p) =>
+      `the CNI plugin ${p.plugin} failed at ${p.command}: ${p.why}${p.code === undefined ? '' : ` (code ${p.code})`}`,
+    (p) => (typeof p.details === 'string' ? p.details : 'what it was given is in the conflist of the network'),
+  ),
+  CNI_PLUGIN_MISSING: entry(
+    409,
+    (p) => `there is no CNI plugin ${p.plugin} in ${p.dirs}`,
+    () =>
+      'install the usual ones with: apt-get install containernetworking-plugins; or name where yours are with binDirs',
+  ),
   EXEC_FAILED: entry(500, (p) => `the command could not be run in "${p.vm}": ${p.why}`),
   EXEC_INTERRUPTED: entry(
     502,

@@ -14,6 +14,7 @@ const c = {
   mount: declare<(source: Text, target: string, type: Text, flags: number, data: Text) => number>(
     'int mount(const char *, const char *, const char *, unsigned long, const char *)',
   ),
+  umount2: declare<(target: string, flags: number) => number>('int umount2(const char *, int)'),
   mknod: declare<(path: string, mode: number, dev: number) => number>(
     'int mknod(const char *, unsigned int, unsigned long)',
   ),
@@ -48,10 +49,14 @@ export const MS_NODEV = 4
 export const MS_BIND = 0x1000
 export const MS_REC = 0x4000
 export const MS_PRIVATE = 0x40000
+const MNT_DETACH = 2
 
 /** mount(2). */
 export const mount = (source: string, target: string, type: string | null, flags = 0, data: string | null = null) =>
   result(c.mount(source, target, type, flags, data))
+
+/** umount2(2) with MNT_DETACH: it is out of sight at once, whoever still uses it. */
+export const detachMount = (target: string) => result(c.umount2(target, MNT_DETACH))
 
 /**
  * Attach a read-only copy of the mount that `path` is on, seen from `path`, at `target`, with its owners shifted by the mapping of
