@@ -19,10 +19,15 @@ const c = {
   ),
   unshare: declare<(flags: number) => number>('int unshare(int)'),
   fcntl: declare<(fd: number, command: number, argument: number) => number>('int fcntl(int, int, long)'),
+  closeRange: declare<(n: number, first: number, last: number, flags: number) => number>(
+    'long syscall(long, unsigned int, unsigned int, unsigned int)',
+  ),
   dup2: declare<(from: number, to: number) => number>('int dup2(int, int)'),
 }
 const SYS_pidfd_send_signal = 424
 const SYS_pidfd_open = 434
+const SYS_close_range = 436
+const CLOSE_RANGE_CLOEXEC = 4
 const F_SETFD = 2
 /** include/uapi/linux/sched.h */
 export const CLONE_NEWNS = 0x00020000
@@ -85,6 +90,13 @@ export const unshare = (flags: number): number => result(c.unshare(flags))
 
 /** Let a descriptor pass through execve, as the same number. 0 or -errno. */
 export const keepOnExec = (fd: number): number => result(c.fcntl(fd, F_SETFD, 0))
+
+/**
+ * Let no descriptor from `first` on pass through an execve of this process: what it inherited itself would otherwise
+ * reach a VM. 0 or -errno (-EINVAL before Linux 5.11).
+ */
+export const closeOnExec = (first: number): number =>
+  result(c.closeRange(SYS_close_range, first, 0xffffffff, CLOSE_RANGE_CLOEXEC))
 
 /** dup2(2): the new number or -errno. */
 export const dup2 = (from: number, to: number): number => result(c.dup2(from, to))

@@ -4,14 +4,25 @@
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, it } from 'node:test'
 import type { VmHandle } from '../../src/runtimes/contract.ts'
 import { checkMachine } from '../../src/runtimes/sandbox/doctor.ts'
 import type { SandboxState } from '../../src/runtimes/sandbox/enter.ts'
-import { childrenOf, processStat } from '../../src/sys/process.ts'
+import { childrenOf, keepOnExec, processStat } from '../../src/sys/process.ts'
 import { attachment, type Lab, lab, leftovers, MAC, namespacesOf, never, privileged, until } from './lab.ts'
 
 const missing = (await checkMachine()).filter((c) => !c.ok && c.required)
@@ -42,6 +53,17 @@ describe(`a sandbox ${who}`, { skip, timeout: 120_000 }, () => {
     assert.equal(await said('hostname'), 'web')
     assert.equal(await said('id -u'), '0')
     assert.match(await said('cat /proc/1/comm'), /^sh$/)
+  })
+
+  it('is given no descriptor of the host but its log', async () => {
+    const hole = openSync('/dev/null', 'r')
+    keepOnExec(hole)
+    await using other = await lab()
+    const o = await other.runtime.prepare(other.vm, never)
+    closeSync(hole)
+    const opened = async (of: string) => (await other.run(o, ['ls', `/proc/${of}/fd`])).out.trim().split('\n')
+    assert.deepEqual(await opened('1'), ['0', '1', '2'])
+    assert.deepEqual(await opened('self'), ['0', '1', '2', '3'])
   })
 
   it('has files that say who it is', async () => {

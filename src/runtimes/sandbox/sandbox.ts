@@ -17,7 +17,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { NoidError } from '../../errors.ts'
 import type { Attachment, Resolver, Status } from '../../plugins/contract.ts'
-import { childrenOf, isRunning, processStat, signalExactly, signalNumber } from '../../sys/process.ts'
+import { childrenOf, closeOnExec, isRunning, processStat, signalExactly, signalNumber } from '../../sys/process.ts'
 import type { ExecRequest, ExecSession, Runtime, RuntimeContext, StartedNic, VmHandle, VmSpec } from '../contract.ts'
 import { checkMachine } from './doctor.ts'
 import { type SandboxState, tool } from './enter.ts'
@@ -37,16 +37,22 @@ const stageFile = join(dirname(self), 'stage', `main${self.slice(self.lastIndexO
 export class Sandbox implements Runtime {
   readonly #ctx: RuntimeContext
   readonly #networking: Networking
+  #usable = false
 
   constructor(ctx: RuntimeContext) {
     this.#ctx = ctx
+    // The daemon may have been started with descriptors that are nobody's; a VM must not get them.
+    closeOnExec(3)
     this.#networking = new Networking(ctx)
   }
 
   async status(): Promise<Status> {
+    // What worked once goes on to work; what was missing may be there now.
+    if (this.#usable) return { ok: true, problems: [] }
     const failed = (await checkMachine()).filter((c) => !c.ok && c.required)
+    this.#usable = failed.length === 0
     return {
-      ok: failed.length === 0,
+      ok: this.#usable,
       problems: failed.map((c) => ({ what: `${c.name}: ${c.detail}`, hint: c.hint })),
     }
   }

@@ -15,7 +15,7 @@ import {
 import { join } from 'node:path'
 import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
-import { CLONE_NEWNS, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
+import { CLONE_NEWNS, closeOnExec, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
 import { type HeldNamespace, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { markOf } from '../mark.ts'
 import { type BoundPart, initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
@@ -52,6 +52,7 @@ async function main(spec: StageSpec): Promise<void> {
   await held.release()
   if (!held.map.range) console.log('noid: only root exists in this VM: no usable range in /etc/subuid')
   must('dup2', dup2(ns, 0))
+  closeOnExec(3)
   must('fcntl', keepOnExec(CONTROL))
   // Fails, and ends everything, when the daemon that asked is gone.
   say('built')
