@@ -14,11 +14,12 @@
  * Invariants: a descriptor belongs to a client's queue until a request takes it; whatever is not taken is closed. An answer is
  * queued for each request that parsed. A read handles at most TURN bytes, so that a client cannot starve the nics.
  */
-import { lstatSync, unlinkSync } from 'node:fs'
+import { unlinkSync } from 'node:fs'
 import { errno, must } from '../sys/errno.ts'
 import { close } from '../sys/fd.ts'
 import { recvWithFds, sendWithFds } from '../sys/scm.ts'
 import { AF_UNIX, accept, bind, listen, peerCredentials, SOCK_NONBLOCK, SOCK_STREAM, socket } from '../sys/socket.ts'
+import { FileWatch } from './file-watch.ts'
 import type { AnswerMessage, EventMessage, Request, RequestMessage } from './protocol.ts'
 
 /** The longest line a client may send. */
@@ -51,7 +52,7 @@ export class Control {
   readonly #handle: ControlHandler
   readonly #uid: number
   readonly #listener: number
-  readonly #identity: string
+  readonly #file: FileWatch
   readonly #clients = new Set<Client>()
 
   /**
@@ -76,7 +77,7 @@ export class Control {
       process.umask(mask)
     }
     must(`listen on ${path}`, listen(this.#listener, CLIENTS_MAX))
-    this.#identity = identityOf(path)
+    this.#file = new FileWatch(path)
     reactor.watch(this.#listener, () => this.#accept())
   }
 
@@ -89,18 +90,21 @@ export class Control {
 
   /** False when the socket's file is gone or another's: nobody can reach this process any more, so it has no reason to go on. */
   reachable(): boolean {
-    try {
-      return identityOf(this.path) === this.#identity
-    } catch {
-      return false
-    }
+    return this.#file.exists()
   }
 
   close(): void {
     for (const c of [...this.#clients]) c.cut()
     this.#reactor.unwatch(this.#listener)
     close(this.#listener)
-    if (this.reachable()) unlinkSync(this.path)
+    if (this.reachable()) {
+      try {
+        unlinkSync(this.path)
+      } catch {
+        // Privileges are given up: the directory is the daemon's, and so is what is left in it.
+      }
+    }
+    this.#file.close()
   }
 
   #accept(): void {
@@ -258,12 +262,6 @@ class Client {
     if (!this.#waiting) this.#reactor.wantWrite(this.#fd, true)
     this.#waiting = true
   }
-}
-
-/** An inode's number is given again; with the time of its birth it is one file. */
-function identityOf(path: string): string {
-  const s = lstatSync(path, { bigint: true })
-  return `${s.dev}:${s.ino}:${s.birthtimeNs}`
 }
 
 const encode = (m: AnswerMessage | EventMessage): Uint8Array => Buffer.from(`${JSON.stringify(m)}\n`)

@@ -7,19 +7,21 @@ import { closeSync, fstatSync, openSync } from 'node:fs'
 const O_PATH = 0o10000000
 
 export class FileWatch {
-  readonly #fd: number
+  #fd: number
 
   /** @throws when there is no such file */
   constructor(path: string) {
     this.#fd = openSync(path, O_PATH)
   }
 
-  /** False once its last name was removed. */
+  /** False once its last name was removed, or nobody looks any more. */
   exists(): boolean {
-    return fstatSync(this.#fd).nlink > 0
+    return this.#fd >= 0 && fstatSync(this.#fd).nlink > 0
   }
 
+  /** Idempotent. */
   close(): void {
-    closeSync(this.#fd)
+    if (this.#fd >= 0) closeSync(this.#fd)
+    this.#fd = -1
   }
 }

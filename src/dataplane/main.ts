@@ -9,7 +9,6 @@ import { join } from 'node:path'
 import { raiseOpenFiles } from '../sys/privilege.ts'
 import { confine } from './confine.ts'
 import { Control } from './control.ts'
-import { FileWatch } from './file-watch.ts'
 import { makeArena } from './memory.ts'
 import { Plane } from './plane.ts'
 import { Reactor } from './reactor.ts'
@@ -24,19 +23,18 @@ const log = (line: string): void => {
 
 function main(dir: string): void {
   const reactor = new Reactor(raiseOpenFiles(OPEN_FILES_MAX))
-  const path = join(dir, 'control.sock')
-  const control: Control = new Control(path, reactor, (request, fds) => plane.handle(request, fds))
-  const file = new FileWatch(path)
+  const control: Control = new Control(join(dir, 'control.sock'), reactor, (request, fds) => plane.handle(request, fds))
   const plane = new Plane({
     reactor,
     arena: makeArena(ARENA_MIB),
     log,
     notify: (event) => control.notify(event),
-    wanted: () => file.exists(),
+    wanted: () => control.reachable(),
   })
   for (const what of confine()) log(`could not give up: ${what}`)
   log(`serving ${dir} as process ${process.pid}`)
   plane.run()
+  control.close()
   log('stopped')
 }
 

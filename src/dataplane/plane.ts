@@ -44,7 +44,7 @@ type Publish = Extract<Request, { op: 'publish' }>
 type Uplink = Extract<Request, { op: 'uplink' }>
 type Member = Extract<Request, { op: 'member' }>
 
-export interface PlaneOptions {
+interface PlaneOptions {
   readonly reactor: Reactor
   readonly arena: Arena
   readonly log: (line: string) => void

@@ -22,7 +22,7 @@ const ENFILE = 23
 /** Events taken in one wait. */
 const BURST = 256
 
-export type Ready = (readable: boolean, writable: boolean) => void
+type Ready = (readable: boolean, writable: boolean) => void
 
 export class Reactor implements ControlReactor {
   readonly #epoll = new Epoll(BURST)
