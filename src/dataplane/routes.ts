@@ -64,7 +64,7 @@ export class Routes {
     } else if (w0 === 0 && w1 === 0 && w2 === 0 && (w3 === 0 || w3 === 1)) return ROUTE.loopback
     const s = this.#socket
     if (s.route(this.#bytes, dst) < 0) return ROUTE.unreachable
-    if (s.link !== 0 && s.linkInfo(s.link) >= 0 && NOID_LINK.test(s.name)) return ROUTE.noid
+    for (const link of s.links) if (s.linkInfo(link) >= 0 && NOID_LINK.test(s.name)) return ROUTE.noid
     if (s.routeType === RTN.local) return ROUTE.host
     return s.routeType === RTN.unicast || s.routeType === RTN.anycast ? ROUTE.outside : ROUTE.unreachable
   }

@@ -24,7 +24,6 @@ const RTM_GETROUTE = 26
 const RTM_F_FIB_MATCH = 0x2000
 const RTA_DST = 1
 const RTA_OIF = 4
-const RTA_GATEWAY = 5
 const RTA_MULTIPATH = 9
 // linux/if_link.h
 const IFLA_IFNAME = 3
@@ -55,11 +54,9 @@ export class RouteSocket {
   readonly #at: number
   #sequence = 1
 
-  /** Of the last `route`: RTN_*, and the index of the link it leaves by (for a local address: that it belongs to), 0 when none. */
+  /** Of the last `route`: RTN_*, and the indices of the links it leaves by (for a local address: that it belongs to). */
   routeType = 0
-  link = 0
-  /** Of the last `route`: 1 when a router is the next hop. */
-  viaGateway = 0
+  readonly links: number[] = []
   /** Of the last `linkInfo`. */
   name = ''
   kind = ''
@@ -92,16 +89,15 @@ export class RouteSocket {
     if (n < 0) return n
     const a = this.#answer
     this.routeType = a.bytes[NLMSG_HDR + 7]!
-    this.link = 0
-    this.viaGateway = 0
+    this.links.length = 0
     for (let p = NLMSG_HDR + 12; p + 4 <= n; p += align(a.u16(p))) {
       const size = a.u16(p)
       if (size < 4) break
       const type = a.u16(p + 2) & 0x3fff
-      if (type === RTA_OIF) this.link = a.i32(p + 4)
-      else if (type === RTA_GATEWAY) this.viaGateway = 1
-      // struct rtnexthop: len, flags, hops, ifindex; the first hop speaks for all
-      else if (type === RTA_MULTIPATH && this.link === 0 && size >= 12) this.link = a.i32(p + 8)
+      if (type === RTA_OIF) this.links.push(a.i32(p + 4))
+      // struct rtnexthop: len, flags, hops, ifindex; its own attributes follow
+      else if (type === RTA_MULTIPATH)
+        for (let q = p + 4; q + 8 <= p + size && a.u16(q) >= 8; q += align(a.u16(q))) this.links.push(a.i32(q + 4))
     }
     return 0
   }

@@ -40,6 +40,7 @@ test('every kind of route is told apart, and an answer is kept for a second', { 
     ip('route', 'add', 'unreachable', '203.0.114.0/24')
     ip('route', 'add', 'blackhole', '203.0.115.0/24')
     ip('route', 'add', '10.1.0.0/16', 'nexthop', 'via', '192.168.107.1', 'nexthop', 'via', '198.51.100.1')
+    ip('route', 'add', '10.2.0.0/16', 'nexthop', 'via', '198.51.100.1', 'nexthop', 'via', '192.168.107.1')
     // Still the answer of a moment ago; a second later a new one.
     assert.equal(kind('203.0.113.9'), 'unreachable')
     now = 1001
@@ -55,6 +56,7 @@ test('every kind of route is told apart, and an answer is kept for a second', { 
       ['192.168.107.10', 'noid'],
       ['192.168.107.254', 'noid'],
       ['10.1.2.3', 'noid'],
+      ['10.2.2.3', 'noid'],
       ['2001:db8:7::9', 'noid'],
       ['2001:db8:7::1', 'noid'],
       // not a name that noid gives
