@@ -579,10 +579,15 @@ describe(`an image for a sandbox ${who}`, { skip, timeout: 120_000 }, () => {
       await using l = await lab({ image })
       await assert.rejects(async () => l.runtime.prepare(l.vm, never), { code: 'IMAGE_INVALID' }, image)
     }
-    const broken = join(mkdtempSync(join(tmpdir(), 'nt-image-')), 'x.tar')
+    const dir = mkdtempSync(join(tmpdir(), 'nt-image-'))
+    const broken = join(dir, 'x.tar')
     writeFileSync(broken, 'not an archive')
-    await using l = await lab({ image: broken })
-    await assert.rejects(l.runtime.prepare(l.vm, never), { code: 'IMAGE_INVALID' })
-    assert.deepEqual(leftovers(l.vm), [])
+    try {
+      await using l = await lab({ image: broken })
+      await assert.rejects(l.runtime.prepare(l.vm, never), { code: 'IMAGE_INVALID' })
+      assert.deepEqual(leftovers(l.vm), [])
+    } finally {
+      rmSync(dir, { recursive: true, force: true })
+    }
   })
 })
