@@ -1,7 +1,7 @@
 import { Args, Flags } from '@oclif/core'
 import type { Network } from '../../api/contract.ts'
 import { NoidCommand } from '../../cli/base.ts'
-import { NoidError } from '../../errors.ts'
+import { parseSettings } from '../../cli/settings.ts'
 
 export default class NetworkCreate extends NoidCommand {
   static override summary = 'Make a network.'
@@ -10,6 +10,7 @@ export default class NetworkCreate extends NoidCommand {
   static override examples = [
     '<%= config.bin %> network create lab',
     '<%= config.bin %> network create lab --subnet 192.168.120.0/24 --allow-host 5432',
+    '<%= config.bin %> network create lab --network-backend cni --config /etc/cni/net.d/10-lab.conflist',
   ]
   static override args = {
     name: Args.string({ ignoreStdin: true, description: 'Name of the network.', required: true }),
@@ -31,7 +32,12 @@ export default class NetworkCreate extends NoidCommand {
       max: 65_535,
       helpValue: 'PORT',
     }),
-    config: Flags.string({ summary: "The backend's own settings, as JSON.", helpValue: 'JSON' }),
+    config: Flags.string({
+      summary: "The backend's own settings: a file with JSON, JSON itself, or KEY=VALUE.",
+      multiple: true,
+      multipleNonGreedy: true,
+      helpValue: 'FILE|JSON|KEY=VALUE',
+    }),
   }
 
   async run(): Promise<Network> {
@@ -42,21 +48,11 @@ export default class NetworkCreate extends NoidCommand {
       subnet: flags.subnet,
       mtu: flags.mtu,
       allowHost: flags['allow-host'],
-      config: flags.config === undefined ? undefined : parseConfig(flags.config),
+      config: flags.config === undefined ? undefined : parseSettings(flags.config),
     })
     this.say(`${network.name} is ${network.subnet} (${network.backend}), gateway ${network.gateway}`)
     for (const w of network.warnings) this.say(`  note: ${w}`)
     this.say(`\nNext:\n  noid create NAME --network ${network.name}`)
     return network
   }
-}
-
-function parseConfig(text: string): Record<string, unknown> {
-  try {
-    const value: unknown = JSON.parse(text)
-    if (typeof value === 'object' && value !== null && !Array.isArray(value)) return value as Record<string, unknown>
-  } catch {
-    // Said below.
-  }
-  throw new NoidError('INVALID_INPUT', { what: '--config is not a JSON object', hint: `write --config '{"key": 1}'` })
 }
