@@ -11,13 +11,14 @@
  */
 import { type ChildProcess, execFile, execFileSync, type SpawnOptions, spawn } from 'node:child_process'
 import {
-  accessSync,
+  chmodSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -127,6 +128,7 @@ export class Lab {
   #services: ChildProcess | undefined
   #answers: ((line: string) => void)[] = []
   #guests = 0
+  #user: string | undefined
 
   private constructor() {
     this.id = `nt${Math.random().toString(36).slice(2, 7)}`
@@ -237,6 +239,20 @@ export class Lab {
     return new Agent(this.host, home)
   }
 
+  /** An ordinary user of this machine with ids to map (subuid(5)), gone with the laboratory. */
+  user(): { readonly name: string; readonly home: string } {
+    const name = `${this.id}u`
+    const home = join(this.dir, 'user')
+    execFileSync('useradd', ['--no-create-home', '--user-group', '--home-dir', home, '--shell', '/bin/sh', name], {
+      stdio: 'pipe',
+    })
+    this.#user = name
+    chmodSync(this.dir, 0o755)
+    mkdirSync(home)
+    execFileSync('chown', [`${name}:`, home])
+    return { name, home }
+  }
+
   /** Drop this share of the packets between host and internet, both ways; 0 ends it. */
   async loss(share: number): Promise<void> {
     await this.router.sh('iptables -F FORWARD')
@@ -286,7 +302,7 @@ export class Lab {
         .split('\n')
         .filter(Boolean)
         .map(Number)
-      for (const pid of pids) if (pid !== process.pid) process.kill(pid, 'SIGKILL')
+      for (const pid of pids) if (pid !== process.pid) kill(pid)
     } catch {
       // Gone meanwhile.
     }
@@ -301,6 +317,8 @@ export class Lab {
   }
 
   #removeAll(): void {
+    for (const { pid, argv } of this.#places.length > 0 ? this.processes() : [])
+      if (pid !== process.pid && argv.includes(this.dir)) kill(pid)
     for (const name of [...this.#places].reverse()) this.removePlace(name)
     for (const m of readFileSync('/proc/self/mounts', 'utf8')
       .split('\n')
@@ -313,6 +331,14 @@ export class Lab {
         // Unmounted with its parent.
       }
     }
+    if (this.#user !== undefined) {
+      const user = this.#user
+      const uid = execFileSync('id', ['-u', user], { encoding: 'utf8' }).trim()
+      for (const pid of readdirSync('/proc').filter((p) => /^\d+$/.test(p)))
+        if (statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid === Number(uid)) kill(Number(pid))
+      execFileSync('userdel', ['--force', user], { stdio: 'ignore' })
+      this.#user = undefined
+    }
     rmSync(this.dir, { recursive: true, force: true })
   }
 
@@ -321,6 +347,14 @@ export class Lab {
     process.off('exit', this.#onExit)
     process.off('SIGINT', this.#onSignal)
     process.off('SIGTERM', this.#onSignal)
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL')
+  } catch {
+    // Gone meanwhile.
   }
 }
 
@@ -342,11 +376,3 @@ export async function eventually<T>(what: string, probe: () => Promise<T> | T, t
 }
 
 export const repository = root
-export const canRead = (path: string): boolean => {
-  try {
-    accessSync(path)
-    return true
-  } catch {
-    return false
-  }
-}
