@@ -3,7 +3,7 @@
  * it could not be tried here (Skipped). Every wait is bounded; nothing needs the internet.
  */
 import { lookup } from 'node:dns/promises'
-import type { Network, Vm } from '../../api/contract.ts'
+import type { Backend, Network, Vm } from '../../api/contract.ts'
 import { background, type Captured, capture, lastLine } from '../../client/capture.ts'
 import type { Client, Progress } from '../../client/client.ts'
 import { NoidError } from '../../errors.ts'
@@ -37,6 +37,8 @@ export interface Scene {
   /** The network did not exist before. */
   madeNetwork: boolean
   interpreter?: Interpreter | undefined
+  /** What the backend claims: the rest is not tried. */
+  can?: Backend['capabilities'] | undefined
 }
 
 export interface Step {
@@ -58,6 +60,8 @@ export const steps: readonly Step[] = [
 ]
 
 async function makeVms(s: Scene, tell: (text: string) => void): Promise<string> {
+  const wanted = s.options.backend ?? 'userspace'
+  s.can = (await s.api.backends()).find((b) => b.name === wanted)?.capabilities
   const before = new Set((await s.api.networks()).map((n) => n.name))
   const progress: Progress = (l) => tell(l.text)
   for (const [i, name] of s.names.entries()) {
@@ -66,7 +70,7 @@ async function makeVms(s: Scene, tell: (text: string) => void): Promise<string> 
         name,
         networkBackend: s.options.backend,
         runtime: s.options.runtime,
-        ports: i === 0 ? [`0:${GUEST_PORT}`] : [],
+        ports: i === 0 && s.can?.publish !== false ? [`0:${GUEST_PORT}`] : [],
       },
       progress,
     )
@@ -91,6 +95,7 @@ async function lease(s: Scene): Promise<string> {
       return `${vm.name} ${vm.address}`
     }),
   )
+  if (s.can?.addressing === 'external') return `${seen.join(', ')}, given by the backend`
   const { leases } = await s.api.stats(first(s).network)
   const bound = leases.filter((l) => l.state === 'bound').map((l) => l.address)
   for (const vm of s.vms) if (!bound.includes(vm.address ?? '')) throw new Error(`no lease of ${vm.address} is bound`)
@@ -98,6 +103,7 @@ async function lease(s: Scene): Promise<string> {
 }
 
 async function pingByName(s: Scene): Promise<string> {
+  if (s.can?.dns === false) throw new Skipped('the backend has no names')
   const [a, b] = s.names
   const r = await capture(s.api, a, ['ping', '-c', '3', '-i', '0.2', '-W', '2', b], STEP_MS)
   if (r.code === 127) throw new Skipped('no ping in the VM')
@@ -107,6 +113,7 @@ async function pingByName(s: Scene): Promise<string> {
 }
 
 async function ownNames(s: Scene): Promise<string> {
+  if (s.can?.dns === false) throw new Skipped('the backend has no names')
   const [a, b] = s.names
   const domain = s.network?.domain ?? 'noid.internal'
   const own = await Promise.all([`${b}.${domain}`, `host.${domain}`].map((n) => resolveInside(s, a, n)))
@@ -144,6 +151,7 @@ async function outboundTcp(s: Scene): Promise<string> {
 }
 
 async function portForward(s: Scene): Promise<string> {
+  if (s.can?.publish === false) throw new Skipped('the backend publishes no ports')
   const published = first(s).ports[0]
   if (published === undefined) throw new Error('no port was published')
   if (s.interpreter === undefined) throw new Skipped('no python3, perl or node in the VM')
