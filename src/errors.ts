@@ -142,6 +142,12 @@ export const catalogue = {
     (p) => `"${p.vm}" publishes no ${p.spec}`,
     (p) => `noid port list ${p.vm} shows what it publishes`,
   ),
+  ATTACHMENT_UNKNOWN: entry(404, (p) => `there is no attachment "${p.id}" on the network ${p.network}`),
+  ATTACHED_ALREADY: entry(
+    409,
+    (p) => `"${p.id}" is attached already, to ${p.network} at ${p.netns}`,
+    () => 'detach it first',
+  ),
   // -- the machine -------------------------------------------------------------------------------------------------
   TUN_UNAVAILABLE: entry(
     500,

@@ -98,6 +98,42 @@ export const createNetwork = z.strictObject({
 })
 export type CreateNetwork = z.input<typeof createNetwork>
 
+/** A network namespace of somebody else's (a container engine's), to be put on a network. */
+export const attach = z.strictObject({
+  /** The caller's own name for it; the same again gives the same. noid-cni: NETWORK/CONTAINERID/IFNAME. */
+  id: z.string().min(1).max(512),
+  /** Absolute path, as the daemon sees it: /run/netns/NAME or /proc/PID/ns/net. */
+  netns: z.string().startsWith('/'),
+  ifname: z
+    .string()
+    .regex(/^[^\s/:]{1,15}$/)
+    .default('eth0'),
+  /** Wanted as its DNS name; another one is made of it when it is taken. */
+  name: z.string().optional(),
+  mac: z.string().optional(),
+  ip: z.string().optional(),
+  ports: z.array(z.string()).default([]),
+})
+export type Attach = z.input<typeof attach>
+
+export const attached = z.object({
+  id: z.string(),
+  /** Its name in `noid list` and in the network's DNS. */
+  name: z.string(),
+  network: z.string(),
+  netns: z.string(),
+  state: vmState,
+  ifname: z.string(),
+  mac: z.string(),
+  mtu: z.number(),
+  /** Configured already, with the routes. */
+  addresses: z.array(z.string()),
+  routes: z.array(z.object({ to: z.string(), via: z.string().optional() })),
+  dns: z.object({ servers: z.array(z.string()), search: z.array(z.string()) }).nullable(),
+  ports: z.array(publish),
+})
+export type Attached = z.infer<typeof attached>
+
 export const backend = z.object({
   name: z.string(),
   summary: z.string(),

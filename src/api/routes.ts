@@ -31,6 +31,13 @@ export const API_VERSION = 1
  * GET    /v1/networks/:net                → Network
  * DELETE /v1/networks/:net                → {}
  * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
+ *
+ * Namespaces of other engines (noid-cni). Each is also a VM of the runtime `netns`, with everything a VM has but exec.
+ * GET    /v1/networks/:net/attachments    → Attached[]
+ * POST   /v1/networks/:net/attachments    Attach → Attached    makes the network as `create` does; the same id again
+ *                                                              gives the same, with another namespace ATTACHED_ALREADY
+ * GET    /v1/networks/:net/attachments/:id?check=0|1 → Attached  with check: an error unless its nic is as it should be
+ * DELETE /v1/networks/:net/attachments/:id → {}                also when there is none
  */
 export const routes = {
   version: '/v1/version',

@@ -5,6 +5,8 @@
  * come from one contract, and a daemon of another version is found out before (daemon.ts).
  */
 import type {
+  Attach,
+  Attached,
   Backend,
   CreateNetwork,
   CreateVm,
@@ -62,6 +64,14 @@ export class Client {
   createNetwork = (body: CreateNetwork): Promise<Network> => json(this.#wire, 'POST', routes.networks, body)
   removeNetwork = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', netPath(name))
   stats = (name: string): Promise<NetworkStats> => json(this.#wire, 'GET', `${netPath(name)}/stats`)
+
+  attachments = (net: string): Promise<Attached[]> => json(this.#wire, 'GET', `${netPath(net)}/attachments`)
+  attach = (net: string, body: Attach): Promise<Attached> =>
+    json(this.#wire, 'POST', `${netPath(net)}/attachments`, body)
+  attachment = (net: string, id: string, check = false): Promise<Attached> =>
+    json(this.#wire, 'GET', `${netPath(net)}/attachments/${encodeURIComponent(id)}?check=${check ? 1 : 0}`)
+  detach = (net: string, id: string): Promise<unknown> =>
+    json(this.#wire, 'DELETE', `${netPath(net)}/attachments/${encodeURIComponent(id)}`)
 
   /** What the VM's init printed, as a byte stream; with `follow` it ends when the caller destroys it. */
   logs = (name: string, follow: boolean, lines: number): Promise<NodeJS.ReadableStream> =>

@@ -53,6 +53,9 @@ const RESERVED: Readonly<Record<string, string>> = {
   localhost: 'the VM itself',
 }
 
+/** Can a VM be called that? */
+export const isName = (name: string): boolean => NAME.test(name) && RESERVED[name] === undefined
+
 export function checkName(kind: 'VM' | 'network', name: string): void {
   if (!NAME.test(name)) throw new NoidError('NAME_INVALID', { name, kind })
   const meaning = RESERVED[name]
@@ -72,6 +75,7 @@ export const specOf = (paths: Paths, v: VmRecord): VmSpec => ({
   cpus: v.cpus,
   memMib: v.memMib,
   ...(v.image === null ? {} : { image: v.image }),
+  ...(v.netns == null ? {} : { netns: v.netns }),
 })
 
 /** The runtimes, loaded on first use. */

@@ -13,6 +13,7 @@ import { Registry, type Source } from '../plugins/registry.ts'
 import type { RuntimeDescriptor } from '../runtimes/contract.ts'
 import { parseRoutes, type TakenSubnet } from './addressing.ts'
 import { bootId, type Control, type Log, Runtimes } from './control.ts'
+import { Foreign } from './foreign.ts'
 import { Lock } from './lock.ts'
 import { KeyedMutex } from './mutex.ts'
 import { Networks } from './networks.ts'
@@ -128,7 +129,18 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
   // The answer to the wish leaves first.
   const wish = (): void => void setTimeout(() => void stop(), 50)
   const publishes = new Publishes(control, vms)
-  const app = buildServer({ control, vms, networks, publishes, version, ready, stop: wish, debug: o.debug ?? false })
+  const foreign = new Foreign(control, networks, vms)
+  const app = buildServer({
+    control,
+    vms,
+    networks,
+    publishes,
+    foreign,
+    version,
+    ready,
+    stop: wish,
+    debug: o.debug ?? false,
+  })
   await listen(app, paths)
   writeFileSync(pidFile, `${process.pid}\n`)
   log('info', `noid ${o.version} serves ${paths.socket}, pid ${process.pid}`)

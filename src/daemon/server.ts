@@ -12,6 +12,7 @@ import { type Duplex, Readable } from 'node:stream'
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify'
 import { z } from 'zod'
 import {
+  attach,
   type Backend,
   createNetwork,
   createVm,
@@ -26,6 +27,7 @@ import { NoidError } from '../errors.ts'
 import { asNoidError, bounded, limitMs } from './bounded.ts'
 import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
+import type { Foreign } from './foreign.ts'
 import { tail } from './logs.ts'
 import type { Networks } from './networks.ts'
 import type { Publishes } from './publishes.ts'
@@ -38,6 +40,7 @@ const MAX_REQUEST_MS = 30_000
 const stopBody = z.strictObject({ graceMs: z.number().int().min(0).max(MAX_GRACE_MS).optional() })
 const portsBody = z.strictObject({ ports: z.array(z.string()).min(1) })
 const empty = z.union([z.undefined(), z.null(), z.strictObject({})])
+const checkQuery = z.strictObject({ check: z.enum(['0', '1']).default('0') })
 const logsQuery = z.strictObject({
   follow: z.enum(['0', '1']).default('0'),
   lines: z.coerce.number().int().min(0).max(1_000_000).default(200),
@@ -48,6 +51,7 @@ export interface ServerParts {
   readonly vms: Vms
   readonly networks: Networks
   readonly publishes: Publishes
+  readonly foreign: Foreign
   readonly version: () => VersionInfo
   /** Resolves when the store and the world agree. */
   readonly ready: Promise<void>
@@ -80,6 +84,7 @@ export function buildServer(p: ServerParts): FastifyInstance {
   app.get(routes.backends, () => backends(p.control))
   vmRoutes(app, p)
   networkRoutes(app, p)
+  attachmentRoutes(app, p)
   // Upgraded connections are no longer the HTTP server's: it would wait for them for ever.
   const upgraded = new Set<Duplex>()
   app.server.on('upgrade', (req: IncomingMessage, socket: Duplex, head: Buffer) => {
@@ -133,6 +138,22 @@ function networkRoutes(app: FastifyInstance, p: ServerParts): void {
     return {}
   })
   app.get(`${one}/stats`, async (req: Named) => networks.stats(req.params.name))
+}
+
+type NamedPart = FastifyRequest<{ Params: { name: string; id: string } }>
+
+function attachmentRoutes(app: FastifyInstance, { foreign }: ServerParts): void {
+  const all = `${routes.networks}/:name/attachments`
+  const one = `${all}/:id`
+  app.get(all, async (req: Named) => foreign.list(req.params.name))
+  app.post(all, async (req: Named) => foreign.attach(req.params.name, parse(attach, req.body)))
+  app.get(one, async (req: NamedPart) =>
+    foreign.get(req.params.name, req.params.id, parse(checkQuery, req.query).check === '1'),
+  )
+  app.delete(one, async (req: NamedPart) => {
+    await foreign.detach(req.params.name, req.params.id)
+    return {}
+  })
 }
 
 /** Every backend with whether it can attach now, and plug-ins that could not be taken. */

@@ -34,6 +34,10 @@ const MIGRATIONS: readonly string[] = [
    CREATE TABLE leases (
      attachment TEXT PRIMARY KEY REFERENCES attachments(id) ON DELETE CASCADE, address TEXT NOT NULL, state TEXT NOT NULL,
      expires_at INTEGER) STRICT;`,
+  `ALTER TABLE vms ADD COLUMN netns TEXT;
+   ALTER TABLE vms ADD COLUMN ifname TEXT;
+   ALTER TABLE vms ADD COLUMN attached_as TEXT;
+   CREATE UNIQUE INDEX vm_attached ON vms(attached_as);`,
 ]
 export const SCHEMA_VERSION = MIGRATIONS.length
 
@@ -71,6 +75,10 @@ export interface VmRecord {
   readonly cpus: number
   readonly memMib: number
   readonly image: string | null
+  /** The namespace of somebody else's that it is, and that one's id for it (foreign.ts); null for noid's own VMs. */
+  readonly netns?: string | null
+  readonly ifname?: string | null
+  readonly attachedAs?: string | null
   readonly handle: VmHandle | null
   /** The boot in which the handle is valid. */
   readonly bootId: string | null
@@ -214,6 +222,7 @@ export class Store {
   vm = (id: string): VmRecord | undefined => this.#one('SELECT * FROM vms WHERE id = ?', id)
   vmNamed = (name: string): VmRecord | undefined => this.#one('SELECT * FROM vms WHERE name = ?', name)
   vmWithMac = (mac: string): VmRecord | undefined => this.#one('SELECT * FROM vms WHERE mac = ?', mac)
+  vmAttachedAs = (id: string): VmRecord | undefined => this.#one('SELECT * FROM vms WHERE attached_as = ?', id)
   countVms = (): number => (this.#db.prepare('SELECT count(*) AS n FROM vms').get() as { n: number }).n
   /** The VM with its attachment, which has the VM's id: one nic for each VM. */
   addVm = (v: VmRecord): void => {

@@ -27,6 +27,14 @@ interface Plan {
   readonly runtime: string
   readonly mac: string | undefined
   readonly ports: readonly Publish[]
+  readonly foreign: ForeignOrigin | undefined
+}
+
+/** A namespace that somebody else has made, and that one's id for it. */
+export interface ForeignOrigin {
+  readonly netns: string
+  readonly ifname: string
+  readonly attachedAs: string
 }
 
 const shown: Readonly<Record<Phase, Vm['state']>> = {
@@ -63,8 +71,8 @@ export class Vms {
   }
 
   // -- create ----------------------------------------------------------------------------------------------------------
-  async create(body: CreateVm, progress: Progress, cancel?: AbortSignal): Promise<Vm> {
-    const plan = await this.#check(body)
+  async create(body: CreateVm, progress: Progress, cancel?: AbortSignal, foreign?: ForeignOrigin): Promise<Vm> {
+    const plan = await this.#check(body, foreign)
     const id = newId('v')
     return this.#c.locks.run(`vm:${body.name}`, async () => {
       if (this.#c.store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
@@ -83,13 +91,18 @@ export class Vms {
   }
 
   /** What can be refused before the network is known. */
-  async #check(body: CreateVm): Promise<Plan> {
+  async #check(body: CreateVm, foreign?: ForeignOrigin): Promise<Plan> {
     const { registry, runtimes, store } = this.#c
     checkName('VM', body.name)
     if (store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
     const wanted = this.#networks.resolve(body.network, body.networkBackend)
     const backend = registry.descriptor(wanted.backend)
     const runtime = runtimes.descriptor(body.runtime)
+    if ((runtime.foreign ?? false) !== (foreign !== undefined))
+      throw new NoidError('INVALID_INPUT', {
+        what: `the runtime ${runtime.name} makes no VMs: it is for namespaces of other engines`,
+        hint: 'leave out --runtime',
+      })
     commonNics(runtime, backend)
     const ports = parsePorts(body.ports ?? [])
     if (ports.length > 0) this.mustPublish(wanted.backend)
@@ -109,7 +122,7 @@ export class Vms {
         hint: p?.hint,
       })
     }
-    return { body, wanted, runtime: runtime.name, mac, ports }
+    return { body, wanted, runtime: runtime.name, mac, ports, foreign }
   }
 
   /** Throws when the backend forwards no ports. */
@@ -137,6 +150,9 @@ export class Vms {
       cpus: body.cpus ?? 1,
       memMib: body.memMib ?? 512,
       image: body.image ?? null,
+      netns: plan.foreign?.netns ?? null,
+      ifname: plan.foreign?.ifname ?? null,
+      attachedAs: plan.foreign?.attachedAs ?? null,
       handle: null,
       bootId: null,
       createdAt: new Date().toISOString(),

@@ -87,6 +87,8 @@ export interface AttachRequest {
    * opened (rootless without /dev/net/tun).
    */
   readonly wireNetns?: string
+  /** The nic's name in that namespace; eth0 when absent. A backend that cannot give it that name refuses. */
+  readonly ifname?: string
 }
 
 export interface Attachment {

@@ -20,6 +20,8 @@ export interface VmSpec {
   readonly memMib: number
   /** Absent: the runtime's embedded default. */
   readonly image?: string
+  /** A network namespace that somebody else owns, for a runtime that is `foreign`. */
+  readonly netns?: string
 }
 
 /** What must be remembered of a VM that was prepared or runs. Plain JSON. */
@@ -96,5 +98,7 @@ export interface RuntimeDescriptor {
   readonly summary: string
   /** In the order the runtime prefers. */
   readonly accepts: readonly NicKind[]
+  /** Its VMs are namespaces of somebody else's: they come by an attachment, never by `create`. */
+  readonly foreign?: true
   load(): Promise<(ctx: RuntimeContext) => Runtime>
 }

@@ -1,5 +1,6 @@
 /** The runtimes noid brings along, the default one first. */
 import type { RuntimeDescriptor } from './contract.ts'
+import { netns } from './netns/index.ts'
 import { sandbox } from './sandbox/index.ts'
 
-export const runtimes: readonly RuntimeDescriptor[] = [sandbox]
+export const runtimes: readonly RuntimeDescriptor[] = [sandbox, netns]

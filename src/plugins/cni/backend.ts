@@ -122,6 +122,7 @@ export class CniBackend implements NetworkBackend {
   #whole(had: AttachmentRecord, r: AttachRequest): boolean {
     return (
       had.network === r.network &&
+      had.target.ifname === (r.ifname ?? IFNAME) &&
       had.caps.mac === r.mac &&
       had.results.length > 0 &&
       r.netns !== undefined &&
@@ -152,7 +153,7 @@ export class CniBackend implements NetworkBackend {
       target: {
         containerId: r.id,
         netns: this.#hold(r),
-        ifname: IFNAME,
+        ifname: r.ifname ?? IFNAME,
         args: `IgnoreUnknown=1;MAC=${r.mac}`,
       },
       chain: n.chain,
@@ -164,7 +165,7 @@ export class CniBackend implements NetworkBackend {
     try {
       const results = await add(n.chain, record.target, record.caps, signal)
       const done = { ...record, results }
-      if (!this.#present(done)) throw notThere(n, IFNAME)
+      if (!this.#present(done)) throw notThere(n, done.target.ifname)
       this.#records.set(done)
       return this.#attachment(n, done)
     } catch (e) {

@@ -17,7 +17,7 @@ import { linkIndex, setLinkUp } from '../../sys/netdev.ts'
 import { inNetns } from '../../sys/netns.ts'
 import { openPacket } from '../../sys/packet.ts'
 
-/** The nic's name in the VM. */
+/** The nic's name in the VM, unless another one is asked for. */
 export const IFNAME = 'eth0'
 /** The far end of its veth, in the second namespace. */
 export const WIRE = 'wire0'
@@ -28,6 +28,7 @@ export const WIRE = 'wire0'
 const QUEUE = 1000
 
 export interface DeviceSpec {
+  readonly ifname: string
   readonly mac: string
   readonly mtu: number
   /** Where the far end of a veth may live; absent: only a TAP will do. */
@@ -44,10 +45,10 @@ export interface OpenDevice {
 
 /** @throws TunTapError or SysError when neither kind can be made; nothing is left then */
 export function openDevice(spec: DeviceSpec): OpenDevice {
-  const existed = linkIndex(IFNAME) >= 0
+  const existed = linkIndex(spec.ifname) >= 0
   try {
     const { fd } = openTap({
-      name: IFNAME,
+      name: spec.ifname,
       mac: spec.mac,
       mtu: spec.mtu,
       vnetHdr: true,
@@ -56,7 +57,7 @@ export function openDevice(spec: DeviceSpec): OpenDevice {
     })
     return { fd, kind: 'tap', vnetHdr: true, existed }
   } catch (e) {
-    // EINVAL: eth0 is there and is no TAP, so it is the veth of an earlier time.
+    // EINVAL: it is there and is no TAP, so it is the veth of an earlier time.
     const veth =
       e instanceof TunTapError && (e.step.startsWith('open /dev/net/tun') || (existed && e.code === 'EINVAL'))
     if (!veth || spec.wireNetns === undefined) throw e
@@ -66,7 +67,7 @@ export function openDevice(spec: DeviceSpec): OpenDevice {
 
 function openVeth(spec: DeviceSpec, wireNetns: string, existed: boolean): OpenDevice {
   if (existed && inNetns(wireNetns, () => linkIndex(WIRE)) < 0) {
-    ip('link', 'delete', IFNAME)
+    ip('link', 'delete', spec.ifname)
     existed = false
   }
   const mtu = String(spec.mtu)
@@ -74,7 +75,7 @@ function openVeth(spec: DeviceSpec, wireNetns: string, existed: boolean): OpenDe
     ip(
       'link',
       'add',
-      IFNAME,
+      spec.ifname,
       'mtu',
       mtu,
       'address',
@@ -99,7 +100,7 @@ function openVeth(spec: DeviceSpec, wireNetns: string, existed: boolean): OpenDe
     })
     return { fd, kind: 'packet', vnetHdr: true, existed }
   } catch (e) {
-    if (!existed) ip('link', 'delete', IFNAME)
+    if (!existed) ip('link', 'delete', spec.ifname)
     throw e
   }
 }

@@ -32,6 +32,8 @@ export interface NicRecord {
   readonly kind: 'tap' | 'packet'
   readonly vnetHdr: boolean
   readonly netns: string
+  /** eth0 when absent. */
+  readonly ifname?: string
   /** Device and inode of the namespace. */
   readonly netnsId: string
   readonly privileged: boolean
@@ -57,10 +59,10 @@ export async function openNic(n: NetworkSpec, r: AttachRequest, privileged: bool
     })
   const netnsId = namespaceId(netns)
   if (netnsId === undefined) throw new NoidError('VM_NOT_RUNNING', { name: r.name })
-  const spec: DeviceSpec = { mac: r.mac, mtu: n.mtu, wireNetns: r.wireNetns }
+  const spec: DeviceSpec = { ifname: r.ifname ?? IFNAME, mac: r.mac, mtu: n.mtu, wireNetns: r.wireNetns }
   const opened = await whileBusy(() => (privileged ? openHere(netns, spec) : openThere(netns, spec)))
   const { kind, vnetHdr, existed, fd } = opened
-  return { fd, existed, record: { kind, vnetHdr, netns, netnsId, privileged } }
+  return { fd, existed, record: { kind, vnetHdr, netns, ifname: spec.ifname, netnsId, privileged } }
 }
 
 /**
@@ -81,8 +83,8 @@ export const nicGone = (r: NicRecord): boolean => namespaceId(r.netns) !== r.net
 
 /** Is the device still in its namespace, which exists? A guest that is root there may have removed it. */
 export async function nicPresent(r: NicRecord): Promise<boolean> {
-  if (r.privileged) return inNetns(r.netns, () => linkIndex(IFNAME)) >= 0
-  return run('nsenter', [...enter(r.netns, false), 'ip', 'link', 'show', IFNAME], { timeout: 5000 }).then(
+  if (r.privileged) return inNetns(r.netns, () => linkIndex(r.ifname ?? IFNAME)) >= 0
+  return run('nsenter', [...enter(r.netns, false), 'ip', 'link', 'show', r.ifname ?? IFNAME], { timeout: 5000 }).then(
     () => true,
     () => false,
   )
@@ -91,9 +93,9 @@ export async function nicPresent(r: NicRecord): Promise<boolean> {
 /** Remove the device. Idempotent; nothing to do when the namespace is gone. */
 export async function removeNic(r: NicRecord): Promise<void> {
   if (nicGone(r)) return
-  await run('nsenter', [...enter(r.netns, r.privileged), 'ip', 'link', 'delete', IFNAME], { timeout: 5000 }).catch(
-    () => {},
-  )
+  await run('nsenter', [...enter(r.netns, r.privileged), 'ip', 'link', 'delete', r.ifname ?? IFNAME], {
+    timeout: 5000,
+  }).catch(() => {})
 }
 
 export function attachmentOf(n: NetworkSpec, r: AttachRequest, record: NicRecord): Attachment {
@@ -102,8 +104,8 @@ export function attachmentOf(n: NetworkSpec, r: AttachRequest, record: NicRecord
     network: r.network,
     nic:
       record.kind === 'tap'
-        ? { kind: 'tap', ifname: IFNAME, netns: record.netns, queues: 1, vnetHdr: record.vnetHdr }
-        : { kind: 'netdev', ifname: IFNAME, netns: record.netns },
+        ? { kind: 'tap', ifname: record.ifname ?? IFNAME, netns: record.netns, queues: 1, vnetHdr: record.vnetHdr }
+        : { kind: 'netdev', ifname: record.ifname ?? IFNAME, netns: record.netns },
     mac: r.mac,
     mtu: n.mtu,
     addresses: r.addresses,

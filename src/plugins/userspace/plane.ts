@@ -457,6 +457,7 @@ const same = (a: AttachRequest, b: AttachRequest): boolean =>
   a.mac === b.mac &&
   a.addresses.join() === b.addresses.join() &&
   a.netns === b.netns &&
+  a.ifname === b.ifname &&
   a.wireNetns === b.wireNetns
 
 const samePublish = (had: PublishEntry, p: PublishSpec): boolean =>
