@@ -96,11 +96,11 @@ export class Boot {
       accepts: commonNics(this.#c.runtimes.descriptor(v.runtime), this.#c.registry.descriptor(n.backend)),
       netns,
       wireNetns,
-      ...(v.ifname == null ? {} : { ifname: v.ifname }),
+      ...(v.ifname === null ? {} : { ifname: v.ifname }),
     }
     const a = await bounded(`attaching to ${n.name}`, limitMs.attach, (s) => backend.attach(request, s), cancel)
     this.#c.store.setAttachment(v.id, a)
-    if (v.ifname != null && !('ifname' in a.nic && a.nic.ifname === v.ifname))
+    if (v.ifname !== null && !('ifname' in a.nic && a.nic.ifname === v.ifname))
       throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: `name an interface ${v.ifname}` })
     return a
   }

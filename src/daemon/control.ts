@@ -75,7 +75,7 @@ export const specOf = (paths: Paths, v: VmRecord): VmSpec => ({
   cpus: v.cpus,
   memMib: v.memMib,
   ...(v.image === null ? {} : { image: v.image }),
-  ...(v.netns == null ? {} : { netns: v.netns }),
+  ...(v.netns === null ? {} : { netns: v.netns }),
 })
 
 /** The runtimes, loaded on first use. */

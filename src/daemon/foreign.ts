@@ -31,7 +31,7 @@ export class Foreign {
 
   list(network: string): Attached[] {
     const n = this.#networks.find(network)
-    return this.#c.store.vmsOn(n.id).flatMap((v) => (v.attachedAs == null ? [] : [this.#view(v, v.attachedAs)]))
+    return this.#c.store.vmsOn(n.id).flatMap((v) => (v.attachedAs === null ? [] : [this.#view(v, v.attachedAs)]))
   }
 
   /** Put a namespace on a network; the same again gives the same. */

@@ -76,9 +76,9 @@ export interface VmRecord {
   readonly memMib: number
   readonly image: string | null
   /** The namespace of somebody else's that it is, and that one's id for it (foreign.ts); null for noid's own VMs. */
-  readonly netns?: string | null
-  readonly ifname?: string | null
-  readonly attachedAs?: string | null
+  readonly netns: string | null
+  readonly ifname: string | null
+  readonly attachedAs: string | null
   readonly handle: VmHandle | null
   /** The boot in which the handle is valid. */
   readonly bootId: string | null
