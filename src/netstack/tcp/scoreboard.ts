@@ -24,8 +24,11 @@ export function sackUpdate(c: TcpColumns, i: number, b: Uint8Array): boolean {
   for (let k = 0, at = options.sackAt; k < options.sackBlocks; k++, at += 8) {
     const left = be32(b, at) as Seq
     const right = be32(b, at + 4) as Seq
-    // Below una it is a duplicate's report (RFC 2883); beyond max a lie.
-    if (seqLe(left, c.sndUna[i]) || seqLe(right, left) || seqGt(right, c.sndMax[i])) continue
+    // Below una it is a duplicate's report (RFC 2883); beyond max a lie. As distances from una: comparing the edges alone lets a pair
+    // through that is half the sequence space apart.
+    const from = seqDiff(left, c.sndUna[i])
+    const to = seqDiff(right, c.sndUna[i])
+    if (from <= 0 || to <= from || to > seqDiff(c.sndMax[i], c.sndUna[i])) continue
     add(c, i, left, right)
   }
   return sackedBytes(c, i) !== before

@@ -211,6 +211,17 @@ test('three duplicate ACKs: the segment is sent again at once', () => {
   s.none(3000)
 })
 
+test('a SACK block that is half the sequence space long is not believed', () => {
+  const s = opened({ remote: { ...NEVER, gives: new Stream(4, 5000) } })
+  s.take(5)
+  const blocks = [s.iss + 0x1000000, s.iss - 0x7fffffff, s.iss + 2001, s.iss + 2000, s.iss + 1, s.iss + 1001]
+  const bytes = blocks.flatMap((b) => [(b >>> 24) & 255, (b >>> 16) & 255, (b >>> 8) & 255, b & 255])
+  s.send({ seq: 1, ack: 1, options: [1, 1, 5, 2 + bytes.length, ...bytes] })
+  s.world.relay.check(0)
+  s.send({ seq: 1, ack: 5001 })
+  s.none(3000)
+})
+
 test('a guest whose window stays shut is probed for as long as it answers, and given up when it does not', () => {
   const s = new Script({ remote: { ...NEVER, gives: new Stream(4, 5000) } })
   s.open(0)
