@@ -134,14 +134,19 @@ function parseCidr(text: string): { address: number[]; mask: number[] } {
   return { address: n.slice(0, 4), mask: [mask >>> 24, (mask >>> 16) & 255, (mask >>> 8) & 255, mask & 255] }
 }
 
-/** Header size, byte order and the offloads the kernel knows; USO came with Linux 6.2. */
-function enableOffloads(fd: number): number {
+/** Size and byte order of the header. */
+function setVnetHeader(fd: number): void {
   const word = new Uint8Array(new ArrayBuffer(4))
   const value = new DataView(word.buffer)
   value.setInt32(0, VNET_HEADER, true)
   check('set the size of the vnet header', ioctl(fd, TUNSETVNETHDRSZ, addressOf(word)))
   value.setInt32(0, 1, true)
   ioctl(fd, TUNSETVNETLE, addressOf(word)) // legacy headers are native-endian otherwise; refused only where that is the same
+}
+
+/** The header, and the offloads the kernel knows; USO came with Linux 6.2. */
+function enableOffloads(fd: number): number {
+  setVnetHeader(fd)
   const { CSUM, TSO4, TSO6, USO4, USO6 } = OFFLOAD
   const all = CSUM | TSO4 | TSO6 | USO4 | USO6
   if (ioctl(fd, TUNSETOFFLOAD, all) >= 0) return all
@@ -225,6 +230,24 @@ function isPersistent(fd: number): boolean {
 /** A TAP device: Ethernet frames. Throws TunTapError. */
 export function openTap(options: DeviceOptions = {}): Device {
   return openDevice(IFF_TAP, options)
+}
+
+/**
+ * The character device of a macvtap, by the path of a node of its own major and minor number. Frames carry a virtio_net_hdr; the
+ * kernel finishes checksums and segments before it hands a frame over. Throws TunTapError.
+ */
+export function openTapNode(path: string): number {
+  const fd = check(`open ${path}`, open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC, 0))
+  try {
+    ifreq.fill(0)
+    view.setUint16(16, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR, true)
+    check('set the flags of the macvtap', ioctl(fd, TUNSETIFF, at))
+    setVnetHeader(fd)
+    return fd
+  } catch (error) {
+    close(fd)
+    throw error
+  }
 }
 
 /** A TUN device: IP packets. Throws TunTapError. */

@@ -3,12 +3,16 @@
  * stream socket, in both directions. A request has a `seq`, its answer repeats it; what has no seq is an event. Descriptors
  * travel by SCM_RIGHTS with the first byte of the request that names how many in `fds` (in order).
  *
- * Types only. The data plane's end is control.ts; the daemon's end is src/plugins/userspace/link.ts.
+ * Types, and what both ends must agree on. The data plane's end is control.ts; the daemon's end is src/plugins/userspace/link.ts.
  * Every request is idempotent: the daemon repeats all of them after a restart of either side.
  */
 import type { DropRow, FlowRow, LeaseRow, PortRow } from '../plugins/contract.ts'
 
 export const PROTOCOL_VERSION = 1
+
+/** The MAC that a data plane answers with for its gateway (on medium `bridge`: for the services address), whose IPv4 address it ends in. */
+export const gatewayMac = (address: string): string =>
+  ['02', '6e', ...address.split('.').map((n) => Number(n).toString(16).padStart(2, '0'))].join(':')
 
 export interface NetworkConfig {
   readonly id: string

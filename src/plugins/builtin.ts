@@ -3,6 +3,7 @@
 import { descriptor as bridge } from './bridge/index.ts'
 import { descriptor as cni } from './cni/index.ts'
 import type { BackendDescriptor } from './contract.ts'
+import { descriptor as macvtap } from './macvtap/index.ts'
 import { descriptor as userspace } from './userspace/index.ts'
 
-export default async (): Promise<readonly BackendDescriptor[]> => [userspace, bridge, cni]
+export default async (): Promise<readonly BackendDescriptor[]> => [userspace, bridge, macvtap, cni]

@@ -20,6 +20,8 @@ import type {
 import { Guest } from './guest.ts'
 
 export interface KitOptions {
+  /** What the cases are called by, where one backend is held against the kit more than once. */
+  readonly label?: string
   /** What parseConfig is given for every network (macvtap: its parent). */
   readonly config?: unknown
   /** The third octet of the first subnet the kit uses, 10.213.N.0/24 and up. */

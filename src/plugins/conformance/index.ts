@@ -101,5 +101,7 @@ export function conformance(
   o: KitOptions = {},
 ): void {
   for (const c of cases)
-    test(`${d.name}: ${c.group}: ${c.name}`, { skip: c.skip?.(d, o) ?? false, timeout: 60_000 }, () => runCase(c, d, o))
+    test(`${o.label ?? d.name}: ${c.group}: ${c.name}`, { skip: c.skip?.(d, o) ?? false, timeout: 60_000 }, () =>
+      runCase(c, d, o),
+    )
 }

@@ -162,7 +162,10 @@ export const traffic: readonly Case[] = [
   {
     group: 'traffic',
     name: 'out through the gateway: 1 MiB TCP with its hash to an address of the host',
-    skip: needs(() => (hostAddress() === undefined ? 'the host has no address but loopback' : undefined)),
+    skip: needs(
+      (d) => (d.capabilities.addressing === 'noid' ? undefined : 'the gateway is not this backend’s'),
+      () => (hostAddress() === undefined ? 'the host has no address but loopback' : undefined),
+    ),
     async run(e) {
       const n = await e.network()
       const s = await station(e, n)
