@@ -64,6 +64,8 @@ const SYN_INTERVAL = 1000
 const SYN_RETRIES = 4
 /** Long enough for a late FIN to be answered; a new SYN does not wait for it (RFC 6191). */
 export const TIME_WAIT = 2000
+/** Of a network at once: a guest that opens thousands of connections in a second must not fill its table with ended ones. */
+export const TIME_WAITS = 1024
 /** RFC 5961 §7: how often one flow is challenged, in ms. */
 const CHALLENGE_INTERVAL = 100
 /** RFC 9293 §3.7.1: when the guest's SYN names none. */
@@ -87,6 +89,9 @@ export class TcpRelay implements Relay {
   readonly #receiver: Receiver
   /** Connections of each switch port whose handshakes are not over. */
   readonly #halfOpen: Int32Array
+  /** The latest flows that went to TIME-WAIT, as a ring. */
+  readonly #timeWaits = new Int32Array(TIME_WAITS).fill(-1)
+  #timeWaitAt = 0
 
   constructor(x: TcpContext) {
     this.#x = x
@@ -260,6 +265,11 @@ export class TcpRelay implements Relay {
     if (x.flows.sock[i] >= 0) x.host.close(x.flows.sock[i])
     x.flows.sock[i] = -1
     c.state[i] = STATE.timeWait
+    // Not more of them than TIME_WAITS: the oldest makes room. (A stale entry may name a younger one: no harm.)
+    const oldest = this.#timeWaits[this.#timeWaitAt]
+    this.#timeWaits[this.#timeWaitAt] = i
+    this.#timeWaitAt = (this.#timeWaitAt + 1) % TIME_WAITS
+    if (oldest >= 0 && oldest !== i && c.state[oldest] === STATE.timeWait) this.#remove(oldest)
     this.#alarms.rest(i)
     this.#alarms.set(i, x.host.now() + TIME_WAIT)
   }

@@ -123,6 +123,20 @@ test('a stranger’s segments do not end or corrupt somebody’s transfer', () =
   }
 })
 
+test('connections that the server ends do not fill the table', () => {
+  const s = new Script({ world: { limits: { flows: 4096 } } })
+  for (let port = 1; port <= 3000; port++) {
+    s.send({ flags: SYN }, port)
+    s.take(1.2)
+    s.send({ seq: 1, ack: 1 }, port)
+    s.take(0.3)
+    s.send({ flags: FIN | ACK, seq: 1, ack: 2 }, port)
+  }
+  assert.ok(s.world.flows.count <= 1024 + 1, `${s.world.flows.count} flows`)
+  s.take(5000)
+  assert.equal(s.world.flows.count, 0)
+})
+
 test('many guests’ worth of connections come and go without a trace', () => {
   const world = new World(3, { limits: { flows: 1024, halfOpenPerVm: 1024 } })
   const guests: Guest[] = []
