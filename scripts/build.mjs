@@ -54,7 +54,7 @@ export async function build() {
   for (const name of ['bin', 'docs', 'README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'LICENSE']) {
     if (existsSync(join(root, name))) cpSync(join(root, name), join(out, name), { recursive: true })
   }
-  chmodSync(join(out, 'bin', 'noid.mjs'), 0o755)
+  for (const door of ['noid.mjs', 'noid-cni.mjs']) chmodSync(join(out, 'bin', door), 0o755)
   writeFileSync(join(out, 'oclif.manifest.json'), await manifestOf(out))
   return out
 }

@@ -89,6 +89,11 @@ const walls: Record<string, Wall> = {
     ],
     mayType: [/^src\/api\/contract\.ts$/, /^src\/plugins\/contract\.ts$/],
   },
+  'cni → client': {
+    room: /^src\/cni\//,
+    may: [/^src\/(cni|client)\//, /^src\/errors\.ts$/, NODE],
+    mayType: [/^src\/api\/contract\.ts$/],
+  },
   'daemon → plugins, runtimes, api': {
     room: /^src\/daemon\//,
     may: [/^src\/(daemon|plugins|runtimes|api|sys)\//, /^src\/(errors|paths)\.ts$/, /^(fastify|zod|ipaddr\.js)$/, NODE],
