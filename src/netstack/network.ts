@@ -31,6 +31,7 @@ import { Switch } from './switch/switch.ts'
 import { LocalStreams } from './tcp/local.ts'
 import { TcpRelay } from './tcp/relay.ts'
 import { Timers } from './timers.ts'
+import { Capture, Captures } from './trace/capture.ts'
 import { DROP, Drops } from './trace/drops.ts'
 import { UdpRelay } from './udp/relay.ts'
 import { put32 } from './wire/bytes.ts'
@@ -69,6 +70,7 @@ export class Network {
   readonly #frame = new Frame()
   readonly #ports: Ports
   readonly #drops: Drops
+  readonly #captures = new Captures()
   readonly #flows: FlowTable
   readonly #timers: Timers
   readonly #switch: Switch
@@ -103,7 +105,7 @@ export class Network {
     const flows = new FlowTable(l.flows, l.ports, host.random32())
     const timers = new Timers(l.flows, host.now())
     const fdb = new Fdb(Math.min(MACS_MAX, powerOfTwo(l.ports * l.macsPerPort)), l.ports, host.random32())
-    const sw = new Switch(host, arena, ports, fdb, drops, { ...net, macsPerPort: l.macsPerPort })
+    const sw = new Switch(host, arena, ports, fdb, drops, this.#captures, { ...net, macsPerPort: l.macsPerPort })
     const errors = (out: Out): IcmpErrors =>
       new IcmpErrors(host, arena, out, flows, drops, l.ports, gateway, subnet | ~mask, l.icmpPerSecond)
     const out = new Out(host, arena, sw, ports, flows, errors, { ...net, mtu })
@@ -212,6 +214,7 @@ export class Network {
     this.#dns.unbind(index)
     this.#ports.remove(index)
     this.#switch.release(index)
+    this.#captures.forget(index)
   }
 
   #abortFlows(port: number): void {
@@ -232,6 +235,8 @@ export class Network {
     if (port === null || port === undefined) return this.#drops.count(-1, DROP['port-gone'])
     ports.framesIn[index]++
     ports.bytesIn[index] += len
+    const captures = this.#captures
+    if (captures.active) captures.arrived(index, this.#b, off, len)
     const f = this.#frame
     f.off = off
     f.len = len
@@ -239,6 +244,7 @@ export class Network {
     const bad = parse(this.#b, f, port.offload)
     if (bad !== 0) return this.#drops.count(index, bad)
     this.#switch.receive(f)
+    if (captures.active) captures.settle()
     this.#local.turn(this.#readyLocal)
   }
 
@@ -328,6 +334,23 @@ export class Network {
   /** Ports of the host's loopback that VMs may reach at the host's address, from now on. Flows that exist go on. */
   allowHostPorts(list: readonly number[]): void {
     this.#gateway.allowHostPorts(list)
+  }
+
+  /**
+   * Begin to write every frame that comes or goes to a ring, until `endCapture`.
+   * @param o.only a port's index, −1 for all
+   * @param o.clock microseconds since 1970
+   */
+  capture(o: { readonly only: number; readonly snapLength?: number; readonly clock: () => number }): Capture {
+    const capture = new Capture({ ...o, describe: (port) => this.#ports.name[port] })
+    this.#captures.add(capture)
+    this.#drops.observer = this.#captures
+    return capture
+  }
+
+  endCapture(c: Capture): void {
+    this.#captures.remove(c)
+    if (!this.#captures.active) this.#drops.observer = undefined
   }
 
   // -- for people ---------------------------------------------------------------------------------------------------

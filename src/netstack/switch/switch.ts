@@ -18,7 +18,8 @@
 import { type Arena, VNET } from '../arena.ts'
 import type { Frame } from '../frame.ts'
 import { EAGAIN, ENOBUFS, type Host } from '../host.ts'
-import { DROP, type Drop, type Drops } from '../trace/drops.ts'
+import type { Captures } from '../trace/capture.ts'
+import { DROP, type Drop, type Drops, dropComment } from '../trace/drops.ts'
 import * as arp from '../wire/arp.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import { TYPE_ARP } from '../wire/ethernet.ts'
@@ -59,18 +60,28 @@ export class Switch {
   readonly #ports: Ports
   readonly #fdb: Fdb
   readonly #drops: Drops
+  readonly #captures: Captures
   readonly #config: SwitchConfig
   readonly #broadcast: number
   readonly #software: SoftwareOffload
   readonly #warnedAt: Float64Array
   #uplink!: Uplink
 
-  constructor(host: Host, arena: Arena, ports: Ports, fdb: Fdb, drops: Drops, config: SwitchConfig) {
+  constructor(
+    host: Host,
+    arena: Arena,
+    ports: Ports,
+    fdb: Fdb,
+    drops: Drops,
+    captures: Captures,
+    config: SwitchConfig,
+  ) {
     this.#host = host
     this.#b = arena.bytes
     this.#ports = ports
     this.#fdb = fdb
     this.#drops = drops
+    this.#captures = captures
     this.#config = config
     this.#broadcast = config.subnet | ~config.mask
     this.#software = new SoftwareOffload(arena)
@@ -144,9 +155,12 @@ export class Switch {
     const asks = (vnet.flags(this.#b, hdr) & vnet.NEEDS_CSUM) | vnet.gsoType(this.#b, hdr)
     const r = port.offload || asks === 0 ? port.transmit(off, len) : this.#software.transmit(port, off, len)
     if (r < 0) {
-      this.#drops.count(to, DROP[r === -EAGAIN || r === -ENOBUFS ? 'port-busy' : 'port-error'])
+      const reason = DROP[r === -EAGAIN || r === -ENOBUFS ? 'port-busy' : 'port-error']
+      this.#drops.count(to, reason)
+      if (this.#captures.active) this.#captures.left(to, this.#b, off, len, dropComment(reason))
       return r
     }
+    if (this.#captures.active) this.#captures.left(to, this.#b, off, len, undefined)
     ports.framesOut[to]++
     ports.bytesOut[to] += len
     return r

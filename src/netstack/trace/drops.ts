@@ -2,7 +2,7 @@
  * Drops: everything the engine refuses, by reason, counted for each switch port. A refusal is never an exception.
  *
  * Owns: the catalogue (a name and a meaning for a person) and the counters. Reason 0 means "fine" and is never counted.
- * `count` is one addition into a typed array; text is made only when somebody asks.
+ * `count` is one addition into a typed array; text is made only when somebody asks, or captures.
  */
 import type { DropRow } from '../../plugins/contract.ts'
 
@@ -82,6 +82,37 @@ export const DROP = Object.freeze(Object.fromEntries(CATALOGUE.map(([name], i) =
 
 const REASONS = CATALOGUE.length
 
+/** Reasons that are not about the frame which came in: what it caused, or somebody else's that made room. */
+const ABOUT_ANOTHER = new Set<string>([
+  'port-busy',
+  'port-error',
+  'icmp-rate',
+  'fragment-limit',
+  'fragment-timeout',
+  'udp-evicted',
+  'ping-evicted',
+])
+
+/** Whoever shows refused frames beside counting them. */
+export interface DropObserver {
+  /** The frame that came in by `port` was refused; `comment` is UTF-8 for a person. */
+  dropped(port: number, comment: Uint8Array): void
+}
+
+const comments = new Map<string, Uint8Array>()
+
+function commentOn(name: string, meaning: string): Uint8Array {
+  let comment = comments.get(name)
+  if (comment === undefined) {
+    comment = new TextEncoder().encode(`${name}: ${meaning}`)
+    comments.set(name, comment)
+  }
+  return comment
+}
+
+/** A reason as a capture tells it: its name and its meaning. */
+export const dropComment = (d: Drop): Uint8Array => commentOn(CATALOGUE[d][0], CATALOGUE[d][1])
+
 export const dropName = (d: Drop): DropName => CATALOGUE[d][0]
 
 export class Drops {
@@ -89,6 +120,8 @@ export class Drops {
   readonly #ports: number
   /** Reasons of services, by name: rare, so a map will do. */
   readonly #named = new Map<string, { meaning: string; counts: Float64Array }>()
+  /** Set while somebody captures. */
+  observer: DropObserver | undefined
 
   /** @param ports switch ports at most; index −1 counts for the gateway itself */
   constructor(ports: number) {
@@ -98,6 +131,8 @@ export class Drops {
 
   count(port: number, reason: Drop): void {
     this.#counts[(port + 1) * REASONS + reason]++
+    if (this.observer !== undefined && !ABOUT_ANOTHER.has(CATALOGUE[reason][0]))
+      this.observer.dropped(port, dropComment(reason))
   }
 
   /** Count what a service refuses, by its own catalogue. */
@@ -108,6 +143,7 @@ export class Drops {
       this.#named.set(name, entry)
     }
     entry.counts[port + 1]++
+    this.observer?.dropped(port, commentOn(name, meaning))
   }
 
   of(port: number, reason: Drop): number {

@@ -76,6 +76,9 @@ export function interfaceDescription(name: string, description: string, snapLeng
   ])
 }
 
+/** Bytes of an interface statistics block. */
+export const INTERFACE_STATISTICS_LENGTH = 40
+
 /** How many packets of an interface are missing from the file so far. */
 export function interfaceStatistics(interfaceId: number, microseconds: number, missed: number): Uint8Array {
   const fixed = new Uint8Array(12)
