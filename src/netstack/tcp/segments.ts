@@ -118,7 +118,7 @@ export class Segments {
 
   /**
    * RST of a connection that the guest believes in. It must hit the guest's RCV.NXT (RFC 5961 §3): all that was sent has likely
-   * arrived, unless something is being sent again. Otherwise the guest's challenge finds no flow, and is answered by `rstOf`.
+   * arrived, unless something is being sent again. Otherwise the guest's challenge finds no flow, and is answered by egress.reset.
    */
   rst(i: number): number {
     const c = this.#c
