@@ -5,7 +5,7 @@
  * Never does: anything with a frame, a flow or a byte of the control socket.
  *
  * A turn: wait (not longer than the next timer), the clock once, what is ready (each nic a burst, each socket its budget), what asked to be
- * called again, timers, acknowledgments owed. A socket that was not finished makes the next wait return at once, so nobody waits for
+ * called again, timers, acknowledgments owed, what was captured. A socket that was not finished makes the next wait return at once, so nobody waits for
  * it longer than one turn.
  *
  * Faults: an exception in a nic's burst or a socket's turn is a mistake of ours. It ends that turn, is counted as the drop `fault`, is logged
@@ -18,6 +18,7 @@ import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
+import { CaptureStreams } from './captures.ts'
 import { DataPlaneHost } from './host.ts'
 import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
 import {
@@ -43,6 +44,7 @@ type Attach = Extract<Request, { op: 'attach' }>
 type Publish = Extract<Request, { op: 'publish' }>
 type Uplink = Extract<Request, { op: 'uplink' }>
 type Member = Extract<Request, { op: 'member' }>
+type CaptureRequest = Extract<Request, { op: 'capture' }>
 
 interface PlaneOptions {
   readonly reactor: Reactor
@@ -67,6 +69,7 @@ export class Plane {
   readonly #publishes = new Map<string, string>()
   /** Descriptors that are only kept. */
   readonly #held = new Map<string, number>()
+  readonly #captures: CaptureStreams
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
   #network: Network | undefined
@@ -84,6 +87,7 @@ export class Plane {
     this.#o = o
     this.#reactor = o.reactor
     this.#host = new DataPlaneHost(o.reactor, o.arena, (e) => this.#event(e))
+    this.#captures = new CaptureStreams(o.reactor, o.log)
     this.#slot = o.arena.slot()
     this.#host.gather.onLost = (datagrams) => {
       for (let n = 0; n < datagrams; n++) this.#network?.drops.count(-1, DROP['host-send'])
@@ -120,6 +124,8 @@ export class Plane {
           return
         case 'rawIcmp':
           return this.#host.adoptRawIcmp(taken(fds))
+        case 'capture':
+          return this.#capture(r, taken(fds))
         case 'stats':
           return this.#stats()
         case 'stop':
@@ -209,7 +215,18 @@ export class Plane {
     this.#indexOf.set(id, index)
   }
 
+  #capture({ id, attachment, snapLength }: CaptureRequest, fd: number): void {
+    let only = -1
+    if (attachment !== undefined) {
+      const index = this.#nics.get(attachment)?.index ?? this.#indexOf.get(attachment)
+      if (index === undefined) throw new Error('it is not attached')
+      only = index
+    }
+    this.#captures.begin(this.#configured(), fd, { id, attachment, only, snapLength })
+  }
+
   #detach(id: string): void {
+    this.#captures.gone(id)
     const member = this.#indexOf.get(id)
     if (this.#members.delete(id) && member !== undefined) {
       this.#indexOf.delete(id)
@@ -320,6 +337,7 @@ export class Plane {
           timeout = Math.max(0, Math.min(wakeAt - now, TIMER_GRAIN))
         }
       }
+      if (this.#captures.active) this.#captures.pump()
       const again = this.#again
       const ready = reactor.wait(timeout)
       const later = host.refreshClock()

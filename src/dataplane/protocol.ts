@@ -80,6 +80,18 @@ export type Request =
   | { readonly op: 'unpublish'; readonly id: string }
   /** fds: 1, a raw ICMP socket, where ping sockets are not allowed and the daemon is root. */
   | { readonly op: 'rawIcmp'; readonly fds: 1 }
+  /**
+   * Write pcapng to a stream until its reader closes it. fds: 1, the data plane's end of a stream socket. `attachment`: of that nic alone, and until it is
+   * detached. Not repeated after a restart: the reader sees the end.
+   */
+  | {
+      readonly op: 'capture'
+      readonly fds: 1
+      readonly id: string
+      readonly attachment?: string
+      /** Bytes kept of each frame. */
+      readonly snapLength?: number
+    }
   | { readonly op: 'stats' }
   | { readonly op: 'hello' }
   /** End the process; nics go dark. */
