@@ -6,8 +6,7 @@
  * (root) and in opener.ts (rootless).
  *
  * Theory. The TAP persists: if whoever holds its descriptor dies, the guest keeps interface, address and routes, and the next
- * opener finds it again. A veth does so by nature. A short transmit queue keeps the guest's kernel from filling a
- * buffer that nobody drains (and was measured to be faster). The far end speaks no protocol of its own: no ARP, no IPv6.
+ * opener finds it again. A veth does so by nature. The far end speaks no protocol of its own: no ARP, no IPv6.
  */
 import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
@@ -47,14 +46,7 @@ export interface OpenDevice {
 export function openDevice(spec: DeviceSpec): OpenDevice {
   const existed = linkIndex(spec.ifname) >= 0
   try {
-    const { fd } = openTap({
-      name: spec.ifname,
-      mac: spec.mac,
-      mtu: spec.mtu,
-      vnetHdr: true,
-      persist: true,
-      txQueueLen: QUEUE,
-    })
+    const fd = openOwnTap(spec)
     return { fd, kind: 'tap', vnetHdr: true, existed }
   } catch (e) {
     // EINVAL: it is there and is no TAP, so it is the veth of an earlier time.
@@ -63,6 +55,26 @@ export function openDevice(spec: DeviceSpec): OpenDevice {
     if (!veth || spec.wireNetns === undefined) throw e
     return openVeth(spec, spec.wireNetns, existed)
   }
+}
+
+/**
+ * SIOCSIFTXQLEN asks for rights over the whole machine (net/core/dev_ioctl.c), rtnetlink only for rights over the namespace: where
+ * the first is refused, iproute2 does it. Without iproute2 the queue is the kernel's 500 frames.
+ */
+function openOwnTap(spec: DeviceSpec): number {
+  const options = { name: spec.ifname, mac: spec.mac, mtu: spec.mtu, vnetHdr: true, persist: true }
+  try {
+    return openTap({ ...options, txQueueLen: QUEUE }).fd
+  } catch (e) {
+    if (!(e instanceof TunTapError && e.code === 'EPERM' && e.step.startsWith('set the transmit queue'))) throw e
+  }
+  const { fd } = openTap(options)
+  try {
+    ip('link', 'set', spec.ifname, 'txqueuelen', String(QUEUE))
+  } catch {
+    // As said above.
+  }
+  return fd
 }
 
 function openVeth(spec: DeviceSpec, wireNetns: string, existed: boolean): OpenDevice {
