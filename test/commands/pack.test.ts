@@ -4,10 +4,11 @@
  */
 import assert from 'node:assert/strict'
 import { execFile, spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
 
 /** PATH without node_modules: npm as a stranger has it. */
 const PATH = (process.env.PATH ?? '')
@@ -82,6 +83,41 @@ describe('npm pack, npm install, noid', { skip }, () => {
   test('quickstart works from the built files', { timeout: 120_000, skip: asRoot }, async () => {
     const r = await run(noid, ['quickstart', '--json'], dir, { NOID_HOME: join(dir, 'home') })
     assert.equal(r.code, 0, r.stdout + r.stderr)
+  })
+
+  // A package of its own, built against the packed noid, installed beside it, linked, verified, used: all that a stranger does.
+  test('a stranger’s backend', { timeout: 300_000, skip: asRoot }, async () => {
+    const source = join(dir, 'stranger')
+    cpSync(fileURLToPath(new URL('../../examples/noid-backend-ptp', import.meta.url)), source, { recursive: true })
+    const quiet = ['--no-audit', '--no-fund', '--prefer-offline']
+    // Its peer, noid, is found where it was installed: in the directory above.
+    const tools = await run('npm', ['install', ...quiet, '--legacy-peer-deps'], source)
+    assert.equal(tools.code, 0, tools.stderr)
+    const packed = await run('npm', ['pack', '--pack-destination', dir], source)
+    assert.equal(packed.code, 0, packed.stdout + packed.stderr)
+    const tarball = readdirSync(dir).find((f) => f.startsWith('noid-backend-ptp-')) as string
+    const beside = await run('npm', ['install', '--prefix', dir, ...quiet, join(dir, tarball)], dir)
+    assert.equal(beside.code, 0, beside.stderr)
+    const installed = join(dir, 'node_modules', 'noid-backend-ptp')
+    const more = { NOID_HOME: join(dir, 'home2'), XDG_DATA_HOME: join(dir, 'data'), HOME: dir }
+    const linked = await run(noid, ['plugins', 'link', installed, '--no-install'], dir, more)
+    assert.equal(linked.code, 0, linked.stdout + linked.stderr)
+    // A host of its own: nothing of this machine's network is touched.
+    const script = `
+      umount /run/netns/* 2>/dev/null; umount /run/netns 2>/dev/null
+      ip link set lo up
+      ${noid} backends verify ptp --json
+      ${noid} create far --network-backend ptp --json
+      ${noid} exec far -- ping -n -c 1 -W 5 "$(${noid} exec far -- sh -c 'ip route show default | cut -d" " -f3')"
+      ${noid} create far2 --network-backend ptp --port 8080:80
+      ${noid} destroy far
+      ip -o link show type veth
+      ${noid} daemon stop`
+    const used = await run('unshare', ['--net', '--mount', '--propagation', 'private', 'sh', '-c', script], dir, more)
+    assert.match(used.stdout, /"failed": 0/, used.stdout + used.stderr)
+    assert.match(used.stdout, /1 received/, used.stderr)
+    assert.match(used.stderr, /cannot do .*CAPABILITY_MISSING/s)
+    assert.doesNotMatch(used.stdout, /ptp[0-9a-f]{10}@/, 'a link was left')
   })
 
   test('it holds what it needs and no source', () => {

@@ -120,3 +120,13 @@ test('an abort reaches the verb, and what it throws comes back', { timeout: 30_0
   await assert.rejects(backend.attach({} as never, controller.signal), /undone/)
   await backend.close()
 })
+
+test('the end of an old process is nothing to the calls of a new one', { timeout: 60_000 }, async () => {
+  const [d] = await descriptorsOf('again', stub('again', ''))
+  for (let n = 0; n < 20; n++) {
+    const backend = (await d!.load())(context)
+    await backend.createNetwork({ id: `n${n}`, name: 'n' } as NetworkSpec, second())
+    // Closing ends the process; the next round starts another while this one dies.
+    await backend.close()
+  }
+})

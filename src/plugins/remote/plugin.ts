@@ -35,6 +35,8 @@ type Asked = Extract<ToChild, { type: 'load' | 'call' }>
 type WithoutCall<T> = T extends unknown ? Omit<T, 'call'> : never
 
 interface Waiting {
+  /** Who was asked: a new process does not answer for an old one. */
+  readonly of: ChildProcess
   readonly resolve: (v: unknown) => void
   readonly reject: (e: Error) => void
 }
@@ -95,8 +97,11 @@ export class Plugin {
     child.on('exit', (code, signal) => {
       reject(new Error(`its process ended (${signal ?? code})`))
       if (this.#running === child) this.#running = this.#child = undefined
-      for (const w of this.#waiting.values()) w.reject(unavailable(this.name, `its process ended (${signal ?? code})`))
-      this.#waiting.clear()
+      for (const [call, w] of this.#waiting) {
+        if (w.of !== child) continue
+        this.#waiting.delete(call)
+        w.reject(unavailable(this.name, `its process ended (${signal ?? code})`))
+      }
     })
     child.on('message', (m: FromChild) => {
       if (m?.type === 'descriptors') {
@@ -150,7 +155,7 @@ export class Plugin {
   #ask(child: ChildProcess, m: WithoutCall<Asked>, signal?: AbortSignal): Promise<unknown> {
     const call = ++this.#calls
     const { promise, resolve, reject } = Promise.withResolvers<unknown>()
-    this.#waiting.set(call, { resolve, reject })
+    this.#waiting.set(call, { of: child, resolve, reject })
     let grace: NodeJS.Timeout | undefined
     const abort = (): void => {
       if (child.connected) child.send({ type: 'abort', call } satisfies ToChild)
