@@ -195,6 +195,11 @@ export const catalogue = {
     (p) => `the data plane of ${p.network} did not start: ${p.why}`,
     (p) => `its log is ${p.log}`,
   ),
+  CAPTURE_REFUSED: entry(
+    409,
+    (p) => `${p.network} cannot be captured now: ${p.why}`,
+    () => 'end another capture first, or start the VM again',
+  ),
   CNI_FAILED: entry(
     500,
     (p) =>

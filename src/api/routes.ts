@@ -22,6 +22,7 @@ export const API_VERSION = 1
  * POST   /v1/vms/:vm/stop       {graceMs?} → Vm
  * POST   /v1/vms/:vm/restart              → NDJSON ProgressLine
  * GET    /v1/vms/:vm/logs?follow=0|1&lines=N → text stream
+ * GET    /v1/vms/:vm/capture?snap=BYTES   → pcapng stream of the VM's frames, until either side closes
  * POST   /v1/vms/:vm/exec       ExecStart → 101, then frames of src/api/exec.ts
  * GET    /v1/vms/:vm/ports                → Publish[]
  * POST   /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those added, with the ports picked for 0)
@@ -31,6 +32,7 @@ export const API_VERSION = 1
  * GET    /v1/networks/:net                → Network
  * DELETE /v1/networks/:net                → {}
  * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
+ * GET    /v1/networks/:net/capture?snap=BYTES → pcapng stream of every port's frames
  *
  * Namespaces of other engines (noid-cni). Each is also a VM of the runtime `netns`, with everything a VM has but exec.
  * GET    /v1/networks/:net/attachments    → Attached[]
@@ -46,3 +48,8 @@ export const routes = {
   vms: '/v1/vms',
   networks: '/v1/networks',
 } as const
+
+export const CAPTURE_TYPE = 'application/x-pcapng'
+/** Bytes kept of each frame: the headers at least; a frame with offloads has up to 64 KiB and its header. */
+export const CAPTURE_SNAP_MIN = 14
+export const CAPTURE_SNAP_MAX = 262_144

@@ -77,6 +77,14 @@ export class Client {
   logs = (name: string, follow: boolean, lines: number): Promise<NodeJS.ReadableStream> =>
     send(this.#wire, 'GET', `${vmPath(name)}/logs?follow=${follow ? 1 : 0}&lines=${lines}`)
 
+  /** Live pcapng of a VM, or of a whole network; destroying the stream ends the capture. */
+  capture = (kind: 'vm' | 'network', name: string, snap?: number): Promise<NodeJS.ReadableStream> =>
+    send(
+      this.#wire,
+      'GET',
+      `${kind === 'vm' ? vmPath(name) : netPath(name)}/capture${snap === undefined ? '' : `?snap=${snap}`}`,
+    )
+
   exec = (name: string, body: ExecStart) => upgrade(this.#wire, `${vmPath(name)}/exec`, EXEC_PROTOCOL, body)
 
   async #watch(method: string, path: string, body: unknown, progress: Progress): Promise<Vm> {

@@ -9,10 +9,11 @@
 import { existsSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
 import { dirname } from 'node:path'
+import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CreateNetwork, Network } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
-import type { NetworkSpec, NetworkStats } from '../plugins/contract.ts'
+import type { CaptureOptions, NetworkSpec, NetworkStats } from '../plugins/contract.ts'
 import {
   checkSubnet,
   chooseSubnet,
@@ -292,6 +293,30 @@ export class Networks {
     if (backend.stats === undefined)
       throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: 'show its flows, leases and drops' })
     return bounded(`asking the network ${name}`, limitMs.stats, () => backend.stats?.(n.id) as Promise<NetworkStats>)
+  }
+
+  /** Live pcapng of a network, or of one attachment of it; destroying the stream ends it. */
+  async capture(n: NetworkRecord, o: CaptureOptions, cancel: AbortSignal): Promise<Readable> {
+    const backend = await this.#c.registry.backend(n.backend)
+    const begin = backend.capture?.bind(backend)
+    if (begin === undefined)
+      throw new NoidError('CAPABILITY_MISSING', {
+        backend: n.backend,
+        what: 'capture',
+        hint: 'capture in the VM with: noid exec NAME -- tcpdump -i eth0 -w -; or use --network-backend userspace',
+      })
+    await this.ensure(n.id, cancel)
+    return bounded(
+      `capturing ${n.name}`,
+      limitMs.stats,
+      async (signal) => {
+        const frames = await begin(n.id, o, signal)
+        // Nobody waits for it any more.
+        if (signal.aborted) frames.destroy()
+        return frames
+      },
+      cancel,
+    )
   }
 
   view(n: NetworkRecord): Network {

@@ -22,7 +22,7 @@ import {
   type Vm,
 } from '../api/contract.ts'
 import { EXEC_PROTOCOL } from '../api/exec.ts'
-import { routes } from '../api/routes.ts'
+import { CAPTURE_SNAP_MAX, CAPTURE_SNAP_MIN, CAPTURE_TYPE, routes } from '../api/routes.ts'
 import { NoidError } from '../errors.ts'
 import { asNoidError, bounded, limitMs } from './bounded.ts'
 import { type Control, type Progress, specOf } from './control.ts'
@@ -31,6 +31,7 @@ import type { Foreign } from './foreign.ts'
 import { tail } from './logs.ts'
 import type { Networks } from './networks.ts'
 import type { Publishes } from './publishes.ts'
+import type { NetworkRecord } from './store.ts'
 import { MAX_GRACE_MS, type Vms } from './vms.ts'
 
 const MAX_BODY = 1 << 20
@@ -44,6 +45,9 @@ const checkQuery = z.strictObject({ check: z.enum(['0', '1']).default('0') })
 const logsQuery = z.strictObject({
   follow: z.enum(['0', '1']).default('0'),
   lines: z.coerce.number().int().min(0).max(1_000_000).default(200),
+})
+const captureQuery = z.strictObject({
+  snap: z.coerce.number().int().min(CAPTURE_SNAP_MIN).max(CAPTURE_SNAP_MAX).optional(),
 })
 
 export interface ServerParts {
@@ -119,6 +123,12 @@ function vmRoutes(app: FastifyInstance, p: ServerParts): void {
   app.post(`${one}/restart`, (req: Named, reply) => progress(p, reply, (say) => vms.restart(req.params.name, say)))
   app.post(`${one}/stop`, async (req: Named) => vms.stop(req.params.name, parse(stopBody, req.body ?? {}).graceMs))
   app.get(`${one}/logs`, (req: Named, reply) => logs(p, req, reply))
+  app.get(`${one}/capture`, (req: Named, reply) => {
+    const v = vms.find(req.params.name)
+    if (v.phase !== 'running') throw new NoidError('VM_NOT_RUNNING', { name: v.name })
+    const n = p.control.store.network(v.network)
+    return capture(p, req, reply, n, v.id)
+  })
   app.post(`${one}/exec`, async () => {
     throw new NoidError('INVALID_INPUT', { what: `exec needs a connection upgraded to ${EXEC_PROTOCOL}` })
   })
@@ -138,6 +148,7 @@ function networkRoutes(app: FastifyInstance, p: ServerParts): void {
     return {}
   })
   app.get(`${one}/stats`, async (req: Named) => networks.stats(req.params.name))
+  app.get(`${one}/capture`, (req: Named, reply) => capture(p, req, reply, networks.find(req.params.name)))
 }
 
 type NamedPart = FastifyRequest<{ Params: { name: string; id: string } }>
@@ -239,6 +250,24 @@ async function logs(p: ServerParts, req: Named, reply: FastifyReply): Promise<Fa
   const follow = q.follow === '1'
   const chunks = tail(runtime.logFile(specOf(p.control.paths, v)), q.lines, follow, gone.signal)
   return reply.type('text/plain; charset=utf-8').send(Readable.from(chunks, { objectMode: false }))
+}
+
+/** Frames as long as the client takes them. Nothing is kept here: what the client does not take stays with the data plane. */
+async function capture(
+  p: ServerParts,
+  req: Named,
+  reply: FastifyReply,
+  n: NetworkRecord,
+  attachment?: string,
+): Promise<FastifyReply> {
+  const { snap: snapLength } = parse(captureQuery, req.query)
+  const gone = new AbortController()
+  reply.raw.on('close', () => gone.abort())
+  const frames = await p.networks.capture(n, { attachment, snapLength }, gone.signal)
+  // However the client goes, the capture ends with it.
+  reply.raw.on('close', () => frames.destroy())
+  if (reply.raw.destroyed) frames.destroy()
+  return reply.type(CAPTURE_TYPE).header('cache-control', 'no-store').send(frames)
 }
 
 /** POST /v1/vms/NAME/exec with `upgrade: noid-exec/1`. */

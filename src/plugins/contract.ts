@@ -9,6 +9,8 @@
  * Never here: behaviour. Types, and nothing else.
  */
 
+import type { Readable } from 'node:stream'
+
 export type NetworkId = string
 export type AttachmentId = string
 /** "192.168.100.10/24" */
@@ -180,6 +182,14 @@ export interface PortRow {
   readonly bytesOut: number
 }
 
+/** What of a network is captured. */
+export interface CaptureOptions {
+  /** The frames of this attachment alone; of all when left out. */
+  readonly attachment?: AttachmentId
+  /** Bytes kept of each frame; all when left out. */
+  readonly snapLength?: number
+}
+
 /** What a backend is given of its surroundings. */
 export interface BackendContext {
   /** A private directory of this backend for files that live as long as the host is up (sockets, pid files). */
@@ -222,6 +232,12 @@ export interface NetworkBackend {
   close(): Promise<void>
   readonly ports?: PortPublisher
   stats?(n: NetworkId): Promise<NetworkStats>
+  /**
+   * Live pcapng of a network's frames: each refused frame has its reason as a comment, and frames that the reader was too slow for are counted in
+   * interface statistics blocks. It ends when the reader destroys the stream, or when what is captured is gone. A stream cannot cross to a backend
+   * in a process of its own, so that only built-in ones may have it.
+   */
+  capture?(n: NetworkId, o: CaptureOptions, signal: AbortSignal): Promise<Readable>
 }
 
 export interface BackendDescriptor {

@@ -14,6 +14,7 @@ import type {
   AttachmentId,
   AttachRequest,
   BackendContext,
+  CaptureOptions,
   GcReport,
   NetworkBackend,
   NetworkId,
@@ -25,7 +26,7 @@ import type {
 import { DataPlaneProcess } from '../userspace/process.ts'
 import { Resolvers } from '../userspace/resolvers.ts'
 import { Bridge, removeNetwork } from './bridge.ts'
-import { removePort } from './links.ts'
+import { bridgeOf, portName, removePort } from './links.ts'
 import { PROGRAMS } from './netfilter.ts'
 
 const run = promisify(execFile)
@@ -157,6 +158,16 @@ export class BridgeBackend implements NetworkBackend {
 
   async stats(n: NetworkId): Promise<NetworkStats> {
     return this.#bridge(n).stats()
+  }
+
+  /** The kernel forwards: its own tools see every frame, and nothing here does. */
+  async capture(n: NetworkId, { attachment }: CaptureOptions): Promise<never> {
+    const ifname = attachment === undefined ? await bridgeOf(n) : portName(attachment)
+    throw new NoidError('CAPABILITY_MISSING', {
+      backend: 'bridge',
+      what: 'capture',
+      hint: `the kernel's own tool can: tcpdump -i ${ifname ?? 'noid0'} -w -`,
+    })
   }
 
   async close(): Promise<void> {

@@ -8,6 +8,7 @@
 import { execFile } from 'node:child_process'
 import { accessSync, constants } from 'node:fs'
 import { join } from 'node:path'
+import type { Readable } from 'node:stream'
 import { promisify } from 'node:util'
 import { z } from 'zod'
 import { NoidError } from '../../errors.ts'
@@ -16,6 +17,7 @@ import type {
   AttachmentId,
   AttachRequest,
   BackendContext,
+  CaptureOptions,
   GcReport,
   NetworkBackend,
   NetworkId,
@@ -161,6 +163,10 @@ export class UserspaceBackend implements NetworkBackend {
 
   async stats(n: NetworkId): Promise<NetworkStats> {
     return this.#plane(n).stats()
+  }
+
+  async capture(n: NetworkId, o: CaptureOptions, signal: AbortSignal): Promise<Readable> {
+    return this.#plane(n).capture(o, signal)
   }
 
   async close(): Promise<void> {

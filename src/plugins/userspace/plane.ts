@@ -11,6 +11,7 @@
  * Invariants: `#carriedNics` and `#carriedPublishes` are what the data plane has confirmed over this link. A descriptor is closed here once it was sent.
  */
 import { mkdirSync } from 'node:fs'
+import type { Readable } from 'node:stream'
 import type { HelloAnswer, NetworkConfig, StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
 import { close } from '../../sys/fd.ts'
@@ -19,10 +20,12 @@ import type {
   AttachmentId,
   AttachRequest,
   BackendContext,
+  CaptureOptions,
   NetworkSpec,
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
+import { openCapture } from './capture.ts'
 import { openHostNic, removeHostNic } from './hostnic.ts'
 import { openRawIcmp } from './icmp.ts'
 import { Ledger, type NicEntry, type PublishEntry } from './ledger.ts'
@@ -192,6 +195,12 @@ export class Plane {
     const link = await this.#serially(() => this.#up(forever))
     const s = await link.request<StatsAnswer>({ op: 'stats' })
     return { ...s, warnings: [...this.#warnings, ...s.warnings] }
+  }
+
+  /** Live pcapng; destroying the stream ends it. */
+  async capture(o: CaptureOptions, signal: AbortSignal): Promise<Readable> {
+    const link = await this.#serially(() => this.#up(signal))
+    return openCapture(link, this.name, o)
   }
 
   /** Whose is the host port? The VM's name, if this network publishes it. */
