@@ -5,6 +5,7 @@
  * output. It keeps nothing: who is attached is the daemon's to know, by `NETWORK/CONTAINERID/IFNAME`.
  * Read: CNI SPEC.md 1.1.0, section 2 (execution protocol), section 5 (result types).
  */
+import { existsSync } from 'node:fs'
 import { enableCompileCache } from 'node:module'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
@@ -60,7 +61,8 @@ async function standardInput(): Promise<string> {
 
 /** The answer, or undefined where the protocol has none. */
 async function perform(p: Parameters, c: Config): Promise<unknown> {
-  const client = await daemon(c)
+  const client = await daemon(p, c)
+  if (client === undefined) return undefined
   switch (p.command) {
     case 'ADD':
       return add(client, p, c)
@@ -76,9 +78,13 @@ async function perform(p: Parameters, c: Config): Promise<unknown> {
   }
 }
 
-async function daemon(c: Config): Promise<Client> {
+/** The daemon, started when it is the own one; undefined when something is to be removed and there never was any. */
+async function daemon(p: Parameters, c: Config): Promise<Client | undefined> {
   const { chooseTarget, connect } = await import('../client/daemon.ts')
-  return (await connect(chooseTarget(c.host ?? process.env.NOID_HOST), 'of noid-cni')).client
+  const target = chooseTarget(c.host ?? process.env.NOID_HOST)
+  const removes = p.command === 'DEL' || p.command === 'GC'
+  if (removes && target.own !== undefined && !existsSync(target.own.store)) return undefined
+  return (await connect(target, 'of noid-cni')).client
 }
 
 /** A container may be on several CNI networks, and on one of them twice. */

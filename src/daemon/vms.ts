@@ -289,7 +289,12 @@ export class Vms {
 
   async #recoverRunning(v: VmRecord): Promise<void> {
     if (v.bootId !== this.#c.bootId) return this.#ended(v, 'stopped', 'the machine was started again')
-    if (!(await this.isAlive(v))) return this.#ended(v, 'failed', 'its init ended while the daemon was away')
+    if (!(await this.isAlive(v)))
+      return this.#ended(
+        v,
+        'failed',
+        v.netns === null ? 'its init ended while the daemon was away' : 'its network namespace is gone',
+      )
     try {
       await this.boot.adopt(v)
       this.#c.store.updateVm(v.id, { problem: null })
@@ -314,8 +319,9 @@ export class Vms {
   async reap(name: string): Promise<void> {
     await this.locked(name, async (v) => {
       if (v.phase !== 'running' || (await this.isAlive(v))) return
-      this.#c.log('warn', `the init of ${name} ended`)
-      await this.#ended(v, 'failed', 'its init ended')
+      const what = v.netns === null ? 'its init ended' : 'its network namespace is gone'
+      this.#c.log('warn', `${name}: ${what}`)
+      await this.#ended(v, 'failed', what)
     })
   }
 
