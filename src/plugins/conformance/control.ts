@@ -3,8 +3,8 @@
  */
 import assert from 'node:assert/strict'
 import type { AttachRequest, BackendDescriptor, Nic } from '../contract.ts'
+import type { Case } from './case.ts'
 import type { Environment } from './environment.ts'
-import type { Case } from './index.ts'
 
 const NAME = /^[a-z][a-z0-9-]{0,31}$/
 const KINDS = ['tap', 'netdev', 'tap-device', 'dgram', 'stream', 'vhost-user']

@@ -13,36 +13,14 @@ import { NoidError } from '../../errors.ts'
 import type { BackendContext, BackendDescriptor } from '../contract.ts'
 import { Registry } from '../registry.ts'
 import { backendSources } from '../sources.ts'
+import type { Case, Group } from './case.ts'
 import { control } from './control.ts'
 import { Environment, type KitOptions } from './environment.ts'
 import { compareHost, hostState } from './host-state.ts'
 import { traffic } from './traffic.ts'
 
+export { type Case, GROUPS, type Group } from './case.ts'
 export type { KitOptions } from './environment.ts'
-
-export const GROUPS = [
-  'descriptor',
-  'status',
-  'network',
-  'attach',
-  'detach',
-  'parallel',
-  'restart',
-  'gc',
-  'abort',
-  'traffic',
-  'publish',
-  'isolation',
-] as const
-export type Group = (typeof GROUPS)[number]
-
-export interface Case {
-  readonly group: Group
-  readonly name: string
-  /** Why it cannot be asked of this backend on this machine; undefined when it can. */
-  readonly skip?: (d: BackendDescriptor, o: KitOptions) => string | undefined
-  readonly run: (e: Environment) => Promise<void>
-}
 
 export interface Verdict {
   readonly group: Group

@@ -9,10 +9,10 @@ import { fileURLToPath } from 'node:url'
 import { promisify } from 'node:util'
 import type { ClientAnswer, ClientRequest } from '../../runtimes/dhcp-client/lease.ts'
 import type { Attachment, BackendDescriptor, NetworkSpec } from '../contract.ts'
+import type { Case } from './case.ts'
 import { unprivileged } from './control.ts'
-import type { Environment } from './environment.ts'
+import type { Environment, KitOptions } from './environment.ts'
 import type { Guest } from './guest.ts'
-import type { Case, KitOptions } from './index.ts'
 
 const run = promisify(execFile)
 const sibling = (name: string) =>
