@@ -18,6 +18,7 @@ import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
+import { Burst } from './burst.ts'
 import { CaptureStreams } from './captures.ts'
 import { DataPlaneHost } from './host.ts'
 import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
@@ -60,6 +61,7 @@ export class Plane {
   readonly #reactor: Reactor
   readonly #host: DataPlaneHost
   readonly #slot: number
+  readonly #burst: Burst | undefined
   readonly #nics = new Map<string, NicPort>()
   readonly #idOfPort: string[] = []
   // On a kernel's bridge: the one nic, and who is behind it.
@@ -89,6 +91,7 @@ export class Plane {
     this.#host = new DataPlaneHost(o.reactor, o.arena, (e) => this.#event(e))
     this.#captures = new CaptureStreams(o.reactor, o.log)
     this.#slot = o.arena.slot()
+    this.#burst = Burst.open(o.arena, this.#host.sockets.base)
     this.#host.gather.onLost = (datagrams) => {
       for (let n = 0; n < datagrams; n++) this.#network?.drops.count(-1, DROP['host-send'])
     }
@@ -191,7 +194,8 @@ export class Plane {
       network.flush()
       gather.flush()
     }
-    return { fd, vnetHdr, reactor, arena, base: sockets.base, slot: this.#slot, network, endOfBurst }
+    const { base } = sockets
+    return { fd, vnetHdr, reactor, arena, base, slot: this.#slot, burst: this.#burst, network, endOfBurst }
   }
 
   /** The one nic of a network on a kernel's bridge; members that were there speak through the new one. */

@@ -4,10 +4,14 @@
  * Owns: the descriptor of one nic, reading its frames in bursts, writing frames to it, counting what it refused.
  * Never does: looking into a frame.
  *
- * Theory. A frame is read with its virtio_net_hdr into the receive slot (arena.ts), given to the network, and the slot is used
- * again: one slot that stays in the cache is faster than a burst of 68 KiB slots. Reading ends when nothing is left or BURST frames
- * were read; the descriptor is level-triggered, so the rest comes in the next turn, after the others had theirs.
- * A port sends at once, so `flush` has nothing to do. (io_uring, which is faster for small frames, would gather here.)
+ * Theory. A nic is read in turns, with as many frames as the last turns lead to expect: a turn that found all of them doubles
+ * the number, one that found fewer sets it to what there was, because a read that finds nothing costs as much as one that does. The
+ * descriptor is level-triggered, so the rest comes in the next turn, after the others had theirs. A turn is bounded by frames (BURST) and by
+ * time (QUANTUM): a nic whose frames are dear (each opens a flow, say) gets fewer of them.
+ *
+ * Few frames, or long ones, are read one by one into one slot, which stays in the cache, and written at once. Many short ones are read and
+ * forwarded by io_uring (burst.ts), at half the cost for each. A port's frames keep their order in both: what is written at once comes after
+ * what had been put off.
  *
  * A nic that is gone (its namespace died) reports an error for ever: it is no longer watched, and stays attached until the daemon
  * detaches it.
@@ -17,18 +21,26 @@ import { type Arena, FRAME_MAX, VNET } from '../netstack/arena.ts'
 import type { Port } from '../netstack/switch/port.ts'
 import { close, read, setNonblock, write } from '../sys/fd.ts'
 import { recv, SO_SNDBUF, SO_SNDBUFFORCE, SOL_SOCKET, send, setOption } from '../sys/socket.ts'
+import { BURST, type Burst, type Loser } from './burst.ts'
 import type { Reactor } from './reactor.ts'
 
 const EINTR = 4
 const EAGAIN = 11
-/** Frames of one nic in one turn. With offloads they may be 64 KiB each. */
-const BURST = 32
+const EOPNOTSUPP = 95
+/** From how many expected frames on a ring is the cheaper way. */
+const RING_LEAST = 4
+/** Mean length up to which it is: 32 of these fit the second cache. */
+const SHORT = 4096
+/** The time of one nic in one turn, in ms, that its next turn is cut to; a turn of a few frames is not measured. */
+const QUANTUM = 0.5
+const FEW = 8
 /** Bytes in flight to a veth: several frames of 64 KiB with their overhead. */
 const SEND_BUFFER = 4 << 20
 
 /** What a port needs of the network (netstack/network.ts). */
 export interface Receiver {
   receive(index: number, off: number, len: number): void
+  lost(index: number, error: number, len: number): void
 }
 
 export interface NicOptions {
@@ -38,14 +50,16 @@ export interface NicOptions {
   readonly arena: Arena
   /** Address of the arena's first byte. */
   readonly base: number
-  /** The frame offset of the slot to read into; shared by all ports. */
+  /** The frame offset of the slot to read single frames into; shared by all ports. */
   readonly slot: number
+  /** Where io_uring is allowed; shared by all ports. */
+  readonly burst: Burst | undefined
   readonly network: Receiver
   /** Called after each burst: what was put off goes out. */
   readonly endOfBurst: () => void
 }
 
-export abstract class NicPort implements Port {
+export abstract class NicPort implements Port, Loser {
   readonly offload: boolean
   protected readonly fd: number
   protected readonly base: number
@@ -56,7 +70,15 @@ export abstract class NicPort implements Port {
   readonly #network: Receiver
   readonly #endOfBurst: () => void
   readonly #arena: Arena
+  #burst: Burst | undefined
   #watched = false
+  /** Frames to try for in the next turn, at most `#ceiling`. */
+  #expected = 1
+  #ceiling = BURST
+  /** The frames of the last turn were short. */
+  #short = false
+  /** The lot of writes that has something of this port. */
+  #lot = -1
   /** The switch's index for it; set when it is attached. */
   index = -1
   /** Errors other than a full queue, by which it lost frames. */
@@ -72,6 +94,7 @@ export abstract class NicPort implements Port {
     this.#network = o.network
     this.#endOfBurst = o.endOfBurst
     this.#arena = o.arena
+    this.#burst = o.burst
     setNonblock(o.fd, true)
   }
 
@@ -86,6 +109,7 @@ export abstract class NicPort implements Port {
 
   /** Give the descriptor up. */
   close(): void {
+    this.flush()
     this.#stop()
     close(this.fd)
   }
@@ -101,33 +125,100 @@ export abstract class NicPort implements Port {
   }
 
   #read(): void {
-    const header = this.header
-    const at = this.base + this.#slot - header
-    for (let n = 0; n < BURST; n++) {
-      const len = this.get(at, FRAME_MAX + header)
-      if (len < 0) {
-        if (len === -EAGAIN || len === -EINTR) break
-        this.errors++
-        this.#stop()
-        break
-      }
-      if (len <= header) continue
-      if (header === 0) this.#arena.bytes.fill(0, this.#slot - VNET, this.#slot)
-      this.#network.receive(this.index, this.#slot, len - header)
-      // The frame may have led to this port's end.
-      if (!this.#watched) break
+    const tries = this.#expected
+    const timed = tries > FEW
+    const from = timed ? performance.now() : 0
+    const burst = this.#burst
+    const short = this.#short && tries >= RING_LEAST
+    const came = burst !== undefined && short ? this.#readMany(burst, tries) : this.#readEach(tries)
+    if (timed) {
+      const took = performance.now() - from
+      this.#ceiling = took <= QUANTUM ? BURST : Math.max(FEW, Math.floor((tries * QUANTUM) / took))
     }
+    this.#expected = Math.min(this.#ceiling, came === tries ? tries * 2 : Math.max(1, came))
     this.#endOfBurst()
   }
 
-  transmit(off: number, len: number): number {
+  /** Read and deal with one frame after the other; how many there were. */
+  #readEach(tries: number): number {
     const header = this.header
+    const slot = this.#slot
+    const at = this.base + slot - header
+    let bytes = 0
+    let n = 0
+    for (; n < tries && this.#watched; n++) {
+      const len = this.get(at, FRAME_MAX + header)
+      if (len < 0) {
+        if (len !== -EAGAIN && len !== -EINTR) this.#broken()
+        break
+      }
+      bytes += len
+      this.#receive(slot, len - header)
+    }
+    this.#short = bytes <= n * SHORT
+    return n
+  }
+
+  /** Read many into their slots, then deal with them, then write what is forwarded; how many there were. */
+  #readMany(burst: Burst, tries: number): number {
+    const header = this.header
+    burst.read(this.fd, tries, header)
+    const { results } = burst
+    let bytes = 0
+    let n = 0
+    for (let i = 0; i < tries && this.#watched; i++) {
+      const len = results[i] as number
+      if (len < 0) {
+        if (len === -EAGAIN || len === -EINTR) continue
+        // The driver of an older kernel cannot be asked not to wait.
+        if (len === -EOPNOTSUPP) this.#burst = undefined
+        else this.#broken()
+        break
+      }
+      n++
+      bytes += len
+      this.#receive(burst.slot(i), len - header)
+    }
+    burst.flush()
+    this.#short = bytes <= n * SHORT
+    return n
+  }
+
+  #receive(off: number, len: number): void {
+    if (len <= 0) return
+    if (this.header === 0) this.#arena.bytes.fill(0, off - VNET, off)
+    this.#network.receive(this.index, off, len)
+  }
+
+  #broken(): void {
+    this.errors++
+    this.#stop()
+  }
+
+  transmit(off: number, len: number, stays: boolean): number {
+    const header = this.header
+    const burst = this.#burst
+    if (burst !== undefined) {
+      if (stays && burst.holds(off)) {
+        burst.put(this, this.fd, off, len, header)
+        this.#lot = burst.lot
+        return len
+      }
+      if (this.#lot === burst.lot) burst.flush()
+    }
     const r = this.put(this.base + off - header, len + header)
     if (r < 0 && r !== -EAGAIN) this.errors++
     return r
   }
 
-  flush(): void {}
+  lost(error: number, len: number): void {
+    if (error !== -EAGAIN) this.errors++
+    this.#network.lost(this.index, error, len)
+  }
+
+  flush(): void {
+    if (this.#burst !== undefined && this.#lot === this.#burst.lot) this.#burst.flush()
+  }
 }
 
 export class TapPort extends NicPort {

@@ -248,6 +248,11 @@ export class Network {
     this.#local.turn(this.#readyLocal)
   }
 
+  /** A frame that port `index` had put off (port.ts) could not be sent: −errno. */
+  lost(index: number, error: number, len: number): void {
+    this.#switch.lost(index, error, len)
+  }
+
   /** The end of a burst of frames: acknowledgments that are owed go out. */
   flush(): void {
     this.#tcp.flush()

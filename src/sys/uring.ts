@@ -6,7 +6,7 @@
  *
  * The rings are mapped with mmap and seen through typed arrays; head and tail are exchanged with the kernel by Atomics, which
  * are real barriers on memory that is not shared too. Every request carries a number of the caller's, given back with its result.
- * What is submitted has completed when `submit` returns, as long as each request can complete inline: reads carry RWF_NOWAIT, because
+ * What is submitted has completed when `submit` returns, as long as each request can complete inline: all carry RWF_NOWAIT, because
  * an unfilled READ of a non-blocking TAP would otherwise be armed for poll and complete later, into a buffer already reused.
  */
 import koffi from 'koffi'
@@ -133,9 +133,9 @@ export class Uring {
     this.#push(OP_READ, fd, address, len, RWF_NOWAIT, tag)
   }
 
-  /** Queue a write. The bytes must stay until `submit` has returned. */
+  /** Queue a write, completing at once or with −EAGAIN. The bytes must stay until `submit` has returned. */
   write(fd: number, address: number, len: number, tag: number): void {
-    this.#push(OP_WRITE, fd, address, len, 0, tag)
+    this.#push(OP_WRITE, fd, address, len, RWF_NOWAIT, tag)
   }
 
   get queued(): number {

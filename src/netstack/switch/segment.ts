@@ -40,7 +40,7 @@ export class SoftwareOffload {
       const word = value === 0 && field === udp.CHECKSUM ? 0xffff : value
       b[to + l4 + field] = word >>> 8
       b[to + l4 + field + 1] = word
-      return port.transmit(to, len)
+      return port.transmit(to, len, false)
     }
     return this.#split(port, off, len, l4, gso === vnet.GSO_TCPV4)
   }
@@ -82,7 +82,7 @@ export class SoftwareOffload {
         udp.setChecksum(b, t, 0)
         udp.setChecksum(b, t, finish(sum(b, t, l4len, pseudo)) || 0xffff)
       }
-      const r = port.transmit(to, header + part)
+      const r = port.transmit(to, header + part, false)
       if (r < 0) return r
     }
     return 0

@@ -118,7 +118,7 @@ export class Switch {
       }
     }
     if (this.#config.isolated) return this.#drops.count(f.port, DROP.isolated)
-    this.deliver(to, f.off, f.len)
+    this.deliver(to, f.off, f.len, true)
   }
 
   /** Broadcast and multicast: to the gateway and, unless isolated, to every port that may see it. */
@@ -143,8 +143,11 @@ export class Switch {
         this.deliver(p, f.off, f.len)
   }
 
-  /** Send a frame with its vnet header to a port. ≥ 0, or −errno; what fails is counted for that port. */
-  deliver(to: number, off: number, len: number): number {
+  /**
+   * Send a frame with its vnet header to a port. ≥ 0, or −errno; what fails is counted for that port.
+   * @param stays nobody changes the frame any more, and it is the one that came in: the port may put it off
+   */
+  deliver(to: number, off: number, len: number, stays = false): number {
     const ports = this.#ports
     const port = ports.port[to]
     if (port === null || port === undefined) {
@@ -153,10 +156,9 @@ export class Switch {
     }
     const hdr = off - VNET
     const asks = (vnet.flags(this.#b, hdr) & vnet.NEEDS_CSUM) | vnet.gsoType(this.#b, hdr)
-    const r = port.offload || asks === 0 ? port.transmit(off, len) : this.#software.transmit(port, off, len)
+    const r = port.offload || asks === 0 ? port.transmit(off, len, stays) : this.#software.transmit(port, off, len)
     if (r < 0) {
-      const reason = DROP[r === -EAGAIN || r === -ENOBUFS ? 'port-busy' : 'port-error']
-      this.#drops.count(to, reason)
+      const reason = this.#countLost(to, r)
       if (this.#captures.active) this.#captures.left(to, this.#b, off, len, dropComment(reason))
       return r
     }
@@ -164,6 +166,20 @@ export class Switch {
     ports.framesOut[to]++
     ports.bytesOut[to] += len
     return r
+  }
+
+  /** A frame that a port had put off could not be sent after all. */
+  lost(to: number, error: number, len: number): void {
+    this.#countLost(to, error)
+    if (to < 0) return
+    this.#ports.framesOut[to]--
+    this.#ports.bytesOut[to] -= len
+  }
+
+  #countLost(to: number, error: number): Drop {
+    const reason = DROP[error === -EAGAIN || error === -ENOBUFS ? 'port-busy' : 'port-error']
+    this.#drops.count(to, reason)
+    return reason
   }
 
   // -- guards -------------------------------------------------------------------------------------------------------
