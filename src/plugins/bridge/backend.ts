@@ -26,11 +26,13 @@ import type {
 import { DataPlaneProcess } from '../userspace/process.ts'
 import { Resolvers } from '../userspace/resolvers.ts'
 import { Bridge, removeNetwork } from './bridge.ts'
-import { bridgeOf, portName, removePort } from './links.ts'
+import { bridgeOf, noidAddresses, portName, removePort } from './links.ts'
 import { PROGRAMS } from './netfilter.ts'
 
 const run = promisify(execFile)
 const LEASE_SECONDS = 12 * 3600
+/** How soon rules know of a link that another backend or daemon has made. */
+const LOOK_MS = 1000
 
 const config = z.strictObject({
   /** How long a lease is good for, in seconds. */
@@ -47,6 +49,8 @@ export class BridgeBackend implements NetworkBackend {
   readonly #resolvers: Resolvers
   readonly #bridges = new Map<NetworkId, Bridge>()
   readonly #networkOfPublish = new Map<string, NetworkId>()
+  #look: NodeJS.Timeout | undefined
+  #seen = ''
   readonly ports: PortPublisher
 
   constructor(ctx: BackendContext) {
@@ -115,6 +119,7 @@ export class BridgeBackend implements NetworkBackend {
         },
       })
     this.#bridges.set(n.id, bridge)
+    this.#look ??= setInterval(() => this.#lookAround(), LOOK_MS).unref()
     try {
       await bridge.create(n, signal)
     } catch (e) {
@@ -172,8 +177,20 @@ export class BridgeBackend implements NetworkBackend {
 
   async close(): Promise<void> {
     this.#resolvers.close()
+    clearInterval(this.#look)
     for (const b of this.#bridges.values()) b.close()
     this.#bridges.clear()
+  }
+
+  /** Links of noid that are no bridges come and go without a word to this backend; the host's addresses on them are not for our VMs. */
+  #lookAround(): void {
+    const now = noidAddresses().join()
+    if (now === this.#seen) return
+    this.#seen = now
+    for (const b of this.#bridges.values())
+      b.refresh().catch((e: Error) =>
+        this.#ctx.log('warn', `the rules of ${b.name} could not be renewed: ${e.message}`),
+      )
   }
 
   #bridge(id: NetworkId): Bridge {

@@ -24,23 +24,35 @@ import type {
 } from '../contract.ts'
 import type { Link } from '../userspace/link.ts'
 import { DataPlaneProcess } from '../userspace/process.ts'
-import { bindPublished } from '../userspace/publisher.ts'
+import { type Bound, bindPublished } from '../userspace/publisher.ts'
 import { Claims } from './claims.ts'
+import type { Guard } from './guard.ts'
 import {
   bridgeOf,
   ensureBridge,
   ensurePort,
   IFNAME,
+  isBridge,
   openServicesTap,
   outsideLinks,
   portName,
+  portState,
   portsOf,
-  portWhole,
   removeBridge,
   removePort,
+  strangers,
 } from './links.ts'
-import { applyGuards, applyRules, forgetConnections, guardCounts, removeRules, saved } from './netfilter.ts'
-import { publishedIn, type RuleModel } from './rules.ts'
+import {
+  applyGuards,
+  applyRules,
+  forgetConnections,
+  guardRefusals,
+  keepRules,
+  removeRules,
+  rulesWhole,
+  saved,
+} from './netfilter.ts'
+import { type RuleModel, takenBy } from './rules.ts'
 
 /** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
 const claimsDir = (): string => `/run/noid/claims/${statSync('/proc/thread-self/ns/net').ino}`
@@ -52,8 +64,12 @@ interface PublishEntry {
 }
 
 interface Wish {
+  /** The bridge's name, for the day when somebody else has removed it. */
+  link?: string
   attachments: Record<AttachmentId, AttachRequest>
   publishes: Record<string, PublishEntry>
+  /** Attachments whose client holds its lease. */
+  bound: AttachmentId[]
 }
 
 export interface BridgeDeps {
@@ -73,6 +89,10 @@ export class Bridge {
   #link: Link | undefined
   #name: string | undefined
   #queue: Promise<unknown> = Promise.resolve()
+  #strangers: readonly string[] = []
+  /** Published ports that somebody else has taken while nobody held them. */
+  readonly #taken = new Set<string>()
+  #warnings: readonly string[] = []
   #failures = 0
   #repair: NodeJS.Timeout | undefined
   #closed = false
@@ -111,8 +131,9 @@ export class Bridge {
       this.#save()
       try {
         const name = this.#link?.open && this.#name !== undefined ? this.#name : await this.#align(signal)
+        // A port is guarded before it is there.
+        await Promise.all([applyGuards(name, this.#guards()), keepRules(this.#model(name))])
         await ensurePort(this.#spec, name, r)
-        await applyGuards(this.#model(name))
         await this.#join(await this.#services(name, signal), r)
         signal.throwIfAborted()
       } catch (e) {
@@ -129,10 +150,11 @@ export class Bridge {
 
   async #forget(id: AttachmentId): Promise<void> {
     delete this.#wish.attachments[id]
+    this.#wish.bound = this.#wish.bound.filter((b) => b !== id)
     this.#save()
     await removePort(id)
     if (this.#link?.open) await this.#link.request({ op: 'detach', id })
-    if (this.#name !== undefined) await applyGuards(this.#model(this.#name))
+    if (this.#name !== undefined) await applyGuards(this.#name, this.#guards())
   }
 
   check(a: Attachment, signal: AbortSignal): Promise<void> {
@@ -140,8 +162,12 @@ export class Bridge {
       signal.throwIfAborted()
       const r = this.#wish.attachments[a.id]
       const name = await bridgeOf(this.#spec.id)
-      if (r === undefined || name === undefined || !(await portWhole(name, r)))
+      if (r === undefined || name === undefined || (await portState(this.#spec, name, r)) !== 'whole')
         throw new NoidError('INTERNAL', { why: `the nic of ${r?.name ?? a.id} on ${this.name} is gone` })
+      if (!(await rulesWhole(this.#model(name), this.#guards())))
+        throw new NoidError('INTERNAL', {
+          why: `somebody removed rules of ${this.name} from iptables or ebtables; they come back with the next change`,
+        })
       const hello = await (await this.#services(name, signal)).request<HelloAnswer>({ op: 'hello' })
       if (!hello.attachments.includes(a.id))
         throw new NoidError('INTERNAL', { why: `the services of ${this.name} do not know ${r.name}` })
@@ -166,23 +192,7 @@ export class Bridge {
       if (had !== undefined && JSON.stringify(had.spec) === JSON.stringify(p)) return { hostPort: had.hostPort }
       if (had !== undefined) await this.#withdraw(p.id)
       const name = await this.#align(signal)
-      const taken = publishedIn(await saved()).find(
-        (x) =>
-          x.proto === p.proto &&
-          x.port === p.hostPort &&
-          (x.address === p.hostAddress || x.address === '0.0.0.0' || p.hostAddress === '0.0.0.0'),
-      )
-      const who = {
-        proto: p.proto.toUpperCase(),
-        port: p.hostPort,
-        address: p.hostAddress === '0.0.0.0' ? 'this host' : p.hostAddress,
-      }
-      if (taken !== undefined)
-        throw new NoidError('PORT_BUSY', {
-          ...who,
-          holder: this.#deps.holderOf(p.proto, p.hostAddress, p.hostPort) ?? `a VM on ${taken.link}`,
-        })
-      const bound = bindPublished(p, this.#deps.holderOf)
+      const bound = await this.#bind(p)
       this.#wish.publishes[p.id] = { spec: p, hostPort: bound.hostPort }
       this.#save()
       try {
@@ -201,10 +211,39 @@ export class Bridge {
     return this.#serially(() => this.#withdraw(id))
   }
 
+  /** The port's socket, if neither a program nor a rule has the port. */
+  async #bind(p: PublishSpec): Promise<Bound> {
+    const rules = await saved()
+    const busy = (port: number): string | undefined => takenBy(rules, { ...p, hostPort: port })
+    if (p.hostPort !== 0) {
+      const holder = busy(p.hostPort)
+      if (holder !== undefined)
+        throw new NoidError('PORT_BUSY', {
+          proto: p.proto.toUpperCase(),
+          port: p.hostPort,
+          address: p.hostAddress === '0.0.0.0' ? 'this host' : p.hostAddress,
+          holder: this.#deps.holderOf(p.proto, p.hostAddress, p.hostPort) ?? holder,
+        })
+      return bindPublished(p, this.#deps.holderOf)
+    }
+    // The kernel does not know which ports rules take away: such a one is kept until another is found.
+    const passed: Bound[] = []
+    try {
+      for (;;) {
+        const bound = bindPublished(p, this.#deps.holderOf)
+        if (busy(bound.hostPort) === undefined) return bound
+        passed.push(bound)
+      }
+    } finally {
+      for (const { fd } of passed) close(fd)
+    }
+  }
+
   async #withdraw(id: string): Promise<void> {
     const had = this.#wish.publishes[id]
     if (had === undefined) return
     delete this.#wish.publishes[id]
+    this.#taken.delete(id)
     this.#save()
     if (this.#link?.open) await this.#link.request({ op: 'unpublish', id })
     if (this.#name !== undefined) await applyRules(this.#model(this.#name))
@@ -231,22 +270,21 @@ export class Bridge {
   async stats(): Promise<NetworkStats> {
     const name = await this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
     const s = await (this.#link as Link).request<StatsAnswer>({ op: 'stats' })
-    const refused = await guardCounts(name).catch(() => new Map<string, number>())
-    const guards = Object.values(this.#wish.attachments).flatMap((r) => {
-      const count = refused.get(portName(r.id)) ?? 0
-      return count === 0
-        ? []
-        : [
-            {
-              vm: r.name,
-              reason: 'guard',
-              count,
-              meaning:
-                'a source MAC or address that is not the VM’s own, or a protocol that this network does not carry',
-            },
-          ]
+    const { drops, warnings } = await guardRefusals(name, this.#guards())
+    for (const message of warnings)
+      if (!this.#warnings.includes(message)) this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message })
+    this.#warnings = warnings
+    return { ...s, drops: [...s.drops, ...drops], warnings: [...s.warnings, ...warnings] }
+  }
+
+  /** A link of noid's came or went. */
+  async refresh(): Promise<void> {
+    await this.#serially(async () => {
+      const now = await strangers()
+      if (this.#name === undefined || this.#closed || now.join() === this.#strangers.join()) return
+      this.#strangers = now
+      await applyRules(this.#model(this.#name))
     })
-    return { ...s, drops: [...s.drops, ...guards] }
   }
 
   /** The host's name servers changed. */
@@ -269,7 +307,7 @@ export class Bridge {
       this.#link = undefined
       this.#closed = true
       clearTimeout(this.#repair)
-      await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments))
+      await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments), this.#wish.link)
       await this.#process.end(link)
     })
   }
@@ -294,25 +332,45 @@ export class Bridge {
     const spec = this.#spec
     const name = await ensureBridge(spec)
     this.#name = name
+    const last = this.#wish.link
+    if (last !== name) {
+      this.#wish.link = name
+      this.#save()
+      // Somebody removed the bridge, and it came back under another name.
+      if (last !== undefined && !(await isBridge(last))) await removeRules(last)
+    }
+    this.#strangers = await strangers()
     // Answers come in by the links of the outside: they must be allowed to go on to the bridge.
     for (const link of await outsideLinks())
       this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', spec.id)
+    await Promise.all([applyGuards(name, this.#guards()), keepRules(this.#model(name))])
     for (const r of Object.values(this.#wish.attachments)) {
       signal.throwIfAborted()
       if (r.netns !== undefined && namespaceGone(r.netns)) continue
       await ensurePort(spec, name, r)
     }
-    await applyRules(this.#model(name))
-    await applyGuards(this.#model(name))
     const link = await this.#services(name, signal)
     const hello = await link.request<HelloAnswer>({ op: 'hello' })
     for (const r of Object.values(this.#wish.attachments)) {
       if (!hello.attachments.includes(r.id)) await this.#join(link, r)
     }
     for (const [id, { spec: p, hostPort }] of Object.entries(this.#wish.publishes)) {
-      if (hello.publishes.includes(id)) continue
-      await send(link, { op: 'hold', fds: 1, id }, bindPublished({ ...p, hostPort }, this.#deps.holderOf).fd)
+      if (hello.publishes.includes(id)) {
+        this.#taken.delete(id)
+        continue
+      }
+      try {
+        await send(link, { op: 'hold', fds: 1, id }, bindPublished({ ...p, hostPort }, this.#deps.holderOf).fd)
+        this.#taken.delete(id)
+      } catch (e) {
+        if (!link.open) throw e
+        // Theirs now: the rule must not take it away from them.
+        this.#taken.add(id)
+        const message = `${p.proto} port ${hostPort} could not be published again: ${(e as Error).message}`
+        this.#deps.ctx.notify({ type: 'warning', network: spec.id, message })
+      }
     }
+    if (this.#taken.size > 0) await keepRules(this.#model(name))
     return name
   }
 
@@ -327,18 +385,26 @@ export class Bridge {
       hostAddress,
       isolated,
       allowHostPorts,
-      publishes: Object.values(this.#wish.publishes).map(({ spec, hostPort }) => ({ ...spec, hostPort })),
-      guards: Object.values(this.#wish.attachments).map((r) => ({
-        ifname: portName(r.id),
-        mac: r.mac.toLowerCase(),
-        address: addressOf(r),
-      })),
+      publishes: Object.values(this.#wish.publishes).flatMap(({ spec, hostPort }) =>
+        this.#taken.has(spec.id) ? [] : [{ ...spec, hostPort }],
+      ),
+      strangers: this.#strangers,
     }
+  }
+
+  #guards(): readonly Guard[] {
+    return Object.values(this.#wish.attachments).map((r) => ({
+      vm: r.name,
+      ifname: portName(r.id),
+      mac: r.mac.toLowerCase(),
+      address: addressOf(r),
+    }))
   }
 
   /** Tell the services of a VM. */
   #join(link: Link, r: AttachRequest): Promise<unknown> {
-    return link.request({ op: 'member', id: r.id, name: r.name, mac: r.mac, address: addressOf(r), bound: false })
+    const bound = this.#wish.bound.includes(r.id)
+    return link.request({ op: 'member', id: r.id, name: r.name, mac: r.mac, address: addressOf(r), bound })
   }
 
   /** The services' data plane, started or adopted, configured, with its TAP on the bridge. */
@@ -351,7 +417,8 @@ export class Bridge {
     link.onClose = () => this.#lost(link)
     link.onEvent = (e) => {
       if (e.event === 'warning') this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message: e.message })
-      else
+      else {
+        this.#leased(e.id, e.state)
         this.#deps.ctx.notify({
           type: 'lease',
           network: this.#spec.id,
@@ -360,11 +427,20 @@ export class Bridge {
           state: e.state,
           expiresAt: e.expiresInMs === null ? null : Date.now() + e.expiresInMs,
         })
+      }
     }
     await this.#configure(link)
     if (started || !hello.configured)
       await send(link, { op: 'uplink', fds: 1, vnetHdr: true }, await openServicesTap(bridge, this.#spec.mtu))
     return link
+  }
+
+  /** Leases live on when the services are started anew. */
+  #leased(id: AttachmentId, state: string): void {
+    const had = this.#wish.bound.includes(id)
+    if (this.#wish.attachments[id] === undefined || had === (state === 'bound')) return
+    this.#wish.bound = had ? this.#wish.bound.filter((b) => b !== id) : [...this.#wish.bound, id]
+    this.#save()
   }
 
   async #configure(link: Link): Promise<void> {
@@ -391,18 +467,23 @@ export class Bridge {
     this.#link = undefined
     this.#failures++
     this.#deps.ctx.log('warn', `the services of ${this.name} were lost; they are started again`)
-    this.#repair = setTimeout(
-      () => {
-        this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
-          .then(() => {
-            this.#failures = 0
-          })
-          .catch((e: Error) =>
-            this.#deps.ctx.log('error', `the services of ${this.name} could not be brought back: ${e.message}`),
-          )
-      },
-      BACKOFF_MS[Math.min(this.#failures, BACKOFF_MS.length) - 1] ?? 0,
-    )
+    this.#schedule()
+  }
+
+  #schedule(): void {
+    const wait = BACKOFF_MS[Math.min(this.#failures, BACKOFF_MS.length) - 1] ?? 0
+    this.#repair = setTimeout(() => {
+      this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
+        .then(() => {
+          this.#failures = 0
+        })
+        .catch((e: Error) => {
+          this.#deps.ctx.log('error', `the services of ${this.name} could not be brought back: ${e.message}`)
+          if (this.#closed || this.#link?.open) return
+          this.#failures++
+          this.#schedule()
+        })
+    }, wait)
     this.#repair.unref()
   }
 
@@ -426,21 +507,27 @@ export class Bridge {
   }
 }
 
-/** Remove what the kernel has of a network, also of one that this daemon knows nothing about. */
-export async function removeNetwork(id: string, attachments: readonly string[] = []): Promise<void> {
+/**
+ * Remove what the kernel has of a network, also of one that this daemon knows nothing about.
+ * @param last the bridge's name as it was known
+ */
+export async function removeNetwork(id: string, attachments: readonly string[] = [], last?: string): Promise<void> {
   for (const a of attachments) await removePort(a)
   const name = await bridgeOf(id)
   if (name !== undefined) await removeRules(name)
+  if (last !== undefined && last !== name && !(await isBridge(last))) await removeRules(last)
   await removeBridge(id)
   new Claims(claimsDir()).releaseAll(id)
 }
 
+const nothing = (): Wish => ({ attachments: {}, publishes: {}, bound: [] })
+
 function readWish(dir: string): Wish {
   try {
-    return JSON.parse(readFileSync(join(dir, 'bridge.json'), 'utf8')) as Wish
+    return { ...nothing(), ...(JSON.parse(readFileSync(join(dir, 'bridge.json'), 'utf8')) as Partial<Wish>) }
   } catch {
     rmSync(join(dir, 'bridge.json'), { force: true })
-    return { attachments: {}, publishes: {} }
+    return nothing()
   }
 }
 

@@ -2,17 +2,20 @@
  * The kernel's links of a bridged network: the bridge noid<N> with the network's own addresses, a veth or TAP for each VM, the TAP of the
  * services. Through `ip` and `bridge` of iproute2.
  *
- * What is there is read from the kernel; links carry an alias that names what they are for, so that a daemon that lost everything else
- * finds its own again. Never does: rules (rules.ts), switches of other links (claims.ts).
+ * What is there is read from the kernel. A bridge is known by its MAC and a port by its name, which follow from ids and are there from the link's
+ * first moment; so a daemon that was killed anywhere, or lost everything else, finds its own again. A VM's port learns no MACs and floods
+ * nothing: its own MAC is entered by hand, so nobody takes over a neighbour's traffic. Never does: rules (rules.ts), switches of other links (claims.ts).
  */
-import { execFile } from 'node:child_process'
+import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
+import { networkInterfaces } from 'node:os'
 import { promisify } from 'node:util'
 import { openTap } from '#tun-tap'
 import { close } from '../../sys/fd.ts'
 import { inNetns } from '../../sys/netns.ts'
 import type { AttachRequest, NetworkSpec } from '../contract.ts'
+import { PORT_PREFIX } from './guard.ts'
 
 const run = promisify(execFile)
 const IP_MS = 10_000
@@ -25,23 +28,38 @@ export async function ip(...argv: string[]): Promise<string> {
   return (await run('ip', argv, { timeout: IP_MS })).stdout
 }
 
+/** Several commands of `tool` (ip or bridge) in one process; the first that fails ends it. */
+async function batch(tool: 'ip' | 'bridge', lines: readonly string[]): Promise<void> {
+  const child = spawn(tool, ['-batch', '-'], { stdio: ['pipe', 'ignore', 'pipe'], timeout: IP_MS })
+  let said = ''
+  child.stderr.on('data', (d: Buffer) => {
+    said = (said + d).slice(-2000)
+  })
+  child.stdin.on('error', () => {})
+  child.stdin.end(`${lines.join('\n')}\n`)
+  const code = await new Promise<number | null>((resolve, reject) => child.on('error', reject).on('close', resolve))
+  if (code !== 0) throw new Error(`${tool}: ${said.trim() || code} (${lines.join('; ')})`)
+}
+
 interface LinkInfo {
   readonly ifname: string
   readonly ifalias?: string
+  readonly address?: string
   readonly master?: string
-  readonly operstate: string
+  readonly flags?: readonly string[]
+  readonly linkinfo?: { readonly info_slave_data?: { readonly isolated?: boolean; readonly learning?: boolean } }
 }
 
 async function links(...filter: string[]): Promise<LinkInfo[]> {
-  const text = await ip('-j', 'link', 'show', ...filter)
+  const text = await ip('-j', '-d', 'link', 'show', ...filter)
   // An empty list is printed as nothing, or as [{}].
   return (JSON.parse(text || '[]') as LinkInfo[]).filter((l) => l.ifname !== undefined)
 }
 
 const hashOf = (text: string): string => createHash('sha256').update(text).digest('hex')
+const portAlias = (id: string): string => `noid attachment ${id}`
 const networkAlias = (id: string): string => `noid network ${id}`
-/** What the name of every port of a VM begins with. */
-export const PORT_PREFIX = 'nb'
+const NOID_LINK = /^noid\d+$/
 /** The host's end of a VM's veth, or its TAP. */
 export const portName = (attachment: string): string => `${PORT_PREFIX}${hashOf(attachment).slice(0, 11)}`
 /** The services' TAP. */
@@ -55,7 +73,12 @@ export function macFor(what: string): string {
 
 /** The bridge of a network, or undefined. */
 export async function bridgeOf(id: string): Promise<string | undefined> {
-  return (await links('type', 'bridge')).find((l) => l.ifalias === networkAlias(id))?.ifname
+  const mac = macFor(id)
+  return (await links('type', 'bridge')).find((l) => l.address === mac && NOID_LINK.test(l.ifname))?.ifname
+}
+
+export async function isBridge(ifname: string): Promise<boolean> {
+  return (await links('type', 'bridge')).some((l) => l.ifname === ifname)
 }
 
 function sysctl(family: 'ipv4' | 'ipv6', ifname: string, key: string, value: number): void {
@@ -72,30 +95,13 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
   let name = await bridgeOf(n.id)
   for (let i = 0; name === undefined && i < LINKS_MAX; i++) {
     const candidate = `noid${i}`
-    const made = await ip(
-      'link',
-      'add',
-      candidate,
-      'address',
-      macFor(n.id),
-      'mtu',
-      String(n.mtu),
-      'type',
-      'bridge',
-      'stp_state',
-      '0',
-      'forward_delay',
-      '0',
-      'mcast_snooping',
-      '0',
-    )
-      .then(() => true)
-      .catch((e: Error & { stderr?: string }) => {
-        if (/exists/i.test(e.stderr ?? '')) return false
-        throw e
-      })
-    if (!made) continue
-    await ip('link', 'set', candidate, 'alias', networkAlias(n.id))
+    const bridge = ['type', 'bridge', 'stp_state', '0', 'forward_delay', '0', 'mcast_snooping', '0']
+    try {
+      await ip('link', 'add', candidate, 'address', macFor(n.id), 'mtu', String(n.mtu), ...bridge)
+    } catch (e) {
+      if (/exists/i.test((e as { stderr?: string }).stderr ?? '')) continue
+      throw e
+    }
     name = candidate
   }
   if (name === undefined) throw new Error(`there are ${LINKS_MAX} links named noidN already`)
@@ -107,8 +113,11 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
   sysctl('ipv4', name, 'accept_redirects', 0)
   sysctl('ipv4', name, 'arp_ignore', 1)
   const prefix = n.subnet.split('/')[1]
-  for (const address of [n.gateway, n.hostAddress]) await ip('addr', 'replace', `${address}/${prefix}`, 'dev', name)
-  await ip('link', 'set', name, 'up')
+  await batch('ip', [
+    `link set ${name} alias "${networkAlias(n.id)}"`,
+    ...[n.gateway, n.hostAddress].map((address) => `addr replace ${address}/${prefix} dev ${name}`),
+    `link set ${name} up`,
+  ])
   return name
 }
 
@@ -119,61 +128,64 @@ export async function removeBridge(id: string): Promise<void> {
   await ip('link', 'delete', name).catch(() => {})
 }
 
-async function enslave(ifname: string, bridge: string, isolated: boolean): Promise<void> {
-  sysctl('ipv6', ifname, 'disable_ipv6', 1)
-  await ip('link', 'set', ifname, 'master', bridge)
-  if (isolated) {
-    await run('bridge', ['link', 'set', 'dev', ifname, 'isolated', 'on'], { timeout: IP_MS })
-    const said = (await run('bridge', ['-d', 'link', 'show', 'dev', ifname], { timeout: IP_MS })).stdout
-    if (!said.includes('isolated on'))
-      throw new Error(`the kernel did not isolate ${ifname}: isolated networks cannot be had here`)
-  }
-  await ip('link', 'set', ifname, 'up')
-}
+/** Lines of `ip -batch` that make a link a port of the bridge and bring it up. */
+const enslave = (ifname: string, bridge: string): string[] => [
+  `link set ${ifname} addrgenmode none`,
+  `link set ${ifname} master ${bridge} up`,
+]
 
 /** The VM's nic: a veth into its namespace, or a persistent TAP that its runtime opens. Made anew when it is not whole. */
 export async function ensurePort(n: NetworkSpec, bridge: string, r: AttachRequest): Promise<void> {
-  if (await portWhole(bridge, r)) return
   const ifname = portName(r.id)
-  await removePort(r.id)
+  const state = await portState(n, bridge, r)
+  if (state === 'whole') return
+  if (state !== 'absent') await removePort(r.id)
+  const lines: string[] = []
   const mtu = String(n.mtu)
-  if (r.netns !== undefined) {
-    await ip(
-      'link',
-      'add',
-      ifname,
-      'mtu',
-      mtu,
-      'type',
-      'veth',
-      'peer',
-      'name',
-      IFNAME,
-      'netns',
-      r.netns,
-      'address',
-      r.mac,
-      'mtu',
-      mtu,
+  if (r.netns !== undefined)
+    lines.push(
+      `link add ${ifname} mtu ${mtu} type veth peer name ${IFNAME} netns ${r.netns} address ${r.mac} mtu ${mtu}`,
     )
-  } else {
-    const { fd } = openTap({ name: ifname, mtu: n.mtu, vnetHdr: true, persist: true, txQueueLen: QUEUE })
-    close(fd)
+  else close(openTap({ name: ifname, mtu: n.mtu, vnetHdr: true, persist: true, txQueueLen: QUEUE }).fd)
+  const own = `learning off flood off isolated ${n.isolated ? 'on' : 'off'}`
+  const [unborn = '', up = ''] = enslave(ifname, bridge)
+  await batch('ip', [
+    ...lines,
+    `link set ${ifname} alias "${portAlias(r.id)}"`,
+    unborn,
+    `link set ${ifname} master ${bridge}`,
+    `link set ${ifname} type bridge_slave ${own}`,
+    up,
+  ])
+  sysctl('ipv6', ifname, 'disable_ipv6', 1)
+  await batch('bridge', [`fdb replace ${r.mac} dev ${ifname} master static`])
+  // Read back: an older kernel takes the option and does nothing.
+  if (n.isolated && (await portState(n, bridge, r)) !== 'whole') {
+    await removePort(r.id)
+    throw new Error(`the kernel did not isolate ${ifname}: isolated networks cannot be had here`)
   }
-  await ip('link', 'set', ifname, 'alias', `noid attachment ${r.id}`)
-  await enslave(ifname, bridge, n.isolated)
 }
 
-/** Is the port on its bridge, and its other end in the VM? */
-export async function portWhole(bridge: string, r: AttachRequest): Promise<boolean> {
-  const [port] = await links('dev', portName(r.id)).catch(() => [])
-  if (port?.master !== bridge || port.ifalias !== `noid attachment ${r.id}`) return false
-  if (r.netns === undefined) return true
+/** Is the port on its bridge, apart from its neighbours if it must be, and its other end in the VM? */
+export async function portState(
+  n: NetworkSpec,
+  bridge: string,
+  r: AttachRequest,
+): Promise<'whole' | 'broken' | 'absent'> {
+  const ifname = portName(r.id)
+  if (!readFileSync('/proc/thread-self/net/dev', 'utf8').includes(`${ifname}:`)) return 'absent'
+  const [port] = await links('dev', ifname).catch(() => [])
+  if (port === undefined) return 'absent'
+  const { isolated = false, learning = true } = port.linkinfo?.info_slave_data ?? {}
+  if (port.master !== bridge || port.ifalias !== portAlias(r.id) || !port.flags?.includes('UP')) return 'broken'
+  if (learning || isolated !== n.isolated) return 'broken'
+  if (r.netns === undefined) return 'whole'
   try {
     // By the namespace's own view: /proc/net/dev of whoever stands in it.
-    return inNetns(r.netns, () => readFileSync('/proc/thread-self/net/dev', 'utf8')).includes(`${IFNAME}:`)
+    const there = inNetns(r.netns, () => readFileSync('/proc/thread-self/net/dev', 'utf8'))
+    return there.includes(`${IFNAME}:`) ? 'whole' : 'broken'
   } catch {
-    return false
+    return 'broken'
   }
 }
 
@@ -197,7 +209,8 @@ export async function openServicesTap(bridge: string, mtu: number): Promise<numb
   await ip('link', 'delete', name).catch(() => {})
   const { fd } = openTap({ name, mtu, vnetHdr: true, txQueueLen: QUEUE })
   try {
-    await enslave(name, bridge, false)
+    await batch('ip', enslave(name, bridge))
+    sysctl('ipv6', name, 'disable_ipv6', 1)
     return fd
   } catch (e) {
     close(fd)
@@ -218,3 +231,19 @@ export async function outsideLinks(): Promise<string[]> {
       : [ifname],
   )
 }
+
+/** The host's addresses on noid's links that are no bridges: of networks whose backend sets no rules. */
+export async function strangers(): Promise<string[]> {
+  const found = noidAddresses()
+  if (found.length === 0) return []
+  const bridges = new Set((await links('type', 'bridge')).map((l) => l.ifname))
+  return found.flatMap(([ifname, address]) => (bridges.has(ifname) ? [] : [address])).sort()
+}
+
+/** Every link of noid and its address, cheaply: to see whether anything has changed. */
+export const noidAddresses = (): [ifname: string, address: string][] =>
+  Object.entries(networkInterfaces()).flatMap(([ifname, addresses]) =>
+    NOID_LINK.test(ifname)
+      ? (addresses ?? []).flatMap((a): [string, string][] => (a.family === 'IPv4' ? [[ifname, a.address]] : []))
+      : [],
+  )

@@ -4,15 +4,18 @@
  * Works with iptables-nft and iptables-legacy: whichever `iptables-restore` is. Never does: knowing what a rule means (rules.ts).
  */
 import { execFile, spawn } from 'node:child_process'
+import { existsSync } from 'node:fs'
 import { promisify } from 'node:util'
 import { NoidError } from '../../errors.ts'
-import { PORT_PREFIX } from './links.ts'
-import { chains, guardChain, type RuleModel, removeText, restoreText } from './rules.ts'
+import { type Guard, guarded, guardText, type Refusals, refusals, unguardText } from './guard.ts'
+import { type Chain, chains, chains6, type RuleModel, removeText, restoreText, whole } from './rules.ts'
 
 const run = promisify(execFile)
 const TOOL_MS = 15_000
 /** Seconds to wait for another program's lock on the tables. */
 const LOCK_WAIT = '10'
+/** Somebody else's rules may change between reading and writing. */
+const TRIES = 3
 
 /** Which packages the programs come from, for hints. */
 export const PROGRAMS = {
@@ -47,70 +50,72 @@ async function feed(tool: string, argv: readonly string[], text: string): Promis
   })
 }
 
-/** What iptables-save shows: all tables. */
-export async function saved(): Promise<string> {
+/** What iptables-save (or ip6tables-save) shows: all tables. */
+export async function saved(tool: 'iptables' | 'ip6tables' | 'ebtables' = 'iptables'): Promise<string> {
   try {
-    return (await run('iptables-save', [], { timeout: TOOL_MS, maxBuffer: 64 << 20 })).stdout
+    return (await run(`${tool}-save`, [], { timeout: TOOL_MS, maxBuffer: 64 << 20 })).stdout
   } catch (e) {
     if ((e as NodeJS.ErrnoException).code === 'ENOENT')
-      throw new NoidError('TOOL_MISSING', { tool: 'iptables-save', package: 'iptables' })
+      throw new NoidError('TOOL_MISSING', { tool: `${tool}-save`, package: 'iptables' })
     throw e
   }
 }
 
-/** Every port of a bridge of noid's. (`--logical-in`, the bridge itself, is not to be had on every kernel.) */
-const FROM_PORTS = `-i ${PORT_PREFIX}+`
-const GUARD_JUMPS = ['FORWARD', 'INPUT'] as const
+/** Read, and write what `text` makes of it; nothing when that is empty. */
+async function change(tool: 'iptables' | 'ip6tables' | 'ebtables', text: (present: string) => string): Promise<void> {
+  for (let t = 1; ; t++) {
+    const wanted = text(await saved(tool))
+    if (wanted === '') return
+    try {
+      const lock = tool === 'ebtables' ? [] : ['--wait', LOCK_WAIT]
+      return await feed(`${tool}-restore`, ['--noflush', ...lock], wanted)
+    } catch (e) {
+      if (t === TRIES) throw e
+    }
+  }
+}
 
-async function savedGuards(): Promise<string> {
-  return (await run('ebtables-save', [], { timeout: TOOL_MS, maxBuffer: 64 << 20 })).stdout
+/** A kernel without IPv6 has no ip6tables either, and needs none. */
+async function change6(text: (present: string) => string): Promise<void> {
+  if (existsSync('/proc/net/if_inet6')) await change('ip6tables', text).catch(() => {})
 }
 
 /** Make iptables' chains of a network what the model says. */
-export async function applyRules(m: RuleModel): Promise<void> {
-  await feed('iptables-restore', ['--noflush', '--wait', LOCK_WAIT], restoreText(chains(m), await saved()))
+export const applyRules = (m: RuleModel): Promise<void> =>
+  change('iptables', (present) => restoreText(chains(m), present))
+
+/** As `applyRules`, for a model that has not changed: writes only when somebody meddled. */
+export async function keepRules(m: RuleModel): Promise<void> {
+  const mend =
+    (all: readonly Chain[]) =>
+    (present: string): string =>
+      whole(all, present) ? '' : restoreText(all, present)
+  await Promise.all([change('iptables', mend(chains(m))), change6(mend(chains6(m.link)))])
 }
 
-/** Make the guards of a network's ports what the model says. */
-export async function applyGuards(m: RuleModel): Promise<void> {
-  const { name, rules } = guardChain(m)
-  const present = await savedGuards()
-  const jumps = GUARD_JUMPS.filter((b) => !present.includes(`-A ${b} ${FROM_PORTS} -j ${name}`))
-  const text = [
-    '*filter',
-    `:${name} ACCEPT`,
-    `-F ${name}`,
-    `-P ${name} RETURN`,
-    ...rules.map((r) => `-A ${name} ${r}`),
-    ...jumps.map((b) => `-A ${b} ${FROM_PORTS} -j ${name}`),
-  ]
-  await feed('ebtables-restore', ['--noflush'], `${text.join('\n')}\n`)
+/** Make the guards of a network's ports what they should be. */
+export const applyGuards = (link: string, guards: readonly Guard[]): Promise<void> =>
+  change('ebtables', (present) => guardText(link, guards, present))
+
+/** Is every rule of a network in place? */
+export async function rulesWhole(m: RuleModel, guards: readonly Guard[]): Promise<boolean> {
+  const [four, bridge] = await Promise.all([saved(), saved('ebtables')])
+  return whole(chains(m), four) && guarded(m.link, guards, bridge)
 }
 
 /** Remove every rule of a link. Idempotent. */
 export async function removeRules(link: string): Promise<void> {
-  const text = removeText(link, await saved())
-  if (text !== '') await feed('iptables-restore', ['--noflush', '--wait', LOCK_WAIT], text)
-  const name = link.toUpperCase()
-  const present = await savedGuards()
-  if (!present.includes(`:${name} `)) return
-  const jumps = GUARD_JUMPS.filter((b) => present.includes(`-A ${b} ${FROM_PORTS} -j ${name}`))
-  await feed(
-    'ebtables-restore',
-    ['--noflush'],
-    `${['*filter', ...jumps.map((b) => `-D ${b} ${FROM_PORTS} -j ${name}`), `-F ${name}`, `-X ${name}`].join('\n')}\n`,
-  )
+  await Promise.all([
+    change('iptables', (present) => removeText(link, present)),
+    change6((present) => removeText(link, present)),
+    change('ebtables', (present) => unguardText(link, present)),
+  ])
 }
 
-/** Frames each port's guard has refused: ifname → count. */
-export async function guardCounts(link: string): Promise<Map<string, number>> {
-  const counts = new Map<string, number>()
-  const { stdout } = await run('ebtables', ['-L', link.toUpperCase(), '--Lc'], { timeout: TOOL_MS })
-  for (const line of stdout.split('\n')) {
-    const m = line.match(/-i (\S+) .*-j DROP , pcnt = (\d+)/)
-    if (m) counts.set(m[1] as string, (counts.get(m[1] as string) ?? 0) + Number(m[2]))
-  }
-  return counts
+/** What the guards of a network have refused. */
+export async function guardRefusals(link: string, guards: readonly Guard[]): Promise<Refusals> {
+  const { stdout } = await run('ebtables', ['-t', 'nat', '-L', '--Lc'], { timeout: TOOL_MS, maxBuffer: 64 << 20 })
+  return refusals(link, guards, stdout)
 }
 
 /** Forget connections to a host port: they were made under a rule that is no more, or before there was one. */

@@ -1,17 +1,17 @@
 /**
- * The rules of one bridged network, as text for iptables-restore and ebtables-restore. Pure: a model in, text out.
+ * The rules of one bridged network, as text for iptables-restore. Pure: a model in, text out. What a port may send is guard.ts.
  *
  * Theory. Each network has chains of its own, named after its link, that are written anew as a whole on every change, in one
  * transaction (`--noflush`: nothing else is touched); a jump into each stands first in the built-in chains. So the rules always are a function of
  * the model, and repeating is harmless. What each network says of itself is enough: no rule lists other networks, so none can be stale.
  *
- *   raw     PREROUTING   what comes from the network for 127/8 is a martian, also while route_localnet is on (CVE-2020-8558)
+ *   raw     PREROUTING   what comes from the network for or from 127/8 is a martian, also while route_localnet is on (CVE-2020-8558)
  *   nat     PREROUTING, OUTPUT   published ports → the VM; the host's address with --allow-host → the host's loopback
  *           POSTROUTING  out of the network by masquerade; what was published and comes from the subnet or loopback as well
- *   mangle  FORWARD      MSS clamp, both ways
+ *   mangle  FORWARD      MSS clamp, both ways; nothing published is for an isolated VM (here, so that no other network's chain comes before)
  *   filter  FORWARD      who may reach whom (below)
  *           INPUT        an isolated VM reaches nothing of the host; nobody of another noid network reaches this one's gateway
- *   bridge  FORWARD, INPUT (ebtables)  the guard of each port: MAC, IPv4 and ARP sender, no DHCP answers, no other protocols
+ *   bridge  PREROUTING (guard.ts)
  *
  * Who may reach whom: VM → VM of its network, yes; → another noid network, never, but a published port is a service of the
  * host; → outside, yes; → link-local, no; from outside, only what was published. From isolated: outside and nothing else.
@@ -26,12 +26,6 @@ export interface PortRule {
   readonly guestPort: number
 }
 
-export interface GuardRule {
-  readonly ifname: string
-  readonly mac: string
-  readonly address: string
-}
-
 export interface RuleModel {
   /** noid<N>. */
   readonly link: string
@@ -42,7 +36,8 @@ export interface RuleModel {
   readonly isolated: boolean
   readonly allowHostPorts: readonly number[]
   readonly publishes: readonly PortRule[]
-  readonly guards: readonly GuardRule[]
+  /** What the host is called on links of other noid networks that are no bridges: their owners set no rules. */
+  readonly strangers: readonly string[]
 }
 
 /** Every noid link. */
@@ -71,13 +66,15 @@ export function chains(m: RuleModel): readonly Chain[] {
   ]
   const established = '-m conntrack --ctstate RELATED,ESTABLISHED'
   const translated = '-m conntrack --ctstate DNAT'
+  // As the VM wrote it, whatever somebody else's rules have made of it.
+  const linkLocal = `-m conntrack --ctorigdst ${LINK_LOCAL}`
   const both = ['tcp', 'udp']
   return [
     {
       table: 'raw',
       name: `${name}-RAW`,
       jumps: [['PREROUTING', `-i ${link}`]],
-      rules: ['-d 127.0.0.0/8 -j DROP'],
+      rules: ['-d 127.0.0.0/8 -j DROP', '-s 127.0.0.0/8 -j DROP'],
     },
     {
       table: 'nat',
@@ -120,7 +117,10 @@ export function chains(m: RuleModel): readonly Chain[] {
         ['FORWARD', `-i ${link}`],
         ['FORWARD', `-o ${link}`],
       ],
-      rules: ['-p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu'],
+      rules: [
+        ...(isolated ? [`-i ${link} -m conntrack --ctstate DNAT --ctdir ORIGINAL -j DROP`] : []),
+        '-p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu',
+      ],
     },
     {
       table: 'filter',
@@ -141,7 +141,7 @@ export function chains(m: RuleModel): readonly Chain[] {
         `${established} -j ACCEPT`,
         ...(isolated ? refuse(`-i ${link} ${translated}`) : [`-i ${link} -o ${NOID} ${translated} -j RETURN`]),
         ...refuse(`-i ${link} -o ${NOID}`),
-        ...refuse(`-i ${link} -d ${LINK_LOCAL}`),
+        ...refuse(`-i ${link} ${linkLocal}`),
         `-i ${link} ! -s ${subnet} -j DROP`,
         `-i ${link} -j ACCEPT`,
         `-o ${link} ${translated} -j ACCEPT`,
@@ -155,6 +155,8 @@ export function chains(m: RuleModel): readonly Chain[] {
       rules: [
         `${established} -j RETURN`,
         ...[gateway, hostAddress].flatMap((a) => refuse(`! -i ${link} -d ${a}/32`)),
+        ...m.strangers.flatMap((a) => refuse(`-i ${link} -d ${a}/32`)),
+        ...refuse(`-i ${link} ${linkLocal}`),
         ...(m.allowHostPorts.length > 0 ? [`-i ${link} -d 127.0.0.1/32 ${translated} -j ACCEPT`] : []),
         `-i ${link} -d ${gateway}/32 -p icmp --icmp-type echo-request -j ACCEPT`,
         ...(isolated ? refuse(`-i ${link}`) : []),
@@ -163,29 +165,35 @@ export function chains(m: RuleModel): readonly Chain[] {
   ]
 }
 
-/** The ebtables chain of a network and its rules. */
-export function guardChain(m: RuleModel): { readonly name: string; readonly rules: readonly string[] } {
-  return {
-    name: upper(m.link),
-    rules: m.guards.flatMap(({ ifname: i, mac, address }) => [
-      `-i ${i} -s ! ${mac} -j DROP`,
-      // A probe (RFC 5227) speaks for nobody yet.
-      `-i ${i} -p ARP --arp-ip-src 0.0.0.0 -j RETURN`,
-      `-i ${i} -p ARP --arp-ip-src ! ${address} -j DROP`,
-      `-i ${i} -p ARP --arp-mac-src ! ${mac} -j DROP`,
-      `-i ${i} -p ARP -j RETURN`,
-      `-i ${i} -p IPv4 --ip-src 0.0.0.0 --ip-proto udp --ip-sport 68 --ip-dport 67 -j RETURN`,
-      `-i ${i} -p IPv4 --ip-proto udp --ip-dport 68 -j DROP`,
-      `-i ${i} -p IPv4 --ip-src ! ${address} -j DROP`,
-      `-i ${i} -p IPv4 -j RETURN`,
-      `-i ${i} -j DROP`,
-    ]),
-  }
+/** What ip6tables holds of a network: it carries no IPv6, whoever switches it on for the link. */
+export function chains6(link: string): readonly Chain[] {
+  return [
+    {
+      table: 'filter',
+      name: `${upper(link)}-V6`,
+      jumps: [
+        ['FORWARD', `-i ${link}`],
+        ['FORWARD', `-o ${link}`],
+        ['INPUT', `-i ${link}`],
+      ],
+      rules: ['-j DROP'],
+    },
+  ]
 }
 
 const MARK = 'noid'
+const TABLES = ['raw', 'nat', 'mangle', 'filter'] as const
 const jump = (c: Chain, builtIn: string, match: string): string =>
   `${builtIn} ${match} -m comment --comment ${MARK} -j ${c.name}`
+
+/** Is everything of `all` there, and entered? Rules are counted, not read: a chain is always written as a whole. */
+export function whole(all: readonly Chain[], present: string): boolean {
+  return all.every((c) => {
+    const lines = section(present, c.table)
+    const own = lines.filter((l) => l.startsWith(`-A ${c.name} `)).length
+    return own === c.rules.length && lines.filter((l) => jumpsTo(l, c.name)).length === c.jumps.length
+  })
+}
 
 /**
  * The text that makes a network's chains what the model says.
@@ -193,8 +201,9 @@ const jump = (c: Chain, builtIn: string, match: string): string =>
  */
 export function restoreText(all: readonly Chain[], present: string): string {
   const out: string[] = []
-  for (const table of ['raw', 'nat', 'mangle', 'filter'] as const) {
+  for (const table of TABLES) {
     const own = all.filter((c) => c.table === table)
+    if (own.length === 0) continue
     out.push(`*${table}`, ...own.map((c) => `:${c.name} - [0:0]`))
     const lines = section(present, table)
     for (const c of own) {
@@ -213,7 +222,7 @@ export function restoreText(all: readonly Chain[], present: string): string {
 /** The text that removes whatever iptables-save shows of a link's chains; empty when there is nothing. */
 export function removeText(link: string, present: string): string {
   const out: string[] = []
-  for (const table of ['raw', 'nat', 'mangle', 'filter'] as const) {
+  for (const table of TABLES) {
     const lines = section(present, table)
     const own = lines.flatMap((l) => l.match(`^:(${upper(link)}-\\S+) `)?.[1] ?? [])
     if (own.length === 0) continue
@@ -227,25 +236,25 @@ export function removeText(link: string, present: string): string {
   return out.length === 0 ? '' : `${out.join('\n')}\n`
 }
 
-/** Host ports that iptables sends to a VM of noid: rules of any network, of this daemon or another. */
-export function publishedIn(
+/** Who takes a host port away by a rule: a network of noid, of this daemon or another, or the chain of somebody else. */
+export function takenBy(
   present: string,
-): readonly { readonly link: string; readonly proto: string; readonly address: string; readonly port: number }[] {
-  return section(present, 'nat').flatMap((l) => {
-    const m = l.match(
-      /^-A (NOID\d+)-DNAT (?:-d (\S+)\/32 )?-p (tcp|udp) .*--dport (\d+) .*-j DNAT --to-destination (?!127\.)/,
-    )
-    return m
-      ? [
-          {
-            link: (m[1] as string).toLowerCase(),
-            address: m[2] ?? '0.0.0.0',
-            proto: m[3] as string,
-            port: Number(m[4]),
-          },
-        ]
-      : []
-  })
+  p: { readonly proto: string; readonly hostAddress: string; readonly hostPort: number },
+): string | undefined {
+  for (const l of section(present, 'nat')) {
+    const m = l.match(/^-A (\S+) (.*)-j (?:DNAT|REDIRECT)\b/)
+    if (m === null) continue
+    const [, chain = '', match = ''] = m
+    const [, from, to = from] = match.match(/--dports? (\d+)(?::(\d+))? /) ?? []
+    if (from === undefined || p.hostPort < Number(from) || p.hostPort > Number(to)) continue
+    // Rules for one link (--allow-host, hairpins) take nothing from the host.
+    if (!match.includes(`-p ${p.proto} `) || /(^| )-i /.test(match)) continue
+    const address = match.match(/(?:^| )-d (\S+)\/32 /)?.[1] ?? '0.0.0.0'
+    if (address !== p.hostAddress && address !== '0.0.0.0' && p.hostAddress !== '0.0.0.0') continue
+    const link = chain.match(/^(NOID\d+)-DNAT$/)?.[1]
+    return link === undefined ? `a rule in the chain ${chain} of iptables` : `a VM on ${link.toLowerCase()}`
+  }
+  return undefined
 }
 
 const jumpsTo = (line: string, chain: string): boolean => line.startsWith('-A ') && line.endsWith(` -j ${chain}`)
