@@ -1,7 +1,20 @@
-/** A reporter for node --test that writes the closing counts as JSON, so that rounds can be added up. */
-export default async function* counts(events) {
-  for await (const e of events) {
-    // Each file has a summary of its own; the one without a file is the whole round's.
-    if (e.type === 'test:summary' && e.data.file === undefined) yield JSON.stringify(e.data.counts)
+/**
+ * A reporter for one test file, beside node's own text: what the runner (test.mjs) adds up, as one line of JSON.
+ *
+ * @returns {AsyncGenerator<string>} {counts, failures: names, skips: reasons}
+ */
+export default async function* count(events) {
+  const failures = []
+  const skips = []
+  const path = []
+  for await (const { type, data } of events) {
+    if (type === 'test:start') path.splice(data.nesting, path.length, data.name)
+    // A suite fails with its tests; only they are named.
+    if (type === 'test:fail' && data.todo === undefined && data.details.error?.failureType !== 'subtestsFailed')
+      failures.push([...path.slice(0, data.nesting), data.name].join(' › '))
+    if (type === 'test:pass' && typeof data.skip === 'string') skips.push(data.skip)
+    // Each file has a summary of its own; the one without a file is the whole run's.
+    if (type === 'test:summary' && data.file === undefined)
+      yield JSON.stringify({ counts: data.counts, failures, skips })
   }
 }
