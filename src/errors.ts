@@ -200,6 +200,11 @@ export const catalogue = {
     (p) => `${p.network} cannot be captured now: ${p.why}`,
     () => 'end another capture first, or start the VM again',
   ),
+  CAPTURE_INTERRUPTED: entry(
+    502,
+    () => 'the connection to the daemon was lost during the capture',
+    () => 'VMs and networks go on; run the command again',
+  ),
   CNI_FAILED: entry(
     500,
     (p) =>
@@ -211,6 +216,11 @@ export const catalogue = {
     (p) => `there is no CNI plugin ${p.plugin} in ${p.dirs}`,
     () =>
       'install the usual ones with: apt-get install containernetworking-plugins; or name where yours are with binDirs',
+  ),
+  BENCH_FAILED: entry(
+    500,
+    (p) => `the benchmark did not run: ${p.why}`,
+    () => 'noid doctor tells what this machine lacks',
   ),
   EXEC_FAILED: entry(500, (p) => `the command could not be run in "${p.vm}": ${p.why}`),
   EXEC_INTERRUPTED: entry(

@@ -81,13 +81,19 @@ const walls: Record<string, Wall> = {
       /^src\/api\/(exec|routes)\.ts$/,
       /^src\/(errors|paths)\.ts$/,
       /^src\/runtimes\/sandbox\/doctor\.ts$/,
-      // So does the conformance kit.
+      // So do the conformance kit and the benchmark.
       /^src\/plugins\/conformance\/index\.ts$/,
+      /^src\/bench\/(run|table|html)\.ts$/,
       /^@oclif\//,
 
       NODE,
     ],
-    mayType: [/^src\/api\/contract\.ts$/, /^src\/plugins\/contract\.ts$/],
+    mayType: [/^src\/api\/contract\.ts$/, /^src\/plugins\/contract\.ts$/, /^src\/bench\/contract\.ts$/],
+  },
+  'bench loads backends as the daemon does, and measures from outside': {
+    room: /^src\/bench\//,
+    may: [/^src\/(bench|sys)\//, /^src\/plugins\/(registry|sources)\.ts$/, /^src\/errors\.ts$/, NODE],
+    mayType: [/^src\/plugins\/contract\.ts$/, /^src\/runtimes\/dhcp-client\/lease\.ts$/],
   },
   'cni → client': {
     room: /^src\/cni\//,
