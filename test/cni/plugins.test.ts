@@ -111,6 +111,9 @@ chain('an address is given back, and the pool’s directory goes with the networ
   await e.detach(request.id)
   assert.ok(!existsSync(`/var/lib/cni/networks/${name}/${address}`))
   await e.attach(e.request(n, guest))
+  await e.removeNetwork(n.id)
+  assert.equal(await guest.hasLink('eth0'), false)
+  assert.ok(!existsSync(`/var/lib/cni/networks/${name}`))
 })
 
 chain('the guest is gone before DEL: masquerading and address go all the same', [bridge], async (e) => {
