@@ -14,8 +14,8 @@ import { AF_INET, AF_INET6, familyOf, isMapped, SOCK_NONBLOCK, setLingerReset, s
 import type { Reactor } from './reactor.ts'
 
 const EMFILE = 24
-/** Descriptors kept for nics, published ports, control and the process itself. */
-const RESERVE = 512
+/** Descriptors kept for nics (1024 at most), published ports, control and the process itself. */
+const RESERVE = 1536
 
 /** What a descriptor is. */
 export const KIND = { none: 0, tcp: 1, udp: 2, ping: 3, listener: 4 } as const

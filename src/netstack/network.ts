@@ -105,7 +105,11 @@ export class Network {
     const flows = new FlowTable(l.flows, l.ports, host.random32())
     const timers = new Timers(l.flows, host.now())
     const fdb = new Fdb(Math.min(MACS_MAX, powerOfTwo(l.ports * l.macsPerPort)), l.ports, host.random32())
-    const sw = new Switch(host, arena, ports, fdb, drops, this.#captures, { ...net, macsPerPort: l.macsPerPort })
+    const sw = new Switch(host, arena, ports, fdb, drops, this.#captures, {
+      ...net,
+      macsPerPort: l.macsPerPort,
+      floodCopiesPerSecond: l.floodCopiesPerSecond,
+    })
     const errors = (out: Out): IcmpErrors =>
       new IcmpErrors(host, arena, out, flows, drops, l.ports, gateway, subnet | ~mask, l.icmpPerSecond)
     const out = new Out(host, arena, sw, ports, flows, errors, { ...net, mtu })

@@ -24,6 +24,8 @@ export interface Limits {
   readonly pingFlowsPerVm: number
   /** MAC addresses that one port may have learned. */
   readonly macsPerPort: number
+  /** Copies of broadcasts, multicasts and frames for unknown MACs that one port may cause in a second (switch/storm.ts). */
+  readonly floodCopiesPerSecond: number
   /** ICMP messages of the gateway's own per second and VM. */
   readonly icmpPerSecond: number
   /** What one readiness event of one flow may move before the others have their turn. */
@@ -36,12 +38,13 @@ export interface Limits {
 
 export const DEFAULT_LIMITS: Limits = {
   flows: 16384,
-  ports: 160,
+  ports: 1024,
   flowsPerVm: 4096,
   halfOpenPerVm: 256,
   udpFlowsPerVm: 1024,
   pingFlowsPerVm: 64,
   macsPerPort: 32,
+  floodCopiesPerSecond: 32_768,
   icmpPerSecond: 200,
   bytesPerTurn: 512 * 1024,
   datagramsPerTurn: 64,

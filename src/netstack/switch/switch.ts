@@ -1,7 +1,7 @@
 /**
  * The switch: a frame comes in by one port and leaves by others, or goes up to the gateway.
  *
- * Owns: learning with ageing (fdb.ts), the guard of each port, flooding, isolation, the rules of the host's port, delivery with
+ * Owns: learning with ageing (fdb.ts), the guard of each port, flooding within bounds (storm.ts), isolation, the rules of the host's port, delivery with
  * software offloads for ports that have none. Never does: anything above layer 3's addresses.
  *
  * The guard (who may say what):
@@ -30,6 +30,7 @@ import type { Fdb } from './fdb.ts'
 import { ROLE } from './port.ts'
 import type { Ports } from './ports.ts'
 import { SoftwareOffload } from './segment.ts'
+import { StormControl } from './storm.ts'
 
 /** What lies above the switch: the gateway. */
 export interface Uplink {
@@ -47,6 +48,7 @@ export interface SwitchConfig {
   readonly hostAddress: number
   readonly isolated: boolean
   readonly macsPerPort: number
+  readonly floodCopiesPerSecond: number
 }
 
 const DHCP_SERVER = 67
@@ -64,6 +66,7 @@ export class Switch {
   readonly #config: SwitchConfig
   readonly #broadcast: number
   readonly #software: SoftwareOffload
+  readonly #storm: StormControl
   readonly #warnedAt: Float64Array
   #uplink!: Uplink
 
@@ -85,6 +88,7 @@ export class Switch {
     this.#config = config
     this.#broadcast = config.subnet | ~config.mask
     this.#software = new SoftwareOffload(arena)
+    this.#storm = new StormControl(ports.capacity, config.floodCopiesPerSecond)
     this.#warnedAt = new Float64Array(ports.capacity).fill(-Infinity)
   }
 
@@ -138,6 +142,8 @@ export class Switch {
 
   #flood(f: Frame, hostToo: boolean): void {
     const ports = this.#ports
+    if (!this.#storm.allows(f.port, Math.max(1, ports.end - 1), this.#host.now()))
+      return this.#drops.count(f.port, DROP.storm)
     for (let p = 0; p < ports.end; p++)
       if (p !== f.port && ports.port[p] !== null && (hostToo || ports.role[p] === ROLE.vm))
         this.deliver(p, f.off, f.len)
@@ -299,6 +305,7 @@ export class Switch {
   release(port: number): void {
     const { macHi, macLo, end, port: ports } = this.#ports
     this.#fdb.clear(port)
+    this.#storm.clear(port)
     this.#warnedAt[port] = -Infinity
     for (let p = 0; p < end; p++)
       if (p !== port && ports[p] !== null && macHi[p] === macHi[port] && macLo[p] === macLo[port]) return this.assign(p)

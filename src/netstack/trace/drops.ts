@@ -35,6 +35,7 @@ const CATALOGUE = [
   ['host-foreign', 'to the host’s interface, but not for the host’s address: the host is nobody’s router'],
   ['no-route', 'to an address of the network that nobody has'],
   ['broadcast-leaving', 'broadcast or multicast that would leave the network; nothing is wrong'],
+  ['storm', 'more broadcast or multicast than one port may make the switch copy'],
   ['port-busy', 'the receiving VM’s queue was full'],
   ['port-error', 'the receiving port refused the frame'],
   ['port-gone', 'a frame of a port that is not attached'],

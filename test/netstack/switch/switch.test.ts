@@ -249,3 +249,40 @@ test('attach again: the port is replaced, flows stay; with another address they 
   web.send(udp({ to: '8.8.8.8:53' }))
   assert.equal(net.drops('port-gone'), 1)
 })
+
+test('what one port may make the switch copy is bounded; frames for one VM and the gateway’s answers are not', () => {
+  // A quarter of a second's copies at once: ten, and each broadcast makes two.
+  const net = new TestNet({ limits: { floodCopiesPerSecond: 40 } })
+  const [web, db, log] = [net.vm('web'), net.vm('db'), net.vm('log')]
+  for (let i = 0; i < 8; i++) web.send(udp({ to: '192.168.100.255:9', dstMac: BROADCAST_MAC }))
+  assert.deepEqual([db.take().length, log.take().length, web.drops('storm')], [5, 5, 3])
+  web.send(arp({ target: '192.168.100.1' }))
+  assert.deepEqual([web.take().length, db.take().length, web.drops('storm')], [1, 0, 4])
+  web.send(udp({ to: db.ip, dstMac: db.mac }))
+  assert.equal(db.take().length, 1)
+  db.send(udp({ to: '192.168.100.255:9', dstMac: BROADCAST_MAC }))
+  assert.equal(web.take().length, 1, 'another port has its own')
+  net.advance(50)
+  for (let i = 0; i < 2; i++) web.send(udp({ to: '192.168.100.255:9', dstMac: BROADCAST_MAC }))
+  assert.deepEqual([db.take().length, web.drops('storm')], [1, 5])
+})
+
+test('only a frame for one VM stays as it is; what a port put off and lost is counted for it', () => {
+  const { net, web, db } = lan()
+  const stays: boolean[] = []
+  const { port } = db
+  const { transmit } = port
+  port.transmit = (off: number, len: number, s?: boolean) => {
+    stays.push(s === true)
+    return transmit.call(port, off, len)
+  }
+  web.send(udp({ to: db.ip, dstMac: db.mac }))
+  web.send(udp({ to: '192.168.100.255:9', dstMac: BROADCAST_MAC }))
+  db.send(arp({ target: '192.168.100.1' }))
+  assert.deepEqual(stays, [true, false, false])
+  const rows = () => net.network.stats().ports.find((p) => p.vm === 'db')
+  const before = rows()?.framesOut ?? 0
+  net.network.lost(db.index, -11, 60)
+  net.network.lost(db.index, -5, 60)
+  assert.deepEqual([db.drops('port-busy'), db.drops('port-error'), rows()?.framesOut], [1, 1, before - 2])
+})
