@@ -70,6 +70,10 @@ const FOR_TESTS = [
   ['dnsmasq', 'dnsmasq-base'],
   ['python3', 'python3'],
   ['ps', 'procps'],
+  // The plugins are not on the PATH.
+  ['/usr/lib/cni/bridge', 'containernetworking-plugins'],
+  ['podman', 'podman'],
+  ['runc', 'runc'],
 ]
 
 /** Install what is missing or say what it is. Never fatal: doctor and the tests tell what cannot be done without it. */
@@ -107,6 +111,7 @@ function apt(args) {
 }
 
 export function onPath(program) {
+  if (program.startsWith('/')) return existsSync(program)
   const dirs = [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/sbin', '/usr/local/sbin']
   return dirs.some((dir) => {
     try {
