@@ -72,6 +72,8 @@ export const network = z.object({
   id: z.string(),
   name: z.string(),
   backend: z.string(),
+  /** `external`: the backend's own surroundings give the addresses, and subnet, gateway and services are not used. */
+  addressing: z.enum(['noid', 'external']),
   subnet: z.string(),
   gateway: z.string(),
   services: z.string(),

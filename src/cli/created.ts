@@ -9,7 +9,7 @@ export function runningText(vm: Vm, network: Network | undefined): string {
   lines.push('', 'Next:', `  noid exec ${vm.name}`, `  noid exec ${vm.name} -- ip addr show`)
   const web = vm.ports.map(reach).find((r) => r.startsWith('curl'))
   if (web !== undefined) lines.push(`  ${web}`)
-  if (network !== undefined && !network.hostReach && !network.isolated && vm.ports.length === 0) {
+  if (network?.addressing === 'noid' && !network.hostReach && !network.isolated && vm.ports.length === 0) {
     lines.push(
       `  noid port add ${vm.name} 8080:80     (this machine has no interface on ${network.name}: reach the VM by a port)`,
     )

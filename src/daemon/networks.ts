@@ -326,6 +326,7 @@ export class Networks {
       id: n.id,
       name: n.name,
       backend: n.backend,
+      addressing: this.#c.registry.descriptors().find((d) => d.name === n.backend)?.capabilities.addressing ?? 'noid',
       subnet: n.subnet,
       gateway: spec.gateway,
       services: spec.services,

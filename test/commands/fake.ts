@@ -47,6 +47,7 @@ export const fakeNetwork: Network = {
   gateway: '192.168.100.1',
   services: '192.168.100.2',
   hostAddress: '192.168.100.254',
+  addressing: 'noid',
   hostReach: false,
   domain: 'noid.internal',
   mtu: 1500,

@@ -50,7 +50,11 @@ export default class NetworkCreate extends NoidCommand {
       allowHost: flags['allow-host'],
       config: flags.config === undefined ? undefined : parseSettings(flags.config),
     })
-    this.say(`${network.name} is ${network.subnet} (${network.backend}), gateway ${network.gateway}`)
+    this.say(
+      network.addressing === 'external'
+        ? `${network.name} is made (${network.backend}); its addresses come with each VM`
+        : `${network.name} is ${network.subnet} (${network.backend}), gateway ${network.gateway}`,
+    )
     for (const w of network.warnings) this.say(`  note: ${w}`)
     this.say(`\nNext:\n  noid create NAME --network ${network.name}`)
     return network

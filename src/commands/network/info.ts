@@ -15,10 +15,21 @@ export default class NetworkInfo extends NoidCommand {
       facts([
         ['Name', n.name],
         ['Backend', n.backend],
-        ['Subnet', n.subnet],
-        ['Gateway', n.gateway],
-        ['DHCP and DNS', n.services],
-        ['Host', n.hostReach ? n.hostAddress : 'no interface here; reach VMs by published ports'],
+        ...(n.addressing === 'external'
+          ? ([['Addresses', 'given by what the backend connects to']] as const)
+          : ([
+              ['Subnet', n.subnet],
+              ['Gateway', n.gateway],
+              ['DHCP and DNS', n.services],
+            ] as const)),
+        [
+          'Host',
+          n.addressing === 'external'
+            ? 'as the backend has it'
+            : n.hostReach
+              ? n.hostAddress
+              : 'no interface here; reach VMs by published ports',
+        ],
         ['Domain', n.domain],
         ['MTU', String(n.mtu)],
         ['VM to VM', n.isolated ? 'no, each VM is alone' : 'yes'],

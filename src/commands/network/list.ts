@@ -17,8 +17,8 @@ export default class NetworkList extends NoidCommand {
         table(networks, [
           { head: 'NAME', cell: (n) => n.name },
           { head: 'BACKEND', cell: (n) => n.backend },
-          { head: 'SUBNET', cell: (n) => n.subnet },
-          { head: 'GATEWAY', cell: (n) => n.gateway },
+          { head: 'SUBNET', cell: (n) => (n.addressing === 'external' ? '-' : n.subnet) },
+          { head: 'GATEWAY', cell: (n) => (n.addressing === 'external' ? '-' : n.gateway) },
           { head: 'HOST', cell: (n) => (n.hostReach ? n.hostAddress : '-') },
           { head: 'VMS', cell: (n) => n.vms.join(' ') || '-' },
         ]),
