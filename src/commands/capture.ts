@@ -1,0 +1,187 @@
+import { type FileHandle, open } from 'node:fs/promises'
+import { Args, Flags } from '@oclif/core'
+import { CAPTURE_SNAP_MAX, CAPTURE_SNAP_MIN } from '../api/routes.ts'
+import { vmNamed } from '../cli/active.ts'
+import { NoidCommand } from '../cli/base.ts'
+import { describe } from '../cli/capture/packet.ts'
+import { type CapturedFrame, CaptureReader } from '../cli/capture/pcapng.ts'
+import { size } from '../cli/text.ts'
+import type { Client } from '../client/client.ts'
+import { NoidError } from '../errors.ts'
+
+/** Enough of a frame for its line: DHCP's options begin at 282. */
+const LINE_SNAP = 512
+const COUNTER_MS = 250
+
+interface Captured {
+  readonly name: string
+  readonly kind: 'vm' | 'network'
+  readonly captured: number
+  /** Frames that this reader was too slow for. */
+  readonly missed: number
+  readonly file: string
+}
+
+export default class Capture extends NoidCommand {
+  static override summary = 'Show the frames of a VM or a network as they pass; or write them for tshark and Wireshark.'
+  static override description =
+    `Each frame is a line: when, whose, whether the VM sent (→) or received (←) it, what it is, its bytes, and why it was
+refused when it was. With -w it is pcapng instead, refused frames with their reason as a comment.
+
+Frames are shown as the guests' kernels hand them over: up to 64 KiB at once and with checksums unfinished, which are no
+errors. A capture never slows the network: frames it could not take are missed and counted.`
+  static override examples = [
+    '<%= config.bin %> capture web',
+    '<%= config.bin %> capture default --seconds 10 -w lab.pcapng',
+    '<%= config.bin %> capture web -w - | tshark -r -',
+    '<%= config.bin %> capture web -w - | wireshark -k -i -',
+  ]
+  static override args = {
+    name: Args.string({
+      ignoreStdin: true,
+      name: 'VM|NETWORK',
+      description: "The VM or the network; this directory's active VM when left out.",
+    }),
+  }
+  static override flags = {
+    write: Flags.string({ char: 'w', summary: 'Write pcapng to a file, or with - to stdout.', helpValue: 'FILE|-' }),
+    snap: Flags.integer({
+      summary: 'Keep so many bytes of each frame.',
+      helpValue: 'BYTES',
+      min: CAPTURE_SNAP_MIN,
+      max: CAPTURE_SNAP_MAX,
+    }),
+    count: Flags.integer({ char: 'c', summary: 'End after so many frames.', helpValue: 'N', min: 1 }),
+    seconds: Flags.integer({ summary: 'End after so many seconds.', helpValue: 'N', min: 1, max: 2_000_000 }),
+  }
+
+  readonly #stop = new AbortController()
+
+  async run(): Promise<Captured | undefined> {
+    const { args, flags } = await this.parse(Capture)
+    const name = vmNamed(args.name)
+    const toStdout = flags.write === '-'
+    if (toStdout && (process.stdout.isTTY || this.jsonEnabled()))
+      throw new NoidError('INVALID_INPUT', {
+        what: 'pcapng is not for a terminal, nor for --json',
+        hint: `pipe it: noid capture ${name} -w - | tshark -r -`,
+      })
+    const api = await this.daemon(flags)
+    const kind = await kindOf(api, name)
+    const lines = flags.write === undefined
+    const file = lines || toStdout ? undefined : await create(flags.write as string)
+    try {
+      const frames = await api.capture(kind, name, flags.snap ?? (lines ? LINE_SNAP : undefined))
+      if (!lines) this.note(`capturing ${name}; Ctrl-C ends it`)
+      const read = new CaptureReader()
+      const took = await this.#follow(frames, read, flags.count ?? Infinity, flags.seconds, file, lines)
+      const { captured, missed } = read
+      const summary = `${captured} ${captured === 1 ? 'frame' : 'frames'} captured, ${missed} missed`
+      this.note(file === undefined ? summary : `${summary}, ${size(took)} in ${flags.write}`)
+      if (missed > 0 && flags.snap === undefined)
+        this.note('  missed: the reader was slower than the traffic; --snap 128 keeps the headers alone')
+      return lines || toStdout ? undefined : { name, kind, captured, missed, file: flags.write as string }
+    } finally {
+      await file?.close()
+    }
+  }
+
+  /** Until enough was captured, somebody stops it, or nothing is there to capture any more. The bytes that were written. */
+  async #follow(
+    frames: NodeJS.ReadableStream,
+    read: CaptureReader,
+    limit: number,
+    seconds: number | undefined,
+    file: FileHandle | undefined,
+    lines: boolean,
+  ): Promise<number> {
+    const stop = (): void => {
+      this.#stop.abort()
+      ;(frames as NodeJS.ReadableStream & { destroy(): void }).destroy()
+    }
+    const timer = seconds === undefined ? undefined : setTimeout(stop, seconds * 1000)
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, stop)
+    // Whoever read our pipe has what it wanted.
+    process.stdout.on('error', stop)
+    let written = 0
+    const count = (): string => `\r\u001b[2K${read.captured} frames, ${size(written)}, ${read.missed} missed`
+    const counter =
+      file !== undefined && process.stderr.isTTY && !this.jsonEnabled()
+        ? setInterval(() => process.stderr.write(count()), COUNTER_MS)
+        : undefined
+    try {
+      for await (const chunk of frames) {
+        const text: string[] = []
+        const blocks = read.push(chunk as Buffer, limit, lines ? (f) => text.push(this.#line(f)) : undefined)
+        if (file !== undefined) await file.write(blocks)
+        else await this.#print(lines ? text.join('') : blocks)
+        written += blocks.length
+        if (read.captured >= limit || this.#stop.signal.aborted) return written
+      }
+      this.note('the capture has ended: what was captured was stopped or removed')
+    } catch (e) {
+      if (!this.#stop.signal.aborted) throw lost(e)
+    } finally {
+      clearTimeout(timer)
+      clearInterval(counter)
+      if (counter !== undefined) process.stderr.write('\r\u001b[2K')
+    }
+    return written
+  }
+
+  /** To stdout, and not faster than it is taken. */
+  async #print(bytes: string | Buffer): Promise<void> {
+    if (bytes.length === 0 || process.stdout.write(bytes)) return
+    await new Promise<void>((resolve) => {
+      process.stdout.once('drain', resolve)
+      this.#stop.signal.addEventListener('abort', () => resolve(), { once: true })
+    })
+  }
+
+  #line(f: CapturedFrame): string {
+    const what = describe(f.bytes)
+    if (this.jsonEnabled()) {
+      const { at, port, direction, length, refused } = f
+      return `${JSON.stringify({ at: new Date(at / 1000).toISOString(), vm: port, direction, what, length, refused })}\n`
+    }
+    const refused = f.refused === undefined ? '' : `  ✗ ${f.refused}`
+    return `${timeOf(f.at)}  ${f.port} ${f.direction === 'sent' ? '→' : '←'}  ${what}  (${f.length})${refused}\n`
+  }
+}
+
+/** The connection broke; anything else is as it is. */
+function lost(e: unknown): unknown {
+  const { code } = e as NodeJS.ErrnoException
+  if (code !== 'ECONNRESET' && code !== 'ERR_STREAM_PREMATURE_CLOSE') return e
+  return new NoidError('CAPTURE_INTERRUPTED', {}, { cause: e })
+}
+
+/** The local time of day, to the microsecond. */
+function timeOf(at: number): string {
+  const d = new Date(at / 1000)
+  const two = (n: number): string => String(n).padStart(2, '0')
+  return `${two(d.getHours())}:${two(d.getMinutes())}:${two(d.getSeconds())}.${String(at % 1_000_000).padStart(6, '0')}`
+}
+
+/** A VM of this name; else a network. */
+async function kindOf(api: Client, name: string): Promise<'vm' | 'network'> {
+  const [vms, networks] = await Promise.all([api.vms(), api.networks()])
+  if (vms.some((v) => v.name === name)) return 'vm'
+  if (networks.some((n) => n.name === name)) return 'network'
+  throw new NoidError('INVALID_INPUT', {
+    what: `there is no VM and no network named "${name}"`,
+    hint: 'noid list and noid network list show what there is',
+  })
+}
+
+/** What was captured is the guests' own: for this user alone. */
+async function create(path: string): Promise<FileHandle> {
+  try {
+    return await open(path, 'w', 0o600)
+  } catch (e) {
+    throw new NoidError('INVALID_INPUT', {
+      what: `the file ${path} cannot be written (${(e as NodeJS.ErrnoException).code})`,
+      hint: 'choose another with -w',
+    })
+  }
+}
