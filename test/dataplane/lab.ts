@@ -158,7 +158,7 @@ export class Lab {
   async attach({ name, netns, mac, address, kind }: Guest): Promise<void> {
     const fd =
       kind === 'tap'
-        ? inNetns(this.path(netns), () => openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 500 }).fd)
+        ? inNetns(this.path(netns), () => openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 1000 }).fd)
         : inNetns(this.path(`${netns}-wire`), () => must('packet socket', openPacket(linkIndex('far'), true)))
     await this.link.request(
       { op: 'attach', fds: 1, id: name, role: 'vm', kind, vnetHdr: true, name, mac, address, bound: true },

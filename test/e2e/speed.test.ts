@@ -1,0 +1,179 @@
+/**
+ * Correct at speed: many flows, slow and silent ones beside fast ones, against a data-plane process between namespaces.
+ *
+ * What decides is shape: that all bytes came, that nothing stays behind, that memory is bounded. Rates are compared only with rates of the same
+ * minute and with wide bounds, because the machine has others to serve; what was measured is printed (diagnostics).
+ */
+import assert from 'node:assert/strict'
+import { readdirSync, readFileSync } from 'node:fs'
+import { loadavg } from 'node:os'
+import { after, before, describe, test } from 'node:test'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { HelloAnswer, StatsAnswer } from '../../src/dataplane/protocol.ts'
+import { type Guest, Lab, SERVER } from '../dataplane/lab.ts'
+import { eventually, missing } from './lab.ts'
+import { StreamsTool } from './streams.ts'
+
+/** What a slow reader may cost a fast one, at most; the aim is a tenth, the rest is the machine's. */
+const SLOWED_LEAST = 0.5
+const FLOW_BYTES = 2048
+
+let lab: Lab
+let pid: number
+let server: StreamsTool
+const guests: Guest[] = []
+
+const load = () => loadavg()[0]!.toFixed(1)
+const callFrom = (g: Guest) => new StreamsTool((argv) => lab.background(g.netns, argv, 'pipe'), 'call', SERVER).ready()
+const stats = () => lab.link.request<StatsAnswer>({ op: 'stats' })
+const tcpFlows = async () => (await stats()).flows.filter((f) => f.proto === 'tcp')
+const descriptors = () => readdirSync(`/proc/${pid}/fd`).length
+const rss = () => Number(/VmRSS:\s+(\d+) kB/.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))![1]) * 1024
+const drops = async () => (await stats()).drops.map((d) => `${d.vm} ${d.reason} ${d.count}`).join(', ') || 'none'
+const median = (list: readonly number[]): number => list.toSorted((a, b) => a - b)[list.length >> 1]!
+const gbits = (bytes: number, ms: number) => ((bytes * 8) / ms / 1e6).toFixed(2)
+
+/** Frames that a guest's kernel could not hand over: its TAP's queue was full. */
+const queueDrops = (g: Guest) => Number(lab.in(g.netns, 'cat', '/sys/class/net/eth0/statistics/tx_dropped'))
+const retransmits = (g: Guest) => {
+  const rows = lab
+    .in(g.netns, 'cat', '/proc/net/snmp')
+    .split('\n')
+    .filter((l) => l.startsWith('Tcp:'))
+  const [names, values] = rows.map((l) => l.split(' '))
+  return Number(values![names!.indexOf('RetransSegs')])
+}
+
+describe('correct at speed', { skip: missing('iperf3', 'iptables') }, () => {
+  before(async () => {
+    lab = new Lab()
+    await lab.start()
+    pid = (await lab.link.request<HelloAnswer>({ op: 'hello' })).pid
+    server = await new StreamsTool((argv) => lab.background(lab.host, argv, 'pipe'), 'serve', SERVER).ready()
+    for (let n = 0; n < 4; n++) guests.push(await lab.guest(`g${n}`, 10 + n))
+    // What the process allocates once, and code that is compiled once, is no flow's memory.
+    const caller = await callFrom(guests[0]!)
+    await caller.ask({ do: 'storm', count: 500, parallel: 50 })
+    caller.process.kill()
+  })
+  after(async () => {
+    await lab?.close()
+  })
+
+  test('10,000 idle flows: little memory for each, and nothing of them stays', async (t) => {
+    const [before, open] = [rss(), descriptors()]
+    const callers = await Promise.all(guests.slice(0, 3).map(callFrom))
+    const stand = await Promise.all(callers.map((c) => c.ask({ do: 'hold', count: 3400, parallel: 50 }, 90_000)))
+    assert.deepEqual(stand, [3400, 3400, 3400])
+    assert.ok((await tcpFlows()).length >= 10_200)
+    assert.ok(descriptors() >= open + 10_200)
+    const each = (rss() - before) / 10_200
+    t.diagnostic(`10,200 flows: ${Math.round(each)} bytes each; load ${load()}`)
+    assert.ok(each < FLOW_BYTES, `${each} bytes for each flow`)
+    await Promise.all(callers.map((c) => c.ask({ do: 'end' })))
+    await eventually('no descriptor stays', () => descriptors() <= open + 5, 30_000)
+    for (const c of callers) c.process.kill()
+  })
+
+  test('a guest that never acknowledges: 1,000 flows with data waiting hold no memory', async (t) => {
+    const g = guests[3]!
+    const open = descriptors()
+    const caller = await callFrom(g)
+    assert.equal(await caller.ask({ do: 'hold', count: 1000, parallel: 50 }), 1000)
+    await eventually('the server has all of them', async () => (await server.ask({ do: 'give', bytes: 0 })) >= 1000)
+    const before = rss()
+    lab.in(g.netns, 'iptables', '-A', 'OUTPUT', '-p', 'tcp', '-j', 'DROP')
+    await server.ask({ do: 'give', bytes: 256 * 1024 })
+    await sleep(3000)
+    const each = (rss() - before) / 1000
+    t.diagnostic(`1,000 silent flows with 256 KiB waiting: ${Math.round(each)} bytes each; load ${load()}`)
+    assert.ok(each < FLOW_BYTES, `${each} bytes for each flow`)
+    await lab.link.request({ op: 'detach', id: g.name })
+    assert.equal((await tcpFlows()).filter((f) => f.vm === g.name && f.state !== 'TIME-WAIT').length, 0)
+    assert.ok(descriptors() <= open + 5, `${descriptors()} descriptors, ${open} before`)
+    caller.process.kill()
+    await server.ask({ do: 'end' })
+  })
+
+  test('a storm of connections leaves neither flow nor descriptor', async (t) => {
+    const open = descriptors()
+    const caller = await callFrom(guests[0]!)
+    for (let round = 0; round < 3; round++) {
+      const from = performance.now()
+      assert.equal(await caller.ask({ do: 'storm', count: 3000, parallel: 64 }), 3000)
+      const rate = Math.round(3000 / ((performance.now() - from) / 1000))
+      t.diagnostic(`3,000 connections, ${rate} per second; load ${load()}`)
+    }
+    await eventually('no descriptor stays', () => descriptors() <= open + 2)
+    assert.ok((await tcpFlows()).every((f) => f.state === 'TIME-WAIT'))
+    t.diagnostic(`drops: ${await drops()}`)
+    caller.process.kill()
+  })
+
+  for (const way of ['in', 'out'] as const)
+    test(`slow readers beside a fast one, ${way}`, async (t) => {
+      const MS = 600
+      const [fast, slow] = await Promise.all([callFrom(guests[0]!), callFrom(guests[0]!)])
+      const rate: Record<number, number[]> = { 0: [], 1: [], 50: [] }
+      await fast.ask({ do: 'move', way, ms: MS })
+      for (let round = 0; round < 5; round++)
+        for (const count of [0, 1, 50]) {
+          if (count > 0) assert.equal(await slow.ask({ do: 'slow', way, count }), count)
+          // They are fast until every buffer on their way is full.
+          await sleep(count * 20)
+          rate[count]!.push(await fast.ask({ do: 'move', way, ms: MS }))
+          await slow.ask({ do: 'end' })
+          await sleep(50)
+        }
+      const [alone, beside, besideMany] = [0, 1, 50].map((n) => median(rate[n]!)) as [number, number, number]
+      t.diagnostic(
+        `${way}: alone ${gbits(alone, MS)} Gbit/s; beside one slow reader ${(beside / alone).toFixed(2)} of it, beside 50 ${(besideMany / alone).toFixed(2)}; load ${load()}`,
+      )
+      assert.ok(beside / alone > SLOWED_LEAST, `${beside / alone} of the rate alone`)
+      // Fifty have 400 Mbit/s of their own.
+      assert.ok(besideMany / alone > SLOWED_LEAST / 2, `${besideMany / alone} of the rate alone`)
+      for (const c of [fast, slow]) c.process.kill()
+    })
+
+  test('a hundred connections at once echo 200 KB each, whole', async (t) => {
+    const g = guests[0]!
+    const caller = await callFrom(g)
+    const before = [retransmits(g), queueDrops(g)]
+    const from = performance.now()
+    assert.equal(await caller.ask({ do: 'echo', count: 100, bytes: 200_000 }, 30_000), 100)
+    const [again, lost] = [retransmits(g) - before[0]!, queueDrops(g) - before[1]!]
+    t.diagnostic(
+      `100 × 200 KB there and back in ${Math.round(performance.now() - from)} ms: ${again} retransmits by the guest, ${lost} frames that its queue had no room for; load ${load()}`,
+    )
+    assert.ok(again < 2000, `${again} retransmits`)
+    caller.process.kill()
+  })
+
+  test('eight flows each way, and both ways at once: none stands still', async (t) => {
+    lab.background(lab.host, ['iperf3', '-s', '-B', SERVER])
+    const g = guests[1]!
+    for (const how of [['-P8'], ['-P8', '-R'], ['-P4', '--bidir']]) {
+      const lost = queueDrops(g)
+      const out = await eventually('iperf3 runs', () => lab.in(g.netns, 'iperf3', '-J', '-t2', '-c', SERVER, ...how))
+      const { end } = JSON.parse(out) as {
+        end: {
+          streams: { receiver: { bytes: number } }[]
+          sum_received: Sum
+          sum_received_bidir_reverse?: Sum
+          sum_sent: Sum
+        }
+      }
+      const least = Math.min(...end.streams.map((s) => s.receiver.bytes))
+      const back = end.sum_received_bidir_reverse
+      t.diagnostic(
+        `${how.join(' ')}: ${gbits(end.sum_received.bytes, 2000)}${back ? ` and ${gbits(back.bytes, 2000)}` : ''} Gbit/s, the slowest flow ${gbits(least, 2000)}, ${end.sum_sent.retransmits} retransmits, ${queueDrops(g) - lost} frames that the queue had no room for; load ${load()}`,
+      )
+      assert.ok(least > 1 << 20, `a flow moved ${least} bytes in 2 s`)
+    }
+  })
+})
+
+interface Sum {
+  readonly bytes: number
+  readonly retransmits: number
+}
