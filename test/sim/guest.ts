@@ -67,6 +67,8 @@ export function parseSegment(b: Uint8Array): Segment | undefined {
       o++
       continue
     }
+    // A hostile guest's options are read too: one of no length would be read for ever.
+    if (b[o + 1] < 2 || o + b[o + 1] > 20 + header) break
     if (b[o] === 2) s.mss = v.getUint16(o + 2)
     if (b[o] === 3) s.shift = b[o + 2]
     if (b[o] === 4) s.sack = true
