@@ -217,6 +217,10 @@ export class Boot {
   #lease(v: VmRecord, nic: { address: string; leaseMs: number | null }): void {
     const expiresAt = nic.leaseMs === null ? null : Date.now() + nic.leaseMs
     this.#c.store.setLease({ attachment: v.id, address: nic.address, state: 'bound', expiresAt })
+    // An address that is not noid's to keep may be another one now.
+    const n = this.#c.store.network(v.network)
+    if (this.#c.registry.descriptor(n.backend).capabilities.addressing === 'external')
+      this.#c.store.updateVm(v.id, { address: nic.address })
   }
 }
 
