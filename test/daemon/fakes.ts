@@ -6,9 +6,16 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NoidError } from '../../src/errors.ts'
-import type { Attachment, BackendContext, BackendDescriptor, NetworkBackend } from '../../src/plugins/contract.ts'
+import type {
+  Attachment,
+  BackendContext,
+  BackendDescriptor,
+  CaptureOptions,
+  NetworkBackend,
+} from '../../src/plugins/contract.ts'
 import type { Runtime, RuntimeDescriptor } from '../../src/runtimes/contract.ts'
 import { isRunning, processStat } from '../../src/sys/process.ts'
 
@@ -136,6 +143,21 @@ class FakeBackend implements NetworkBackend {
   async stats() {
     return { flows: [], leases: [], drops: [], ports: [], warnings: [] }
   }
+  /** Without end, as fast as it is read; what was read and that it was destroyed is in the world. */
+  async capture(n: string, o: CaptureOptions) {
+    this.#w.put('.capture', JSON.stringify({ network: n, ...o }))
+    let given = 0
+    return new Readable({
+      read() {
+        given += 65_536
+        setImmediate(() => this.push(Buffer.alloc(65_536)))
+      },
+      destroy: (_e, done) => {
+        this.#w.put('.captured', String(given))
+        done(null)
+      },
+    })
+  }
 }
 
 class FakeRuntime implements Runtime {
@@ -218,7 +240,10 @@ export const fakeBackend = (
     ipv6: false,
     ...change,
   },
-  load: async () => (ctx) => new FakeBackend(w, ctx),
+  load: async () => (ctx) => {
+    const b: NetworkBackend = new FakeBackend(w, ctx)
+    return name === 'bare' ? Object.assign(b, { capture: undefined }) : b
+  },
 })
 
 export const fakeRuntime = (w: World): RuntimeDescriptor => ({
