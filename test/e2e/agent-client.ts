@@ -41,20 +41,25 @@ export class Agent {
   readonly logs: string[] = []
   readonly home: string
   readonly #host: Place
+  readonly #backend: string
+  readonly #env: NodeJS.ProcessEnv
   readonly #waiting = new Map<number, Waiting>()
   #child: ChildProcess
   #seq = 0
 
-  constructor(host: Place, home: string) {
+  constructor(host: Place, home: string, backend: 'userspace' | 'bridge' = 'userspace', env: NodeJS.ProcessEnv = {}) {
+    this.#backend = backend
+    this.#env = env
     this.#host = host
     this.home = home
     this.#child = this.#spawn()
   }
 
   #spawn(): ChildProcess {
-    const child = this.#host.start([process.execPath, '--disable-warning=ExperimentalWarning', ENTRY, this.home], {
+    const argv = [process.execPath, '--disable-warning=ExperimentalWarning', ENTRY, this.home, this.#backend]
+    const child = this.#host.start(argv, {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
-      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+      env: { ...process.env, NODE_TEST_CONTEXT: undefined, ...this.#env },
     })
     child.on('message', (m: AgentMessage) => {
       if (m.type === 'event') this.events.push(m.event)

@@ -1,9 +1,10 @@
 /**
- * The userspace backend alone, in a process of its own inside the laboratory's host: what the daemon does with it, without the daemon. It
- * carries out verbs that come by IPC (agent-client.ts) and can be killed like a daemon.
+ * A backend alone (userspace, unless another is named), in a process of its own inside the laboratory's host: what the daemon does with it,
+ * without the daemon. It carries out verbs that come by IPC (agent-client.ts) and can be killed like a daemon.
  */
 import { join } from 'node:path'
 import { NoidError } from '../../src/errors.ts'
+import { descriptor as bridge } from '../../src/plugins/bridge/index.ts'
 import type {
   AttachRequest,
   BackendEvent,
@@ -11,7 +12,7 @@ import type {
   NetworkSpec,
   PublishSpec,
 } from '../../src/plugins/contract.ts'
-import { descriptor } from '../../src/plugins/userspace/index.ts'
+import { descriptor as userspace } from '../../src/plugins/userspace/index.ts'
 
 export type Verb =
   | { readonly verb: 'createNetwork'; readonly spec: NetworkSpec }
@@ -35,6 +36,7 @@ export type AgentMessage =
   | { readonly type: 'log'; readonly text: string }
 
 const home = process.argv[2] as string
+const descriptor = process.argv[3] === 'bridge' ? bridge : userspace
 const say = (m: AgentMessage) => process.send?.(m)
 const backend: NetworkBackend = (await descriptor.load())({
   runDir: join(home, 'run'),

@@ -233,10 +233,10 @@ export class Lab {
     return this.#place(name)
   }
 
-  /** A daemon's stand-in in the host's namespace: the userspace backend alone, in a process of its own that can be killed. */
-  agent(home = join(this.dir, 'home')): Agent {
+  /** A daemon's stand-in in the host's namespace: one backend alone, in a process of its own that can be killed. */
+  agent(home = join(this.dir, 'home'), backend?: 'userspace' | 'bridge', env?: NodeJS.ProcessEnv): Agent {
     mkdirSync(home, { recursive: true })
-    return new Agent(this.host, home)
+    return new Agent(this.host, home, backend, env)
   }
 
   /** An ordinary user of this machine with ids to map (subuid(5)), gone with the laboratory. */

@@ -147,7 +147,8 @@ export async function ensurePort(n: NetworkSpec, bridge: string, r: AttachReques
       `link add ${ifname} mtu ${mtu} type veth peer name ${IFNAME} netns ${r.netns} address ${r.mac} mtu ${mtu}`,
     )
   else close(openTap({ name: ifname, mtu: n.mtu, vnetHdr: true, persist: true, txQueueLen: QUEUE }).fd)
-  const own = `learning off flood off isolated ${n.isolated ? 'on' : 'off'}`
+  // Hairpin: with bridge-nf-call-iptables a VM's packet to its own published port is translated on the bridge and must leave where it came from.
+  const own = `learning off flood off isolated ${n.isolated ? 'on hairpin off' : 'off hairpin on'}`
   const [unborn = '', up = ''] = enslave(ifname, bridge)
   await batch('ip', [
     ...lines,

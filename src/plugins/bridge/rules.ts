@@ -11,7 +11,8 @@
  *   mangle  FORWARD      MSS clamp, both ways; nothing published is for an isolated VM (here, so that no other network's chain comes before)
  *   filter  FORWARD      who may reach whom (below)
  *           INPUT        an isolated VM reaches nothing of the host; nobody of another noid network reaches this one's gateway
- *   bridge  PREROUTING (guard.ts)
+ *           OUTPUT       the host speaks to no isolated VM of its own accord
+ *   bridge  PREROUTING   what each port may send (guard.ts)
  *
  * Who may reach whom: VM → VM of its network, yes; → another noid network, never, but a published port is a service of the
  * host; → outside, yes; → link-local, no; from outside, only what was published. From isolated: outside and nothing else.
@@ -61,8 +62,8 @@ export function chains(m: RuleModel): readonly Chain[] {
   const { link, subnet, gateway, hostAddress, isolated } = m
   const name = upper(link)
   const refuse = (match: string): string[] => [
-    `${match} -p tcp -j REJECT --reject-with tcp-reset`,
-    `${match} -j REJECT --reject-with icmp-admin-prohibited`,
+    `${match} -p tcp -j REJECT --reject-with tcp-reset`.trim(),
+    `${match} -j REJECT --reject-with icmp-admin-prohibited`.trim(),
   ]
   const established = '-m conntrack --ctstate RELATED,ESTABLISHED'
   const translated = '-m conntrack --ctstate DNAT'
@@ -162,6 +163,16 @@ export function chains(m: RuleModel): readonly Chain[] {
         ...(isolated ? refuse(`-i ${link}`) : []),
       ],
     },
+    ...(isolated
+      ? [
+          {
+            table: 'filter' as const,
+            name: `${name}-OUT`,
+            jumps: [['OUTPUT', `-o ${link}`]] as const,
+            rules: [`${established} -j RETURN`, `${translated} -j RETURN`, ...refuse('')],
+          },
+        ]
+      : []),
   ]
 }
 

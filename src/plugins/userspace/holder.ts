@@ -71,7 +71,8 @@ function link(path: string): string | undefined {
 
 function describe(pid: string): string {
   const argv = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')
-  if (argv.some((a) => /\/dataplane\/main\.[jt]s$/.test(a)))
+  // By its title, or before it has set that.
+  if (argv.some((a) => /^noid data plane |\/dataplane\/main\.[jt]s$/.test(a)))
     return `a VM of another noid network (data plane, pid ${pid})`
   const name = argv[0] ? basename(argv[0]) : readFileSync(`/proc/${pid}/comm`, 'utf8').trim()
   return `${name} (pid ${pid})`

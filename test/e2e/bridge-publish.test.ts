@@ -1,0 +1,213 @@
+/**
+ * Published ports of kernel bridges: for the outside, for the host's own addresses, for localhost and for VMs, TCP and UDP; added and removed while
+ * traffic flows; what holds a port is named.
+ */
+import assert from 'node:assert/strict'
+import { after, before, describe, test } from 'node:test'
+import type { PublishSpec } from '../../src/plugins/contract.ts'
+import { type Agent, network } from './agent-client.ts'
+import { eventually, Lab, missing, type Place } from './lab.ts'
+
+const net = network(127)
+const second = network(128)
+const apart = network(129, { name: 'isolated', isolated: true })
+const user = network(130)
+let lab: Lab
+let agent: Agent
+let other: Agent
+const vm: Record<string, Place> = {}
+
+const spec = (id: string, hostPort: number, more: Partial<PublishSpec> = {}): PublishSpec => ({
+  id,
+  attachment: `${net.id}-10`,
+  proto: 'tcp',
+  hostAddress: '0.0.0.0',
+  hostPort,
+  guestAddress: '192.168.127.10',
+  guestPort: 80,
+  ...more,
+})
+
+/** Answers whom it saw, then the word itself. */
+const ECHO = `
+import socket
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.bind(('', 53))
+while True:
+    data, who = s.recvfrom(2048)
+    s.sendto(who[0].encode() + b'\\n' + data, who)
+`
+
+describe('publish on bridges', {
+  skip: missing('socat', 'ss', 'iptables-restore', 'ebtables-restore', 'bridge', 'conntrack', 'python3'),
+}, () => {
+  before(async () => {
+    lab = await Lab.create()
+    agent = lab.agent(undefined, 'bridge')
+    other = lab.agent(`${lab.dir}/other`)
+    // The isolated one first: the second network's chains then come before its own.
+    await agent.createNetwork(apart)
+    await Promise.all([net, second].map((n) => agent.createNetwork(n)))
+    await other.createNetwork(user)
+    for (const [name, n, last] of [
+      ['web', net, 10],
+      ['peer', net, 11],
+      ['far', second, 10],
+      ['x', apart, 10],
+      ['u', user, 10],
+    ] as const) {
+      vm[name] = lab.guest(name)
+      await (n === user ? other : agent).join(n, vm[name] as Place, last)
+    }
+    at('web').start(['socat', 'TCP-LISTEN:80,fork,reuseaddr', 'SYSTEM:echo $SOCAT_PEERADDR'])
+    at('web').start(['python3', '-c', ECHO])
+    at('far').start(['socat', 'TCP-LISTEN:80,fork,reuseaddr', 'SYSTEM:echo far $SOCAT_PEERADDR'])
+    at('x').start(['socat', 'TCP-LISTEN:80,fork,reuseaddr', 'SYSTEM:echo x $SOCAT_PEERADDR'])
+    for (const name of ['web', 'far', 'x'])
+      await eventually('it listens', async () => (await at(name).sh('ss -Hlnt')) !== '')
+    await agent.publish(spec('p1', 8080))
+    await agent.publish(spec('u1', 5353, { proto: 'udp', guestPort: 53 }))
+  })
+  after(async () => {
+    await lab?.remove()
+  })
+  const at = (name: string) => vm[name] as Place
+  const greeting = async (from: Place, address: string, port: number, how = 'TCP') =>
+    (
+      await from.run(['socat', '-T2', '-', `${how}:${address}:${port}${how === 'TCP' ? ',connect-timeout=2' : ''}`], {
+        timeoutMs: 6000,
+        input: how === 'TCP' ? '' : 'hi\n',
+      })
+    ).stdout
+      .trim()
+      .split('\n')[0]
+
+  test("from outside and from the host's own address the client's address is kept; localhost is .1", async () => {
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8080), '203.0.113.2')
+    assert.equal(await greeting(lab.host, '10.77.0.2', 8080), '10.77.0.2')
+    assert.equal(await greeting(lab.host, '127.0.0.1', 8080), '192.168.127.1')
+    assert.equal(await greeting(lab.host, 'localhost', 8080), '192.168.127.1')
+  })
+
+  test('UDP, the same', async () => {
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 5353, 'UDP'), '203.0.113.2')
+    assert.equal(await greeting(lab.host, '10.77.0.2', 5353, 'UDP'), '10.77.0.2')
+    assert.equal(await greeting(lab.host, '127.0.0.1', 5353, 'UDP'), '192.168.127.1')
+  })
+
+  test('two clients of a UDP forward each get their own answers', async () => {
+    const client = (from: Place, word: string) =>
+      from.run([
+        'sh',
+        '-c',
+        `(for i in 1 2 3 4 5; do echo ${word}$i; sleep 0.1; done) | socat -T1 - UDP:10.77.0.2:5353`,
+      ])
+    const [one, two, three] = await Promise.all([
+      client(lab.inet, 'one'),
+      client(lab.inet, 'two'),
+      client(lab.router, 'three'),
+    ])
+    for (const [said, word] of [
+      [one, 'one'],
+      [two, 'two'],
+      [three, 'three'],
+    ] as const) {
+      const words = said.stdout.split('\n').filter((l) => /^[a-z]/.test(l))
+      assert.deepEqual(
+        words,
+        [1, 2, 3, 4, 5].map((i) => `${word}${i}`),
+      )
+    }
+  })
+
+  test('hairpin: from a VM to the published port of another, of itself, and of another network; never from isolated', async () => {
+    assert.equal(await greeting(at('peer'), '10.77.0.2', 8080), '192.168.127.1')
+    assert.equal(await greeting(at('peer'), '192.168.127.1', 8080), '192.168.127.1')
+    assert.equal(await greeting(at('web'), '10.77.0.2', 8080), '192.168.127.1')
+    assert.equal(await greeting(at('far'), '10.77.0.2', 8080), '192.168.128.10')
+    assert.equal(await greeting(at('u'), '10.77.0.2', 8080), '10.77.0.2')
+    assert.equal(await greeting(at('x'), '10.77.0.2', 8080), '')
+    assert.equal(await greeting(at('x'), '192.168.129.1', 8080), '')
+    assert.equal(await greeting(at('peer'), '10.77.0.2', 5353, 'UDP'), '192.168.127.1')
+  })
+
+  test('an isolated VM may be published, and still reaches nobody', async () => {
+    await agent.publish(spec('iso', 8070, { attachment: `${apart.id}-10`, guestAddress: '192.168.129.10' }))
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8070), 'x 203.0.113.2')
+    assert.equal(await greeting(lab.host, '127.0.0.1', 8070), 'x 192.168.129.1')
+    assert.equal(await greeting(at('x'), '10.77.0.2', 8070), '')
+    await agent.unpublish('iso')
+  })
+
+  test('one address only; host port 0 picks one and keeps it', async () => {
+    await agent.publish(spec('lo', 8090, { hostAddress: '127.0.0.1' }))
+    assert.equal(await greeting(lab.host, '127.0.0.1', 8090), '192.168.127.1')
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8090), '')
+    await agent.unpublish('lo')
+    const { hostPort } = await agent.publish(spec('p0', 0))
+    assert.ok(hostPort > 1023)
+    assert.deepEqual(await agent.publish(spec('p0', 0)), { hostPort })
+    assert.equal(await greeting(lab.inet, '10.77.0.2', hostPort), '203.0.113.2')
+    await agent.unpublish('p0')
+    assert.equal(await greeting(lab.inet, '10.77.0.2', hostPort), '')
+  })
+
+  test('who holds a port is named: a program, a VM here, a VM of a userspace network, a rule of somebody else', async () => {
+    await assert.rejects(agent.publish(spec('busy', 8080)), { code: 'PORT_BUSY', message: /the VM "web"/ })
+    const holder = lab.host.start(['socat', 'TCP-LISTEN:8085,fork', 'SYSTEM:true'])
+    await eventually('it listens', async () => (await lab.host.sh('ss -Hlnt sport = 8085')) !== '')
+    await assert.rejects(agent.publish(spec('busy', 8085)), { code: 'PORT_BUSY', message: /socat \(pid \d+\)/ })
+    holder.kill('SIGKILL')
+    await other.publish(spec('theirs', 8086, { attachment: `${user.id}-10`, guestAddress: '192.168.130.10' }))
+    await assert.rejects(agent.publish(spec('busy', 8086)), { code: 'PORT_BUSY', message: /another noid network/ })
+    await assert.rejects(
+      other.publish(spec('mine', 8080, { attachment: `${user.id}-10`, guestAddress: '192.168.130.10' })),
+      {
+        code: 'PORT_BUSY',
+      },
+    )
+    await lab.host.sh(
+      'iptables -t nat -N DOCKER; iptables -t nat -A DOCKER -p tcp --dport 8087 -j DNAT --to 10.77.0.1:80',
+    )
+    await assert.rejects(agent.publish(spec('busy', 8087)), { code: 'PORT_BUSY', message: /chain DOCKER of iptables/ })
+    await lab.host.sh('iptables -t nat -F DOCKER; iptables -t nat -X DOCKER')
+  })
+
+  test('a range, added and removed while a download runs', async () => {
+    const bytes = 200 << 20
+    at('web').start(['socat', 'TCP-LISTEN:81,fork,reuseaddr', `SYSTEM:head -c ${bytes} /dev/zero`])
+    await agent.publish(spec('big', 8100, { guestPort: 81 }))
+    const download = lab.inet.sh('socat -u TCP:10.77.0.2:8100 - | wc -c', 60_000)
+    for (let i = 0; i < 6; i++) await agent.publish(spec(`r${i}`, 8200 + i))
+    for (let i = 0; i < 6; i++) assert.equal(await greeting(lab.inet, '10.77.0.2', 8200 + i), '203.0.113.2')
+    for (let i = 0; i < 6; i++) await agent.unpublish(`r${i}`)
+    assert.equal(await download, String(bytes))
+    assert.equal(await lab.host.sh('ss -Hlnt "sport >= 8200 and sport <= 8210"'), '')
+    await agent.unpublish('big')
+  })
+
+  test('a forward that changes takes its flows with it: a client that never stops asking gets the new VM', async () => {
+    at('peer').start(['socat', 'UDP-LISTEN:53,fork,reuseaddr', 'SYSTEM:cat >/dev/null & echo peer; wait'])
+    await eventually('it listens', async () => (await at('peer').sh('ss -Hlnu')) !== '')
+    const asking = lab.inet.run([
+      'sh',
+      '-c',
+      '(for i in $(seq 40); do echo ask; sleep 0.1; done) | socat -T1 - UDP-DATAGRAM:10.77.0.2:5353,bind=:6000',
+    ])
+    await eventually('a flow', async () => /sport=6000/.test(await lab.host.sh('conntrack -L -p udp 2>/dev/null')))
+    await agent.unpublish('u1')
+    await agent.publish(
+      spec('u1', 5353, { proto: 'udp', guestPort: 53, attachment: `${net.id}-11`, guestAddress: '192.168.127.11' }),
+    )
+    assert.match((await asking).stdout, /peer/)
+    await agent.unpublish('u1')
+    assert.doesNotMatch(await lab.host.sh('conntrack -L -p udp 2>/dev/null'), /dport=5353/)
+  })
+
+  test('a guest that refuses resets the client', async () => {
+    await agent.publish(spec('none', 8300, { guestPort: 9 }))
+    const r = await lab.inet.run(['socat', '-', 'TCP:10.77.0.2:8300,connect-timeout=3'])
+    assert.match(r.all, /refused/)
+    await agent.unpublish('none')
+  })
+})
