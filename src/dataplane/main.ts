@@ -12,6 +12,7 @@ import { Control } from './control.ts'
 import { makeArena } from './memory.ts'
 import { Plane } from './plane.ts'
 import { Reactor } from './reactor.ts'
+import { beginAgainIfHeavy } from './warm.ts'
 
 const OPEN_FILES_MAX = 65_536
 /** Address space; only what is used becomes memory. */
@@ -43,6 +44,7 @@ if (dir === undefined) {
   process.stderr.write('usage: main.ts DIR\n')
   process.exit(2)
 }
+beginAgainIfHeavy()
 process.title = `noid data plane ${dir}`
 try {
   main(dir)

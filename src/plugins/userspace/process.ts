@@ -10,7 +10,7 @@
  */
 import { spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { type HelloAnswer, PROTOCOL_VERSION } from '../../dataplane/protocol.ts'
@@ -120,7 +120,15 @@ export class DataPlaneProcess {
       detached: true,
       stdio: ['ignore', log, log],
       cwd: '/',
-      env: { ...process.env, NODE_OPTIONS: '', NODE_TEST_CONTEXT: undefined, NODE_CHANNEL_FD: undefined },
+      env: {
+        ...process.env,
+        NODE_OPTIONS: '',
+        NODE_TEST_CONTEXT: undefined,
+        NODE_CHANNEL_FD: undefined,
+        // Beside the networks' directories, so that all data planes share it: without, one that runs from a checkout keeps the
+        // type stripper's memory (30 MB).
+        NODE_COMPILE_CACHE: join(dirname(this.dir), '.compiled'),
+      },
     })
     closeSync(log)
     let ended: string | undefined
