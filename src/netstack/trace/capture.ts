@@ -30,7 +30,8 @@ export const CAPTURE_RING = 4 * 1024 * 1024
 export class Capture {
   readonly #ring: Uint8Array
   readonly #view: DataView
-  readonly #snapLength: number
+  /** Bytes kept of each frame. */
+  readonly snapLength: number
   /** The switch port that is captured, −1 for all. */
   readonly only: number
   /** Microseconds since 1970. */
@@ -61,7 +62,7 @@ export class Capture {
   }) {
     this.#ring = new Uint8Array(o.ring ?? CAPTURE_RING)
     this.#view = new DataView(this.#ring.buffer)
-    this.#snapLength = o.snapLength ?? 262_144
+    this.snapLength = o.snapLength ?? 262_144
     this.only = o.only
     this.#clock = o.clock
     this.#describe = o.describe
@@ -80,7 +81,7 @@ export class Capture {
   ): void {
     if (this.only >= 0 && port !== this.only) return
     const at = this.#clock()
-    const captured = Math.min(len, this.#snapLength)
+    const captured = Math.min(len, this.snapLength)
     const length = packetLength(captured, comment === undefined ? 0 : comment.length)
     // Not before the frame itself has room: statistics would fill what little there is.
     if (this.#owed && this.#room(length + this.#missed.size * INTERFACE_STATISTICS_LENGTH) >= 0) this.#payStatistics(at)
@@ -146,7 +147,7 @@ export class Capture {
     const known = this.#interfaces.get(port)
     if (known !== undefined) return known
     const name = this.#describe(port)
-    if (!this.#put(interfaceDescription(name, `switch port of ${name}`, this.#snapLength))) return -1
+    if (!this.#put(interfaceDescription(name, `switch port of ${name}`, this.snapLength))) return -1
     this.#interfaces.set(port, this.#described)
     return this.#described++
   }
@@ -167,17 +168,21 @@ export class Captures implements DropObserver {
   // The frame that came in and whose fate is not known yet; port −1: none.
   #kept = new Uint8Array(0)
   #keptLength = 0
+  /** What the captures keep of a frame, at most. */
+  #snapLength = 0
   #keptPort = -1
 
   add(c: Capture): void {
     if (this.#kept.length === 0) this.#kept = new Uint8Array(FRAME_MAX)
     this.#list = [...this.#list, c]
+    this.#snapLength = Math.max(this.#snapLength, c.snapLength)
     this.active = true
   }
 
   remove(c: Capture): void {
     this.#list = this.#list.filter((x) => x !== c)
     this.active = this.#list.length > 0
+    this.#snapLength = Math.max(0, ...this.#list.map((x) => x.snapLength))
     if (!this.active) this.#keptPort = -1
   }
 
@@ -191,7 +196,7 @@ export class Captures implements DropObserver {
   arrived(port: number, bytes: Uint8Array, off: number, len: number): void {
     this.settle()
     if (!this.#wanted(port)) return
-    this.#kept.set(bytes.subarray(off, off + len))
+    this.#kept.set(bytes.subarray(off, off + Math.min(len, this.#snapLength)))
     this.#keptLength = len
     this.#keptPort = port
   }
