@@ -67,8 +67,8 @@ export interface Fake {
   version: Record<string, unknown>
   /** Signals that exec was sent. */
   readonly signals: string[]
-  /** Cut every exec connection now. */
-  cut(): void
+  /** Cut every exec connection; how many there were. */
+  cut(): number
   close(): Promise<void>
 }
 
@@ -87,7 +87,9 @@ export async function fakeDaemon(): Promise<Fake> {
     version: {},
     signals: [],
     cut: () => {
+      const n = execs.size
       for (const s of execs) s.destroy()
+      return n
     },
     close: async () => {
       for (const s of sockets) s.destroy()
@@ -121,13 +123,13 @@ export async function fakeDaemon(): Promise<Fake> {
   })
   server.on('upgrade', async (req, s: Socket, head: Buffer) => {
     sockets.add(s)
-    execs.add(s)
     s.on('error', () => {})
     s.on('close', () => execs.delete(s))
     // The body of an upgrade comes on the request, what follows it on the socket.
     let text = ''
     for await (const c of req) text += c
     runExec(fake, s, JSON.parse(text), head)
+    execs.add(s)
   })
   await new Promise<void>((r) => server.listen(socket, r))
   return fake
@@ -237,7 +239,7 @@ export function noid(
     const child = execFile(
       process.execPath,
       [BIN, ...args],
-      { env: own, cwd: cwd ?? fake?.dir, maxBuffer: 1 << 28, timeout: 60_000 },
+      { env: own, cwd: cwd ?? fake?.dir, maxBuffer: 1 << 28, timeout: 120_000 },
       (e, stdout, stderr) => resolve({ code: e === null ? 0 : Number(e.code ?? 1), stdout, stderr }),
     )
     child.stdin?.end()

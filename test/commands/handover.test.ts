@@ -39,7 +39,7 @@ describe('an older Node hands over', {
     return all
   }
 
-  test('stdin, stdout, stderr and the exit code', { timeout: 30_000 }, async () => {
+  test('stdin, stdout, stderr and the exit code', { timeout: 120_000 }, async () => {
     const child = start('exec', 'web', '--', 'sh', '-c', 'cat; echo err >&2; exit 9')
     child.stdin.end('through\n')
     const code = new Promise((r) => child.on('close', r))
@@ -49,7 +49,7 @@ describe('an older Node hands over', {
     assert.equal(await code, 9)
   })
 
-  test('wrong usage is still exit code 2', { timeout: 30_000 }, async () => {
+  test('wrong usage is still exit code 2', { timeout: 120_000 }, async () => {
     const child = start('lst')
     const code = new Promise((r) => child.on('close', r))
     assert.match(await text(child.stderr), /did you mean: noid list/)
@@ -57,7 +57,7 @@ describe('an older Node hands over', {
   })
 
   for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const) {
-    test(`${signal} reaches the command`, { timeout: 30_000 }, async () => {
+    test(`${signal} reaches the command`, { timeout: 120_000 }, async () => {
       fake.signals.length = 0
       const child = start(
         'exec',

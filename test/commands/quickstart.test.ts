@@ -44,14 +44,14 @@ const kinds = [
 
 for (const { who, uid, as, skip } of kinds) {
   describe(`quickstart as ${who}`, { skip }, () => {
-    test('everything works, nothing is left', { timeout: 120_000 }, async () => {
+    test('everything works, nothing is left', { timeout: 300_000 }, async () => {
       const home = mkdtempSync(join(tmpdir(), 'noid-quick-'))
       if (root) chownSync(home, uid, uid)
       const env = { ...process.env, NOID_HOME: home, HOME: home, NOID_HOST: '', NODE_TEST_CONTEXT: undefined }
       const noid = (...args: string[]) =>
         new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
           const [file = '', ...rest] = [...as, process.execPath, BIN, ...args]
-          execFile(file, rest, { env, cwd: home, timeout: 110_000 }, (e, stdout, stderr) =>
+          execFile(file, rest, { env, cwd: home, timeout: 280_000 }, (e, stdout, stderr) =>
             resolve({ code: e === null ? 0 : Number(e.code ?? 1), stdout, stderr }),
           )
         })

@@ -13,7 +13,7 @@ import { ownPaths, type Paths } from '../../src/paths.ts'
 import { World } from './fakes.ts'
 
 const FAKE = 'fake-main.ts'
-const UP_MS = 20_000
+const UP_MS = 60_000
 
 export class Lab {
   readonly home = mkdtempSync(join(tmpdir(), 'noid-daemon-'))
@@ -92,7 +92,7 @@ export async function kill9(p: ChildProcess): Promise<void> {
 }
 
 /** Waits for something to become true, bounded. */
-export async function until(what: string, fn: () => Promise<boolean> | boolean, ms = 10_000): Promise<void> {
+export async function until(what: string, fn: () => Promise<boolean> | boolean, ms = 60_000): Promise<void> {
   for (const end = Date.now() + ms; Date.now() < end; await sleep(20)) if (await fn()) return
   throw new Error(`it did not happen: ${what}`)
 }
