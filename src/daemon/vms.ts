@@ -52,6 +52,8 @@ export class Vms {
   readonly #c: Control
   readonly #networks: Networks
   readonly boot: Boot
+  /** Runtimes of which it was said what they do not enforce here: once is enough. */
+  readonly #told = new Set<string>()
 
   constructor(c: Control, networks: Networks) {
     this.#c = c
@@ -78,6 +80,7 @@ export class Vms {
       if (this.#c.store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
       try {
         await this.#networks.take(plan.wanted, progress, (n) => this.#insert(id, plan, n), cancel)
+        await this.#tellLimits(plan.runtime, progress)
         await mkdir(vmDir(this.#c.paths, id), { recursive: true, mode: 0o700 })
         if (body.start === false) this.#c.store.updateVm(id, { phase: 'created' })
         else await this.boot.up(this.find(body.name), progress, cancel)
@@ -88,6 +91,13 @@ export class Vms {
       }
       return this.view(this.find(body.name))
     })
+  }
+
+  async #tellLimits(runtime: string, progress: Progress): Promise<void> {
+    if (this.#told.has(runtime)) return
+    this.#told.add(runtime)
+    const missing = await (await this.#c.runtimes.get(runtime)).unenforced?.()
+    if (missing !== undefined) progress('note', `nothing on this machine enforces ${missing}: noid doctor tells why`)
   }
 
   /** What can be refused before the network is known. */

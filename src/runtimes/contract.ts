@@ -82,6 +82,8 @@ export interface Runtime {
   exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession>
   /** Remove what the runtime keeps in vm.dir (overlays owned by mapped users, mounts left by a kill). Idempotent. */
   destroy(vm: VmSpec): Promise<void>
+  /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
+  unenforced?(): Promise<string | undefined>
   /** The file with what the VM's init printed. */
   logFile(vm: VmSpec): string
 }

@@ -12,7 +12,7 @@ import { describe, it } from 'node:test'
 import { fileURLToPath } from 'node:url'
 
 const root = process.getuid?.() === 0
-const file = fileURLToPath(new URL('./sandbox.test.ts', import.meta.url))
+const files = ['./sandbox.test.ts', './limits.test.ts'].map((f) => fileURLToPath(new URL(f, import.meta.url)))
 
 interface Account {
   readonly name: string
@@ -45,7 +45,7 @@ const users: readonly { readonly title: string; readonly account: Account | unde
   { title: 'a user without any', account: { name: 'nobody', uid: 64321, gid: 64321 }, why: '' },
 ]
 
-describe('rootless', { skip: root ? false : 'sandbox.test.ts runs as this user already' }, () => {
+describe('rootless', { skip: root ? false : 'these files run as this user already' }, () => {
   for (const u of users)
     it(`sandboxes of ${u.title}`, { skip: u.account === undefined ? u.why : false, timeout: 200_000 }, () => {
       const { uid, gid } = u.account as Account
@@ -55,7 +55,7 @@ describe('rootless', { skip: root ? false : 'sandbox.test.ts runs as this user a
         const env: NodeJS.ProcessEnv = { ...process.env, HOME: home, TMPDIR: home }
         delete env.NODE_TEST_CONTEXT
         const become = ['--reuid', String(uid), '--regid', String(gid), '--clear-groups', '--inh-caps=-all']
-        const r = spawnSync('setpriv', [...become, process.execPath, '--test', '--test-reporter=tap', file], {
+        const r = spawnSync('setpriv', [...become, process.execPath, '--test', '--test-reporter=tap', ...files], {
           env,
           encoding: 'utf8',
           timeout: 190_000,

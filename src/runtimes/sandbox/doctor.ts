@@ -6,6 +6,7 @@
 import { spawnSync } from 'node:child_process'
 import { accessSync, constants, existsSync, readFileSync } from 'node:fs'
 import { subordinate, userName } from './identity.ts'
+import { unenforced } from './limits.ts'
 
 export interface Check {
   readonly name: string
@@ -20,6 +21,7 @@ const TOOLS: readonly (readonly [tool: string, packageName: string])[] = [
   ['unshare', 'util-linux'],
   ['nsenter', 'util-linux'],
   ['setsid', 'util-linux'],
+  ['setpriv', 'util-linux'],
   ['pivot_root', 'util-linux'],
   ['mount', 'mount'],
   ['hostname', 'hostname'],
@@ -30,7 +32,14 @@ const TOOLS: readonly (readonly [tool: string, packageName: string])[] = [
 /** Run every check; takes about 50 ms. */
 export async function checkMachine(): Promise<Check[]> {
   const root = process.getuid?.() === 0
-  return [...tools(), userNamespaces(), procAndSys(), ...(root ? [overlay()] : [subordinateIds()]), tun(root)]
+  return [
+    ...tools(),
+    userNamespaces(),
+    procAndSys(),
+    ...(root ? [overlay()] : [subordinateIds()]),
+    await limits(root),
+    tun(root),
+  ]
 }
 
 const has = (tool: string): boolean =>
@@ -137,6 +146,20 @@ function subordinateIds(): Check {
   if (!subordinate('/etc/subuid', username, uid) || !subordinate('/etc/subgid', username, uid))
     return { ...base, ok: false, detail: `no range for ${username} in /etc/subuid and /etc/subgid`, hint: add }
   return { ...base, ok: true, detail: 'a range of ids is there' }
+}
+
+async function limits(root: boolean): Promise<Check> {
+  const missing = await unenforced()
+  const base = { name: 'limits of VMs', required: false } as const
+  if (missing === undefined) return { ...base, ok: true, detail: 'processors, memory and processes, by control groups' }
+  return {
+    ...base,
+    ok: false,
+    detail: `nothing enforces ${missing}`,
+    hint: root
+      ? 'the control groups of cpu, memory and pids must be mounted and writable below /sys/fs/cgroup'
+      : 'run the daemon in a part of the control groups that is yours: systemd-run --user --scope -p Delegate=yes noid daemon start',
+  }
 }
 
 function tun(root: boolean): Check {

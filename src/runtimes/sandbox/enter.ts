@@ -1,5 +1,8 @@
 /**
- * The way into a VM: nsenter's words, and short commands run inside.
+ * The way into a VM: the words that lead there, and short commands run inside.
+ *
+ * In order: into the VM's groups (limits.ts), its user namespace, down to its rights (rights.ts), and only then into the
+ * namespaces in which the programs are the VM's own. All of it is the host's software until the last step.
  *
  * Everything that is run this way is a member of the VM's pid namespace (nsenter forks for it) and ends with the VM. The
  * programs are the VM's own: whatever they are, they have rights in the VM only, and nothing they print is trusted.
@@ -8,6 +11,7 @@ import { spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { NoidError } from '../../errors.ts'
+import { limitRights } from './rights.ts'
 import { VM_PATH } from './script.ts'
 
 /** What of a VM's handle this runtime keeps for itself. */
@@ -22,6 +26,8 @@ export interface SandboxState {
   /** The host's id of the VM's root; ids follow from there when range is set. */
   readonly owner: number
   readonly range: boolean
+  /** How to join the VM's groups; absent for one that was made before there were any. */
+  readonly groups?: readonly string[]
 }
 
 const SEARCH = '/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/sbin:/usr/local/bin'
@@ -42,12 +48,21 @@ export interface Identity {
   readonly gid: number
 }
 
-/** nsenter's arguments for every namespace of the VM, as its root or as another of its users. */
-export function enterArguments(pid: number, s: SandboxState, as?: Identity): string[] {
-  const all = ['--target', String(pid), '--user', '--mount', '--uts', '--ipc', '--net', '--pid']
-  if (as !== undefined && as.uid !== 0) return [...all, '--setuid', String(as.uid), '--setgid', String(as.gid)]
-  // A user's VM maps its root to the user, who has nobody else to become.
-  return s.privileged ? all : [...all, '--preserve-credentials']
+/** $1 ... until --: the groups to join; then the command. It does not run outside of them. */
+const joining = 'while [ "$1" != -- ]; do echo $$ > "$1" || exit 126; shift; done; shift; exec "$@"'
+
+/** The command that runs what follows it in every namespace of the VM, as its root or as another of its users. */
+export function enterCommand(pid: number, s: SandboxState, as?: Identity): [string, ...string[]] {
+  const nsenter = tool('nsenter')
+  const target = ['--target', String(pid)]
+  const become = as === undefined || as.uid === 0 ? [] : ['--setuid', String(as.uid), '--setgid', String(as.gid)]
+  return [
+    ...(['/bin/sh', '-c', joining, 'noid', ...(s.groups ?? []), '--'] as const),
+    // A user's VM maps its root to the user, who has nobody else to become.
+    ...[nsenter, ...target, '--user', ...(s.privileged ? [] : ['--preserve-credentials'])],
+    ...[tool('setpriv'), ...limitRights],
+    ...[nsenter, ...target, '--mount', '--uts', '--ipc', '--net', '--pid', ...become],
+  ]
 }
 
 export interface InsideResult {
@@ -65,7 +80,8 @@ export function runInside(
   timeoutMs = 10_000,
 ): Promise<InsideResult> {
   return new Promise((resolve, reject) => {
-    const child = spawn(tool('nsenter'), [...enterArguments(pid, s), '/bin/sh', '-c', script, 'noid', ...words], {
+    const [way, ...further] = enterCommand(pid, s)
+    const child = spawn(way, [...further, '/bin/sh', '-c', script, 'noid', ...words], {
       env: { PATH: VM_PATH, HOME: '/root', LC_ALL: 'C' },
       stdio: ['ignore', 'pipe', 'pipe'],
       timeout: timeoutMs,

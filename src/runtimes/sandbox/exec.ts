@@ -16,7 +16,7 @@ import { errnoText } from '../../sys/errno.ts'
 import { childrenOf, signalNumber } from '../../sys/process.ts'
 import { openTerminal, pipe, setWindowSize } from '../../sys/pty.ts'
 import type { ExecRequest, ExecSession, VmHandle } from '../contract.ts'
-import { enterArguments, type SandboxState, tool } from './enter.ts'
+import { enterCommand, type SandboxState } from './enter.ts'
 import { VM_PATH } from './script.ts'
 import { lookUpUser, type VmUser } from './users.ts'
 
@@ -55,7 +55,7 @@ export async function execute(vmName: string, h: VmHandle, s: SandboxState, r: E
     PATH: VM_PATH,
   }
   const argv = [
-    ...enterArguments(h.pid, s, user),
+    ...enterCommand(h.pid, s, user),
     ...['/bin/sh', '-c', wrapper, 'noid', path, r.cwd ?? '', r.tty ? '-c' : ''],
     ...r.argv,
   ]
@@ -64,7 +64,7 @@ export async function execute(vmName: string, h: VmHandle, s: SandboxState, r: E
 
 const launch = (argv: readonly string[], env: Record<string, string>, stdio: readonly [number, number, number]) =>
   // A session of its own on the host too: what ends the daemon by its terminal does not end commands.
-  spawn(tool('nsenter'), argv, { env, stdio: [...stdio], detached: true, cwd: '/' })
+  spawn(argv[0] as string, argv.slice(1), { env, stdio: [...stdio], detached: true, cwd: '/' })
 
 function withPipes(
   s: SandboxState,

@@ -23,6 +23,7 @@ import { checkMachine } from './doctor.ts'
 import { type SandboxState, tool } from './enter.ts'
 import { execute } from './exec.ts'
 import { holdNamespace, rootBase, userMap } from './identity.ts'
+import { makeGroups, removeGroups, unenforced } from './limits.ts'
 import { markedProcesses, markOf } from './mark.ts'
 import { Networking } from './network.ts'
 import type { StageSpec } from './stage/main.ts'
@@ -62,7 +63,9 @@ export class Sandbox implements Runtime {
     await this.#end(vm.id)
     // A root that was not finished when its stage was killed.
     if (!existsSync(join(vm.dir, 'fs', 'seeded'))) await this.#removeFiles(vm)
-    const spec: StageSpec = {
+    tool('nsenter')
+    tool('setpriv')
+    const spec: Omit<StageSpec, 'groups'> = {
       id: vm.id,
       name: vm.name,
       dir: resolve(vm.dir),
@@ -71,23 +74,12 @@ export class Sandbox implements Runtime {
       skeleton: join(this.#ctx.stateDir, 'skeleton'),
       hide: [this.#ctx.runDir, this.#ctx.stateDir, '/var/lib/noid'],
     }
-    tool('nsenter')
     mkdirSync(spec.dir, { recursive: true, mode: 0o700 })
-    const log = openSync(this.logFile(vm), 'a', 0o600)
-    let child: ChildProcess
     try {
-      child = spawn(
-        process.execPath,
-        ['--disable-warning=ExperimentalWarning', stageFile, JSON.stringify(spec), markOf(vm.id)],
-        { detached: true, stdio: ['ignore', log, log, 'pipe'], cwd: '/', env: stageEnvironment() },
-      )
-    } finally {
-      closeSync(log)
-    }
-    child.unref()
-    try {
+      const groups = makeGroups(vm.id, vm).procs
+      const child = this.#launch(vm, { ...spec, groups })
       await whenUp(child, signal)
-      return this.#handle(vm, child.pid as number)
+      return this.#handle(vm, child.pid as number, groups)
     } catch (e) {
       await this.#end(vm.id)
       if (signal.aborted || e instanceof NoidError) throw e
@@ -95,7 +87,22 @@ export class Sandbox implements Runtime {
     }
   }
 
-  #handle(vm: VmSpec, outer: number): VmHandle {
+  #launch(vm: VmSpec, spec: StageSpec): ChildProcess {
+    const log = openSync(this.logFile(vm), 'a', 0o600)
+    try {
+      const child = spawn(
+        process.execPath,
+        ['--disable-warning=ExperimentalWarning', stageFile, JSON.stringify(spec), markOf(vm.id)],
+        { detached: true, stdio: ['ignore', log, log, 'pipe'], cwd: '/', env: stageEnvironment() },
+      )
+      child.unref()
+      return child
+    } finally {
+      closeSync(log)
+    }
+  }
+
+  #handle(vm: VmSpec, outer: number, groups: readonly string[]): VmHandle {
     const o = processStat(outer)
     const i = childrenOf(outer)
       .map(processStat)
@@ -111,6 +118,7 @@ export class Sandbox implements Runtime {
       privileged: this.#ctx.privileged,
       owner: this.#ctx.privileged ? rootBase(vm.id) : (process.getuid?.() ?? 0),
       range: map === undefined || map.length > 1,
+      groups,
     }
     return {
       pid: i.pid,
@@ -148,7 +156,7 @@ export class Sandbox implements Runtime {
     await this.#end(vm.id, h === undefined ? [] : [h])
   }
 
-  /** Kill whatever carries the VM's mark and wait until it is gone, and its namespaces with it. */
+  /** Kill whatever carries the VM's mark and wait until it is gone, its namespaces and its groups with it. */
   async #end(vmId: string, known: readonly { readonly pid: number; readonly startTime: string }[] = []): Promise<void> {
     const until = Date.now() + 10_000
     // One that is ending has no arguments any more, but its namespaces still.
@@ -160,10 +168,11 @@ export class Sandbox implements Runtime {
         signalExactly(p.pid, p.startTime, KILL)
       }
       const left = [...seen].find(([pid, startTime]) => isRunning(pid, startTime))
-      if (marked.length === 0 && left === undefined) return
+      if (marked.length === 0 && left === undefined) break
       if (Date.now() > until) throw new NoidError('INTERNAL', { why: `process ${left?.[0]} of a VM cannot be ended` })
       await sleep(5)
     }
+    if (!(await removeGroups(vmId))) this.#ctx.log('warn', `the control groups of ${vmId} are still in use`)
   }
 
   alive(h: VmHandle): boolean {
@@ -190,6 +199,10 @@ export class Sandbox implements Runtime {
     // Files of mapped users: only their namespace's root may remove them.
     if (!this.#ctx.privileged) await removeInside(fs)
     await rm(fs, { recursive: true, force: true })
+  }
+
+  unenforced(): Promise<string | undefined> {
+    return unenforced()
   }
 
   logFile(vm: VmSpec): string {

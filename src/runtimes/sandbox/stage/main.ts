@@ -1,3 +1,14 @@
+/**
+ * The first stage of a sandbox: a short-lived process that outlives the daemon if it must, builds the VM's root and
+ * becomes (execve) the chain `nsenter → unshare → setpriv → sh → init`, keeping its pid, which is the VM's outer process.
+ *
+ * argv[2] is a StageSpec, argv[3] the mark. Descriptor 3 is a socket to the daemon: a line `error TEXT` when something is refused, `up`
+ * when init is about to run; its end without `up` says that the stage died. If the daemon is gone before the root is
+ * built, nothing is started.
+ * What it mounts lies in a mount namespace of its own and ends with it. Its arguments carry the VM's mark (mark.ts), and so
+ * do those of everything it becomes, so that a daemon which was killed meanwhile finds it.
+ * Never does: networking, waiting, anything after execve.
+ */
 import {
   chmodSync,
   chownSync,
@@ -17,7 +28,9 @@ import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, closeOnExec, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
 import { type HeldNamespace, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
+import { joinGroups } from '../limits.ts'
 import { markOf } from '../mark.ts'
+import { limitRights } from '../rights.ts'
 import { type BoundPart, initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
 import { type Bind, seedDirectory, seedUpper } from '../view.ts'
 import { devices } from './devices.ts'
@@ -37,6 +50,8 @@ export interface StageSpec {
   readonly hide: readonly string[]
   /** Shared by a user's VMs: skeleton.ts. */
   readonly skeleton: string
+  /** The files through which a process joins the VM's groups. */
+  readonly groups: readonly string[]
 }
 
 const CONTROL = 3
@@ -54,6 +69,8 @@ async function main(spec: StageSpec): Promise<void> {
   must('dup2', dup2(ns, 0))
   closeOnExec(3)
   must('fcntl', keepOnExec(CONTROL))
+  // The making of the root is noid's work; from here on it is the VM's.
+  joinGroups(spec.groups, process.pid)
   // Fails, and ends everything, when the daemon that asked is gone.
   say('built')
   become(spec, plan, held.map, base)
@@ -180,6 +197,7 @@ function become(spec: StageSpec, plan: RootPlan, map: IdMap, base: string): neve
     ...['nsenter', '--user=/proc/self/fd/0', ...credentials],
     ...['unshare', ...wire, '--pid', '--fork'],
     ...['unshare', '--mount', '--net', '--uts', '--ipc', '--propagation', 'private'],
+    ...['setpriv', ...limitRights],
     ...['sh', '-c', script, 'noid-stage', initScript, markOf(spec.id)],
   ]
   process.chdir('/')
