@@ -94,7 +94,7 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
 
   test('a guest that refuses resets the client', async () => {
     await agent.publish(spec('none', 8300, { guestPort: 9 }))
-    const r = await lab.inet.run(['curl', '-sS', '--max-time', '5', 'http://10.77.0.2:8300/'])
+    const r = await lab.inet.run(['curl', '-sS', '--max-time', '30', 'http://10.77.0.2:8300/'])
     // 28 would be a timeout: it must be told at once, in whichever of curl's words.
     assert.ok(r.code !== 0 && r.code !== 28, r.all)
     await agent.unpublish('none')

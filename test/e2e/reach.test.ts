@@ -43,41 +43,47 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
   const at = (name: string) => vm[name] as Place
   const reaches = async (from: Place, address: string, port: number) =>
     (
-      await from.run(['socat', '-T2', '-', `TCP:${address}:${port},connect-timeout=2`], { timeoutMs: 5000 })
+      await from.run(['socat', '-T2', '-', `TCP:${address}:${port},connect-timeout=2`], { timeoutMs: 15_000 })
     ).stdout.trim() === 'here'
   const pings = async (from: Place, address: string, ...more: string[]) =>
-    (await from.run(['ping', '-c1', '-W1', ...more, address], { timeoutMs: 5000 })).code === 0
+    (await from.run(['ping', '-c1', '-W1', ...more, address], { timeoutMs: 15_000 })).code === 0
+
+  // What must work may take its time on a busy machine; what must not is asked once.
+  const answers = (from: Place, address: string, ...more: string[]) =>
+    eventually(`${address} answers`, () => pings(from, address, ...more))
+  const serves = (from: Place, address: string, port: number) =>
+    eventually(`${address}:${port} serves`, () => reaches(from, address, port))
 
   test('ping: the gateway, the services, the internet', async () => {
-    for (const to of ['192.168.103.1', '192.168.103.2', '8.8.8.8', EXAMPLE]) assert.ok(await pings(at('a'), to), to)
-    const many = await at('a').sh('ping -c20 -i0.02 -W1 -s1300 8.8.8.8')
+    for (const to of ['192.168.103.1', '192.168.103.2', '8.8.8.8', EXAMPLE]) assert.ok(await answers(at('a'), to), to)
+    const many = await at('a').sh('ping -c20 -i0.02 -W10 -s1300 8.8.8.8')
     assert.match(many, /20 received, 0% packet loss/)
   })
 
   test('ping in fragments', async () => {
-    assert.ok(await pings(at('a'), '192.168.103.1', '-s', '4000'))
-    assert.ok(await pings(at('a'), '8.8.8.8', '-s', '4000'))
+    assert.ok(await answers(at('a'), '192.168.103.1', '-s', '4000'))
+    assert.ok(await answers(at('a'), '8.8.8.8', '-s', '4000'))
   })
 
   test('the path is shorter than the guest believes: "do not fragment" is answered with its MTU', async () => {
     // The uplink takes 1400 bytes; 1500 pass when they may be fragmented.
-    const r = await at('a').run(['ping', '-M', 'do', '-c1', '-W2', '-s', '1472', '8.8.8.8'])
+    const r = await at('a').run(['ping', '-M', 'do', '-c1', '-W10', '-s', '1472', '8.8.8.8'])
     assert.match(r.all, /Frag needed and DF set \(mtu = 1400\)|message too long, mtu[:=] ?1400/)
-    assert.ok(await pings(at('a'), '8.8.8.8', '-M', 'dont', '-s', '1472'))
-    assert.ok(await pings(at('a'), '8.8.8.8', '-M', 'do', '-s', '1372'))
+    assert.ok(await answers(at('a'), '8.8.8.8', '-M', 'dont', '-s', '1472'))
+    assert.ok(await answers(at('a'), '8.8.8.8', '-M', 'do', '-s', '1372'))
   })
 
   test('the MTU of the path is found', async () => {
-    const out = await at('a').sh('traceroute --mtu -n -q1 -w2 -m5 8.8.8.8')
+    const out = await at('a').sh('traceroute --mtu -n -q1 -w10,0,0 -m5 8.8.8.8')
     assert.match(out, /192\.168\.103\.1 .*F=1500/)
     assert.match(out, /10\.77\.0\.1 .*F=1400/)
-    const r = await at('a').run(['ping', '-c2', '-W1', '-M', 'do', '-s', '1450', '8.8.8.8'])
+    const r = await at('a').run(['ping', '-c2', '-W10', '-M', 'do', '-s', '1450', '8.8.8.8'])
     assert.match(r.all, /mtu ?= ?1400/, r.all)
   })
 
   test('traceroute shows the hops, by UDP and by ICMP', async () => {
     for (const how of [[], ['-I']]) {
-      const out = await at('a').sh(`traceroute -n -q1 -w2 -m6 ${how.join(' ')} 8.8.8.8`)
+      const out = await at('a').sh(`traceroute -n -q1 -w10,0,0 -m6 ${how.join(' ')} 8.8.8.8`)
       const hops = out
         .split('\n')
         .slice(1)
@@ -87,16 +93,16 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
   })
 
   test('an unreachable port and host are said as what they are', async () => {
-    const udp = await at('a').run(['traceroute', '-n', '-q1', '-w2', '-m4', '-U', '-p', '4444', EXAMPLE])
+    const udp = await at('a').run(['traceroute', '-n', '-q1', '-w10,0,0', '-m4', '-U', '-p', '4444', EXAMPLE])
     assert.match(udp.stdout, new RegExp(`${EXAMPLE.replaceAll('.', '\\.')}  `))
     await lab.router.sh('ip route replace unreachable 198.18.0.0/15')
-    const r = await at('a').run(['ping', '-c3', '-i0.5', '-W1', '198.18.0.1'])
+    const r = await at('a').run(['ping', '-c3', '-i0.5', '-W10', '198.18.0.1'])
     assert.match(r.stdout, /Unreachable/)
   })
 
   test('VMs of one network reach each other', async () => {
-    assert.ok(await reaches(at('a'), '192.168.103.11', 80))
-    assert.ok(await pings(at('b'), '192.168.103.10'))
+    assert.ok(await serves(at('a'), '192.168.103.11', 80))
+    assert.ok(await answers(at('b'), '192.168.103.10'))
   })
 
   test('VMs of different networks never do: by address, by gateway, by the host', async () => {
@@ -113,13 +119,13 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
 
   test('the outside: yes, from everywhere', async () => {
     for (const from of ['a', 'c', 'x'])
-      assert.match(await at(from).sh('curl -sS --max-time 5 http://example.com/'), /hello/)
+      assert.match(await at(from).sh('curl -sS --max-time 30 http://example.com/'), /hello/)
   })
 
   test("the host's services: on its addresses yes, on its loopback only what was allowed", async () => {
-    assert.ok(await reaches(at('a'), '10.77.0.2', 9000))
-    assert.ok(await reaches(at('a'), '192.168.103.254', 9000))
-    assert.ok(await reaches(at('a'), '192.168.103.254', 9100), 'allowed')
+    assert.ok(await serves(at('a'), '10.77.0.2', 9000))
+    assert.ok(await serves(at('a'), '192.168.103.254', 9000))
+    assert.ok(await serves(at('a'), '192.168.103.254', 9100), 'allowed')
     assert.ok(!(await reaches(at('a'), '192.168.103.254', 9200)))
     assert.ok(!(await reaches(at('c'), '192.168.104.254', 9100)), 'allowed on the other network only')
     assert.ok(!(await reaches(at('a'), '127.0.0.1', 9100)))
@@ -150,9 +156,9 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
   })
 
   test('the host reaches VMs by address', async () => {
-    assert.ok(await reaches(lab.host, '192.168.103.10', 80))
-    assert.ok(await reaches(lab.host, '192.168.104.10', 80))
-    assert.ok(await pings(lab.host, '192.168.103.11'))
+    assert.ok(await serves(lab.host, '192.168.103.10', 80))
+    assert.ok(await serves(lab.host, '192.168.104.10', 80))
+    assert.ok(await answers(lab.host, '192.168.103.11'))
   })
 
   test('a VM that claims the address of another is refused', async () => {
@@ -168,8 +174,8 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     ]
     await at('b').sh(`ip link set eth0 address ${other}`)
     await at('b').run(['ping', '-c2', '-i0.2', '-W1', '192.168.103.1'])
-    assert.ok(await pings(at('a'), '8.8.8.8'))
-    assert.ok(await reaches(lab.host, '192.168.103.10', 80))
+    assert.ok(await answers(at('a'), '8.8.8.8'))
+    assert.ok(await serves(lab.host, '192.168.103.10', 80))
     const s = await agent.stats(one.id)
     const told = [...s.warnings, ...s.drops.filter((d) => d.vm === 'b').map((d) => d.meaning)].join('\n')
     assert.match(told, /MAC/)
@@ -215,8 +221,8 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
       ],
       { timeoutMs: 40_000 },
     )
-    assert.equal(await at('b').sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
-    assert.equal(await at('a').sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
+    assert.equal(await at('b').sh('curl -sS --max-time 30 http://example.com/'), 'hello 10.77.0.2')
+    assert.equal(await at('a').sh('curl -sS --max-time 30 http://example.com/'), 'hello 10.77.0.2')
   })
 
   test('a guest that sends rubbish harms nobody but itself', async () => {
@@ -229,14 +235,14 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     for (const seed of ['1', '2']) {
       const r = await at('a').run([...fuzz, seed])
       assert.ok(Number(r.stdout) > 10_000, r.all)
-      assert.equal(await at('b').sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
+      assert.equal(await at('b').sh('curl -sS --max-time 30 http://example.com/'), 'hello 10.77.0.2')
     }
     const after = JSON.parse(readFileSync(join(agent.home, 'run', one.id, 'pid'), 'utf8')) as { pid: number }
     assert.equal(after.pid, pid, 'the data plane is the same')
     assert.doesNotMatch(readFileSync(join(agent.home, 'run', one.id, 'dataplane.log'), 'utf8'), /Error/)
     await eventually(
       'the guest itself is served again',
-      async () => /hello/.test((await at('a').run(['curl', '-sS', '--max-time', '3', 'http://example.com/'])).stdout),
+      async () => /hello/.test((await at('a').run(['curl', '-sS', '--max-time', '10', 'http://example.com/'])).stdout),
       40_000,
     )
   })

@@ -40,9 +40,11 @@ describe('survive', { skip: missing('dig', 'curl', 'socat', 'ss') }, () => {
   const planePid = () =>
     (JSON.parse(readFileSync(join(agent.home, 'run', net.id, 'pid'), 'utf8')) as { pid: number }).pid
   const works = async () => {
-    const page = await vm.run(['curl', '-sS', '--max-time', '3', 'http://example.com/'], { timeoutMs: 5000 })
-    const name = await vm.run(['dig', '+short', '+tries=1', '+time=2', 'vm.noid.internal'], { timeoutMs: 5000 })
-    const port = await lab.inet.run(['socat', '-T2', '-', 'TCP:10.77.0.2:8080,connect-timeout=2'], { timeoutMs: 5000 })
+    const page = await vm.run(['curl', '-sS', '--max-time', '10', 'http://example.com/'], { timeoutMs: 20_000 })
+    const name = await vm.run(['dig', '+short', '+tries=1', '+time=8', 'vm.noid.internal'], { timeoutMs: 20_000 })
+    const port = await lab.inet.run(['socat', '-T8', '-', 'TCP:10.77.0.2:8080,connect-timeout=8'], {
+      timeoutMs: 20_000,
+    })
     const said = [page.stdout.trim(), name.stdout.trim(), port.stdout.trim()]
     assert.deepEqual(said, ['hello 10.77.0.2', '192.168.109.10', 'here'])
     return true

@@ -21,7 +21,7 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
     await lab?.remove()
   })
   const echo = async (from: Place, to: string, text: string, more = '') =>
-    (await from.run(['socat', '-t1', '-b65000', '-', `UDP:${to}${more}`], { input: text, timeoutMs: 6000 })).stdout
+    (await from.run(['socat', '-t1', '-b65000', '-', `UDP:${to}${more}`], { input: text, timeoutMs: 20_000 })).stdout
 
   test('an echo, small and as large as the path takes in one piece', async () => {
     assert.equal(await echo(vm, `${EXAMPLE}:7`, 'hello'), 'hello')
@@ -34,7 +34,7 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
   })
 
   test('a closed port is refused by ICMP', async () => {
-    const r = await vm.run(['socat', '-t2', '-', `UDP:${EXAMPLE}:99`], { input: 'anybody?', timeoutMs: 6000 })
+    const r = await vm.run(['socat', '-t2', '-', `UDP:${EXAMPLE}:99`], { input: 'anybody?', timeoutMs: 20_000 })
     assert.match(r.stderr, /refused/)
   })
 

@@ -155,7 +155,7 @@ const breaches: readonly [Group, string, BackendDescriptor][] = [
 ]
 
 for (const [group, what, d] of breaches)
-  test(`the kit notices (${group}): ${what}`, { skip, timeout: 120_000 }, async () => {
+  test(`the kit notices (${group}): ${what}`, { skip, timeout: 300_000 }, async () => {
     const noticed: string[] = []
     for (const c of cases) {
       if (c.group !== group || c.skip?.(d, {}) !== undefined) continue

@@ -26,7 +26,7 @@ export function ownHost(): string | false {
   ip('link', 'set', 'up0', 'up')
   ip('link', 'set', 'up1', 'up')
   // A link is listed once it has its carrier.
-  for (let t = 0; t < 100 && !networkInterfaces().up0; t++)
+  for (let t = 0; t < 1000 && !networkInterfaces().up0; t++)
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10)
   return false
 }
