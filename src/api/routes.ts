@@ -39,7 +39,7 @@ export const API_VERSION = 1
  * POST   /v1/networks/:net/attachments    Attach → Attached    makes the network as `create` does; the same id again
  *                                                              gives the same, with another namespace ATTACHED_ALREADY
  * GET    /v1/networks/:net/attachments/:id?check=0|1 → Attached  with check: an error unless its nic is as it should be
- * DELETE /v1/networks/:net/attachments/:id → {}                also when there is none
+ * DELETE /v1/networks/:net/attachments/:id → {}                also when there is none, and wherever it is
  */
 export const routes = {
   version: '/v1/version',

@@ -89,10 +89,13 @@ export class Foreign {
     return this.#view(v, id)
   }
 
-  /** Idempotent: what is not there is gone already. */
-  async detach(network: string, id: string): Promise<void> {
+  /**
+   * Idempotent: what is not there is gone already. An id is on one network only and is found there: an engine whose
+   * configuration was changed in between names another one.
+   */
+  async detach(id: string): Promise<void> {
     await this.#c.locks.run(`attachment:${id}`, async () => {
-      const v = this.#find(network, id)
+      const v = this.#c.store.vmAttachedAs(id)
       if (v !== undefined) await this.#vms.destroy(v.name)
     })
   }

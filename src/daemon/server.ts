@@ -162,7 +162,7 @@ function attachmentRoutes(app: FastifyInstance, { foreign }: ServerParts): void 
     foreign.get(req.params.name, req.params.id, parse(checkQuery, req.query).check === '1'),
   )
   app.delete(one, async (req: NamedPart) => {
-    await foreign.detach(req.params.name, req.params.id)
+    await foreign.detach(req.params.id)
     return {}
   })
 }

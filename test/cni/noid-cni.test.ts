@@ -3,6 +3,7 @@
 import assert from 'node:assert/strict'
 import { execFile, execFileSync } from 'node:child_process'
 import { once } from 'node:events'
+import { readdirSync, readFileSync } from 'node:fs'
 import { createServer } from 'node:http'
 import { networkInterfaces } from 'node:os'
 import { type TestContext, test } from 'node:test'
@@ -53,6 +54,17 @@ const inside = async (netns: string, ...argv: string[]): Promise<string> =>
   (await run('nsenter', [`--net=${netns}`, ...argv], { timeout: 20_000 })).stdout
 const links = async (netns: string): Promise<string[]> =>
   (JSON.parse(await inside(netns, 'ip', '-j', 'link')) as { ifname: string }[]).map((l) => l.ifname)
+const dataPlanes = (lab: Lab): number[] =>
+  readdirSync('/proc')
+    .filter((d) => /^\d+$/.test(d))
+    .map(Number)
+    .filter((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes(`${lab.paths.runDir}/userspace`)
+      } catch {
+        return false
+      }
+    })
 const addressOf = (a: Answer): string => (a.json.ips[0].address as string).split('/')[0] as string
 const hostAddress = (): string | undefined =>
   Object.entries(networkInterfaces())
@@ -123,8 +135,13 @@ test('ADD, CHECK, DEL of two containers: they reach each other, by name too, and
   await inside(x, 'ip', 'link', 'delete', 'eth0')
   assert.equal((await cni.call('CHECK', 'c1', x, cni.conf({ prevResult: a.json }))).exit, 1)
 
-  for (const netns of [x, x, undefined]) {
-    const del = await cni.call('DEL', 'c1', netns, cni.conf({ prevResult: a.json }))
+  for (const [netns, network] of [
+    // The configuration was changed since.
+    [x, 'another'],
+    [x, 'pods'],
+    [undefined, 'pods'],
+  ] as const) {
+    const del = await cni.call('DEL', 'c1', netns, cni.conf({ network, prevResult: a.json }))
     assert.deepEqual([del.exit, del.json], [0, undefined], 'DEL is repeatable')
   }
   assert.equal((await cni.call('DEL', 'never', x)).exit, 0)
@@ -237,6 +254,15 @@ test('a daemon that is killed and started again knows them; a namespace that wen
   assert.deepEqual(resultOf(one!, '1.1.0'), a.json)
   assert.equal((await cni.call('CHECK', 'c1', x, cni.conf({ prevResult: a.json }))).exit, 0)
   await inside(x, 'ping', '-n', '-c', '1', '-W', '5', a.json.ips[0].gateway)
+  assert.equal(dataPlanes(cni.lab).length, 1)
+  for (const pid of dataPlanes(cni.lab)) process.kill(pid, 'SIGKILL')
+  await until('a new data plane carries it', async () =>
+    inside(x, 'ping', '-n', '-c', '1', '-W', '1', a.json.ips[0].gateway).then(
+      () => true,
+      () => false,
+    ),
+  )
+  assert.equal((await cni.call('CHECK', 'c1', x, cni.conf({ prevResult: a.json }))).exit, 0)
   execFileSync('ip', ['netns', 'delete', y.split('/').at(-1) as string])
   await until('it is given up', async () => (await cni.lab.client.vm('c2')).state === 'failed')
   assert.match((await cni.lab.client.vm('c2')).problem ?? '', /namespace is gone/)
