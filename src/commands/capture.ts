@@ -24,12 +24,11 @@ interface Captured {
 
 export default class Capture extends NoidCommand {
   static override summary = 'Show the frames of a VM or a network as they pass; or write them for tshark and Wireshark.'
-  static override description =
-    `Each frame is a line: when, whose, whether the VM sent (→) or received (←) it, what it is, its bytes, and why it was
-refused when it was. With -w it is pcapng instead, refused frames with their reason as a comment.
-
-Frames are shown as the guests' kernels hand them over: up to 64 KiB at once and with checksums unfinished, which are no
-errors. A capture never slows the network: frames it could not take are missed and counted.`
+  static override description = [
+    'Each frame is a line: when, whose, whether the VM sent (→) or received (←) it, what it is, its bytes, and why it was refused when it was. With -w it is pcapng instead, refused frames with their reason as a comment.',
+    "Frames are shown as the guests' kernels hand them over: up to 64 KiB at once and with checksums unfinished, which are no errors.",
+    'A capture never slows the network: frames it could not take are missed and counted.',
+  ].join('\n\n')
   static override examples = [
     '<%= config.bin %> capture web',
     '<%= config.bin %> capture default --seconds 10 -w lab.pcapng',
@@ -72,7 +71,7 @@ errors. A capture never slows the network: frames it could not take are missed a
     const file = lines || toStdout ? undefined : await create(flags.write as string)
     try {
       const frames = await api.capture(kind, name, flags.snap ?? (lines ? LINE_SNAP : undefined))
-      if (!lines) this.note(`capturing ${name}; Ctrl-C ends it`)
+      this.note(`capturing ${name}; Ctrl-C ends it`)
       const read = new CaptureReader()
       const took = await this.#follow(frames, read, flags.count ?? Infinity, flags.seconds, file, lines)
       const { captured, missed } = read
@@ -118,7 +117,7 @@ errors. A capture never slows the network: frames it could not take are missed a
         written += blocks.length
         if (read.captured >= limit || this.#stop.signal.aborted) return written
       }
-      this.note('the capture has ended: what was captured was stopped or removed')
+      this.note('the capture has ended: the VM was stopped, or the network removed or started again')
     } catch (e) {
       if (!this.#stop.signal.aborted) throw lost(e)
     } finally {
@@ -142,7 +141,8 @@ errors. A capture never slows the network: frames it could not take are missed a
     const what = describe(f.bytes)
     if (this.jsonEnabled()) {
       const { at, port, direction, length, refused } = f
-      return `${JSON.stringify({ at: new Date(at / 1000).toISOString(), vm: port, direction, what, length, refused })}\n`
+      const time = `${new Date(at / 1000).toISOString().slice(0, -1)}${String(at % 1000).padStart(3, '0')}Z`
+      return `${JSON.stringify({ at: time, vm: port, direction, what, length, refused })}\n`
     }
     const refused = f.refused === undefined ? '' : `  ✗ ${f.refused}`
     return `${timeOf(f.at)}  ${f.port} ${f.direction === 'sent' ? '→' : '←'}  ${what}  (${f.length})${refused}\n`

@@ -302,7 +302,7 @@ export class Networks {
     if (begin === undefined)
       throw new NoidError('CAPABILITY_MISSING', {
         backend: n.backend,
-        what: 'capture',
+        what: 'captures',
         hint: 'capture in the VM with: noid exec NAME -- tcpdump -i eth0 -w -; or use --network-backend userspace',
       })
     await this.ensure(n.id, cancel)

@@ -170,7 +170,7 @@ export class BridgeBackend implements NetworkBackend {
     const ifname = attachment === undefined ? await bridgeOf(n) : portName(attachment)
     throw new NoidError('CAPABILITY_MISSING', {
       backend: 'bridge',
-      what: 'capture',
+      what: 'captures',
       hint: `the kernel's own tool can: tcpdump -i ${ifname ?? 'noid0'} -w -`,
     })
   }
