@@ -41,10 +41,12 @@ export interface PortSpec {
 export function parseSpec(text: string): PortSpec {
   const spec = text.trim()
   if (spec === '') throw bad(text, 'it is empty')
-  if (spec.includes('[') || spec.split(':').length > 3) throw bad(text, 'IPv6 host addresses are not supported yet')
   const [body, proto = 'tcp', more] = spec.split('/')
+  if (/[[a-f]|::/i.test(body as string) && (body as string).split(':').length > 3)
+    throw bad(text, 'IPv6 host addresses are not supported yet')
   if (more !== undefined || (proto !== 'tcp' && proto !== 'udp')) throw bad(text, 'what follows the / is tcp or udp')
   const parts = (body as string).split(':')
+  if (parts.length > 3) throw bad(text, `it has ${parts.length} parts, and [HOSTIP:]HOST:GUEST has at most three`)
   const address = parts.length === 3 ? hostAddress(text, parts.shift() as string) : undefined
   if (parts.length === 2 && parseIpv4(parts[0] as string) !== undefined)
     throw bad(text, 'after a host address come both ports, HOSTIP:HOST:GUEST')

@@ -23,8 +23,10 @@ const MIGRATIONS: readonly string[] = [
    CREATE TABLE vms (
      id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, phase TEXT NOT NULL, problem TEXT, runtime TEXT NOT NULL,
      network TEXT NOT NULL REFERENCES networks(id), address TEXT, mac TEXT NOT NULL UNIQUE, cpus INTEGER NOT NULL,
-     mem_mib INTEGER NOT NULL, image TEXT, handle TEXT, boot_id TEXT, created_at TEXT NOT NULL, started_at TEXT) STRICT;
+     mem_mib INTEGER NOT NULL, image TEXT, handle TEXT, boot_id TEXT, created_at TEXT NOT NULL, started_at TEXT, netns TEXT,
+     ifname TEXT, attached_as TEXT) STRICT;
    CREATE UNIQUE INDEX vm_address ON vms(network, address);
+   CREATE UNIQUE INDEX vm_attached ON vms(attached_as);
    CREATE TABLE attachments (
      id TEXT PRIMARY KEY, vm TEXT NOT NULL UNIQUE REFERENCES vms(id) ON DELETE CASCADE, body TEXT) STRICT;
    CREATE TABLE publishes (
@@ -34,10 +36,6 @@ const MIGRATIONS: readonly string[] = [
    CREATE TABLE leases (
      attachment TEXT PRIMARY KEY REFERENCES attachments(id) ON DELETE CASCADE, address TEXT NOT NULL, state TEXT NOT NULL,
      expires_at INTEGER) STRICT;`,
-  `ALTER TABLE vms ADD COLUMN netns TEXT;
-   ALTER TABLE vms ADD COLUMN ifname TEXT;
-   ALTER TABLE vms ADD COLUMN attached_as TEXT;
-   CREATE UNIQUE INDEX vm_attached ON vms(attached_as);`,
 ]
 export const SCHEMA_VERSION = MIGRATIONS.length
 
@@ -141,8 +139,12 @@ export class Store {
   /** Opens or makes the store. Throws when a newer noid wrote it: going back is not repaired by guessing. */
   constructor(file: string) {
     if (file !== ':memory:') mkdirSync(dirname(file), { recursive: true, mode: 0o700 })
-    this.#db = new DatabaseSync(file)
-    this.#db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON')
+    try {
+      this.#db = new DatabaseSync(file)
+      this.#db.exec('PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON')
+    } catch (e) {
+      throw new Error(`${file} cannot be used: ${(e as Error).message}`)
+    }
     this.#migrate(file)
   }
 
@@ -150,7 +152,9 @@ export class Store {
     const { user_version: from } = this.#db.prepare('PRAGMA user_version').get() as { user_version: number }
     if (from > SCHEMA_VERSION) {
       this.#db.close()
-      throw new Error(`${file} was written by a newer noid (schema ${from}, this one knows ${SCHEMA_VERSION})`)
+      throw new Error(
+        `${file} was written by a newer noid (schema ${from}, this one knows ${SCHEMA_VERSION}): use that one`,
+      )
     }
     for (let v = from; v < SCHEMA_VERSION; v++) {
       this.transaction(() => this.#db.exec(`${MIGRATIONS[v]}; PRAGMA user_version = ${v + 1}`))

@@ -54,6 +54,7 @@ export class Control {
   readonly #listener: number
   readonly #file: FileWatch
   readonly #clients = new Set<Client>()
+  #open = true
 
   /**
    * Listen at `path`, replacing what a dead data plane left there. Call before privileges are given up.
@@ -93,7 +94,10 @@ export class Control {
     return this.#file.exists()
   }
 
+  /** Idempotent: a number that was closed may be somebody else's by now. */
   close(): void {
+    if (!this.#open) return
+    this.#open = false
     for (const c of [...this.#clients]) c.cut()
     this.#reactor.unwatch(this.#listener)
     close(this.#listener)

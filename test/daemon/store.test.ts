@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
@@ -106,7 +106,10 @@ test('an empty file is brought to this schema; a newer one is refused and left a
   assert.deepEqual({ ...db.prepare('PRAGMA user_version').get() }, { user_version: SCHEMA_VERSION })
   db.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`)
   db.close()
-  assert.throws(() => new Store(file), /written by a newer noid/)
+  assert.throws(() => new Store(file), /noid\.db was written by a newer noid/)
+  const odd = `${file}.odd`
+  writeFileSync(odd, 'anything else. '.repeat(100))
+  assert.throws(() => new Store(odd), /\.odd cannot be used: file is not a database/)
 })
 
 test('a keyed mutex: one at a time for a key, in order, side by side for two, and on after a fault', async () => {

@@ -11,7 +11,7 @@ import type { Frame } from '../frame.ts'
 import { DROP, type Drop } from '../trace/drops.ts'
 import * as arp from './arp.ts'
 import * as ethernet from './ethernet.ts'
-import { ETHERNET, TYPE_ARP, TYPE_IPV4 } from './ethernet.ts'
+import { ETHERNET, TYPE_ARP, TYPE_IPV4, TYPE_IPV6 } from './ethernet.ts'
 import * as icmp from './icmp.ts'
 import * as ipv4 from './ipv4.ts'
 import * as tcp from './tcp.ts'
@@ -22,6 +22,7 @@ const SHORT = DROP['frame-short']
 const LONG = DROP['frame-long']
 const BAD_VNET = DROP['vnet-header']
 const BAD_TYPE = DROP.ethertype
+const IPV6 = DROP.ipv6
 const BAD_ARP = DROP['arp-malformed']
 const BAD_IPV4 = DROP['ipv4-malformed']
 const SOURCE_ROUTE = DROP['ipv4-source-route']
@@ -65,7 +66,7 @@ export function parse(b: Uint8Array, f: Frame, offload: boolean): Drop {
   } else if (type === TYPE_ARP) {
     if (len < ETHERNET + arp.ARP) return SHORT
     if (!arp.valid(b, f.l3)) return BAD_ARP
-  } else return BAD_TYPE
+  } else return type === TYPE_IPV6 ? IPV6 : BAD_TYPE
   if (offload) return parseVnet(b, f)
   vnet.clear(b, off - VNET)
   return 0

@@ -34,7 +34,7 @@ export interface KitOptions {
 
 const ACCEPTS: readonly NicKind[] = ['tap', 'netdev']
 /** How long any one verb may take. */
-const VERB_MS = 20_000
+const VERB_MS = 60_000
 
 let serial = 0
 

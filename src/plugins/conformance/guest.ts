@@ -9,7 +9,7 @@ import { promisify } from 'node:util'
 
 const run = promisify(execFile)
 const root = process.getuid?.() === 0
-const COMMAND_MS = 30_000
+const COMMAND_MS = 90_000
 
 /** Start `argv` and wait for its first line: the namespaces exist then. */
 async function hold(argv: readonly string[]): Promise<ChildProcess> {

@@ -79,7 +79,7 @@ export function conformance(
   o: KitOptions = {},
 ): void {
   for (const c of cases)
-    test(`${o.label ?? d.name}: ${c.group}: ${c.name}`, { skip: c.skip?.(d, o) ?? false, timeout: 60_000 }, () =>
+    test(`${o.label ?? d.name}: ${c.group}: ${c.name}`, { skip: c.skip?.(d, o) ?? false, timeout: 300_000 }, () =>
       runCase(c, d, o),
     )
 }

@@ -47,7 +47,7 @@ async function station(e: Environment, n: NetworkSpec): Promise<Station> {
       mac: attachment.mac,
       hostname: asked.name,
       mtu: attachment.mtu,
-      budgetMs: 15_000,
+      budgetMs: 60_000,
     }
     const answer = JSON.parse(await guest.run(...CLIENT, JSON.stringify(request))) as ClientAnswer
     assert.ok(answer.ok, answer.ok ? '' : answer.why)
@@ -71,7 +71,7 @@ const probe = async (s: Station, ...argv: string[]): Promise<Record<string, unkn
 
 /** The same from the host. */
 const hostProbe = async (...argv: string[]): Promise<Record<string, unknown>> =>
-  JSON.parse((await run(PROBE[0] as string, [...PROBE.slice(1), ...argv], { timeout: 30_000 })).stdout) as Record<
+  JSON.parse((await run(PROBE[0] as string, [...PROBE.slice(1), ...argv], { timeout: 90_000 })).stdout) as Record<
     string,
     unknown
   >
@@ -140,9 +140,9 @@ export const traffic: readonly Case[] = [
     async run(e) {
       const n = await e.network()
       const [a, b] = [await station(e, n), await station(e, n)]
-      await a.guest.run('ping', '-n', '-c', '1', '-W', '5', b.address)
+      await a.guest.run('ping', '-n', '-c', '1', '-w', '20', b.address)
       const size = String(a.attachment.mtu - 28)
-      await a.guest.run('ping', '-n', '-c', '1', '-W', '5', '-M', 'do', '-s', size, b.address)
+      await a.guest.run('ping', '-n', '-c', '1', '-w', '20', '-M', 'do', '-s', size, b.address)
       await serve(b, 'tcp-serve', '7000')
       sameHash(await probe(a, 'tcp-send', b.address, '7000', String(MEBIBYTE)))
       await serve(b, 'udp-echo', '7001')
@@ -156,7 +156,7 @@ export const traffic: readonly Case[] = [
     async run(e) {
       const n = await e.network()
       const s = await station(e, n)
-      await s.guest.run('ping', '-n', '-c', '1', '-W', '5', n.gateway)
+      await s.guest.run('ping', '-n', '-c', '1', '-w', '20', n.gateway)
     },
   },
   {

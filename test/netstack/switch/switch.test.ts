@@ -224,6 +224,8 @@ test('malformed frames are counted by reason', () => {
   web.send(udp({ to: '8.8.8.8:53', options: Uint8Array.of(131, 7, 4, 8, 8, 8, 8, 0) }))
   bad('ipv4-source-route')
   web.send(raw(Uint8Array.from([...new Uint8Array(12), 0x86, 0xdd, ...new Uint8Array(40)])))
+  bad('ipv6')
+  web.send(raw(Uint8Array.from([...new Uint8Array(12), 0x81, 0, ...new Uint8Array(40)])))
   bad('ethertype')
   web.send((from) => ({ ...tcp({ to: '8.8.8.8:53' })(from), gso: { type: 5, size: 100 } }))
   bad('vnet-header')

@@ -57,6 +57,14 @@ test('a request is answered, with its result or with its reason', async () => {
   l.close()
 })
 
+test('closed twice it closes nothing of anybody else’s', () => {
+  control.close()
+  // The numbers that are free now are given out again.
+  const others = Array.from({ length: 8 }, () => openSync('/dev/null', 'r'))
+  control.close()
+  for (const fd of others) closeSync(fd)
+})
+
 test('the socket is for its owner alone', () => {
   assert.equal(statSync(control.path).mode & 0o777, 0o600)
 })
