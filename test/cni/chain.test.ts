@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { add, type Chain, check, del, gc, remap, settle, status, type Target } from '../../src/plugins/cni/chain.ts'
-import { parseConfig, parseConflist } from '../../src/plugins/cni/config.ts'
+import { isShared, parseConfig, parseConflist } from '../../src/plugins/cni/config.ts'
 import { runPlugin } from '../../src/plugins/cni/plugin.ts'
 import { addressesOf, flawOf, resolverOf, routesOf } from '../../src/plugins/cni/result.ts'
 import { parseChains, withoutMasquerade } from '../../src/plugins/cni/traces.ts'
@@ -203,7 +203,8 @@ test('configurations: a conflist itself, in a key, a single plugin; every flaw i
   assert.throws(() => parseConfig({}, f.dir), /no conflist was given and there is none/)
   writeFileSync(`${f.dir}/20-b.conflist`, 'nonsense')
   writeFileSync(`${f.dir}/10-a.conflist`, JSON.stringify({ cniVersion: '0.4.0', name: 'a', plugins }))
-  assert.deepEqual([parseConfig({}, f.dir).conflist.name, parseConfig({}, f.dir).shared], ['a', true])
+  assert.equal(parseConfig({}, f.dir).conflist.name, 'a')
+  assert.deepEqual([isShared('a', f.dir), isShared('b', f.dir), isShared('a', `${f.dir}/absent`)], [true, false, false])
   const refused = (raw: unknown, what: RegExp) => assert.throws(() => parseConfig(raw, f.dir), what)
   refused({ conflist: `${f.dir}/20-b.conflist` }, /is not JSON/)
   refused({ conflist: `${f.dir}/absent` }, /cannot be read \(ENOENT\)/)

@@ -173,6 +173,7 @@ test('what is refused: a namespace twice, one that is not there, the host’s ow
   await refused(cni.call('ADD', 'c2', y, cni.conf({ runtimeConfig: { ips } })), 100, /ADDRESS_TAKEN/)
   await refused(cni.call('ADD', 'c2', y, cni.conf({ runtimeConfig: { ips: ['10.9.9.9'] } })), 100, /ADDRESS_OUTSIDE/)
   assert.deepEqual(await links(y), ['lo'], 'and nothing is left of it')
+  await assert.rejects(cni.lab.create('vm', { runtime: 'netns' }), /namespaces of other engines/)
   assert.equal((await cni.lab.client.vms()).length, 1)
 })
 

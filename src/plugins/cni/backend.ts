@@ -43,7 +43,7 @@ import {
   settle,
   status,
 } from './chain.ts'
-import { type CniConfig, parseConfig } from './config.ts'
+import { type CniConfig, isShared, parseConfig } from './config.ts'
 import { HostPorts } from './hostports.ts'
 import { type AttachmentRecord, Records } from './records.ts'
 import { addressesOf, type CniResult, insideInterface, resolverOf, routesOf } from './result.ts'
@@ -56,7 +56,6 @@ const UNDO_MS = 30_000
 interface Network {
   readonly spec: NetworkSpec
   readonly chain: Chain
-  readonly shared: boolean
 }
 
 export class CniBackend implements NetworkBackend {
@@ -67,6 +66,9 @@ export class CniBackend implements NetworkBackend {
   readonly #hostPorts = new HostPorts()
   readonly #networks = new Map<NetworkId, Network>()
   readonly #turns = new Map<string, Promise<unknown>>()
+  readonly #running = new Set<Promise<unknown>>()
+  /** Closed while the host is swept. */
+  #gate: Promise<void> = Promise.resolve()
   readonly ports: PortPublisher
 
   constructor(ctx: BackendContext) {
@@ -93,16 +95,30 @@ export class CniBackend implements NetworkBackend {
   /** A chain has nothing to make for a network: its plugins are looked for and asked for their versions. */
   async createNetwork(n: NetworkSpec, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted()
-    const { conflist, binDirs, shared } = n.config as CniConfig
+    const { conflist, binDirs } = n.config as CniConfig
     const chain = await settle(conflist, binDirs, n.name, signal)
-    this.#networks.set(n.id, { spec: n, chain, shared })
+    this.#networks.set(n.id, { spec: n, chain })
   }
 
   async deleteNetwork(id: NetworkId, signal: AbortSignal): Promise<void> {
     signal.throwIfAborted()
     for (const r of this.#records.of(id)) await this.#inTurn(r.chain.name, () => this.#undo(r, signal))
     this.#networks.delete(id)
-    await this.#traces.sweep((m) => this.#ctx.log('warn', m))
+    await this.#sweep(signal)
+  }
+
+  /** While no plugin runs: a bridge that has no port yet looks like one that has none any more. */
+  async #sweep(signal: AbortSignal): Promise<void> {
+    const before = this.#gate
+    const { promise, resolve: open } = Promise.withResolvers<void>()
+    this.#gate = before.then(() => promise)
+    try {
+      await before
+      await Promise.race([Promise.allSettled(this.#running), aborted(signal)])
+      if (!signal.aborted) await this.#traces.sweep((m) => this.#ctx.log('warn', m))
+    } finally {
+      open()
+    }
   }
 
   async attach(r: AttachRequest, signal: AbortSignal): Promise<Attachment> {
@@ -251,7 +267,8 @@ export class CniBackend implements NetworkBackend {
       removed.push(r.id)
     }
     const n = this.#networks.get(id)
-    if (n !== undefined && !n.shared)
+    // Engines that share the network would lose what they have on it.
+    if (n !== undefined && !isShared(n.chain.name))
       await this.#inTurn(n.chain.name, () => {
         const all = this.#records.all().filter((r) => r.chain.name === n.chain.name)
         const list = all.map((r) => ({ containerID: r.target.containerId, ifname: r.target.ifname }))
@@ -313,8 +330,23 @@ export class CniBackend implements NetworkBackend {
     return n
   }
 
+  /** Run while no sweep does; one that begins waits. */
+  async #whileOpen<T>(work: () => Promise<T>): Promise<T> {
+    for (let gate: Promise<void> | undefined; gate !== this.#gate; ) {
+      gate = this.#gate
+      await gate
+    }
+    const run = work()
+    this.#running.add(run)
+    try {
+      return await run
+    } finally {
+      this.#running.delete(run)
+    }
+  }
+
   async #inTurn<T>(name: string, work: () => Promise<T>): Promise<T> {
-    const turn = (this.#turns.get(name) ?? Promise.resolve()).catch(() => {}).then(work)
+    const turn = (this.#turns.get(name) ?? Promise.resolve()).catch(() => {}).then(() => this.#whileOpen(work))
     this.#turns.set(name, turn)
     try {
       return await turn
@@ -323,6 +355,12 @@ export class CniBackend implements NetworkBackend {
     }
   }
 }
+
+const aborted = (signal: AbortSignal): Promise<void> =>
+  new Promise((resolve) => {
+    if (signal.aborted) resolve()
+    else signal.addEventListener('abort', () => resolve(), { once: true })
+  })
 
 function mustMapPorts(n: Network): void {
   if (!offers(n.chain, 'portMappings'))

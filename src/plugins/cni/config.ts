@@ -34,8 +34,6 @@ export interface Conflist {
 export interface CniConfig {
   readonly conflist: Conflist
   readonly binDirs: readonly string[]
-  /** It is where other engines look, too: their attachments are on the network, and no GC may take them for strays. */
-  readonly shared: boolean
 }
 
 const HINT =
@@ -55,10 +53,9 @@ export function parseConfig(raw: unknown, netD: string = NET_D): CniConfig {
   const given = raw ?? {}
   if (!isObject(given)) return refuse('it is not an object')
   if (Array.isArray(given.plugins) || typeof given.type === 'string')
-    return { conflist: parseConflist(given), binDirs: DEFAULT_BIN_DIRS, shared: false }
+    return { conflist: parseConflist(given), binDirs: DEFAULT_BIN_DIRS }
   for (const key of Object.keys(given)) if (key !== 'conflist' && key !== 'binDirs') refuse(`it knows no key "${key}"`)
-  const { conflist, shared } = takeConflist(given.conflist, netD)
-  return { conflist, binDirs: parseBinDirs(given.binDirs), shared }
+  return { conflist: takeConflist(given.conflist, netD), binDirs: parseBinDirs(given.binDirs) }
 }
 
 function parseBinDirs(raw: unknown): readonly string[] {
@@ -69,8 +66,8 @@ function parseBinDirs(raw: unknown): readonly string[] {
   return dirs
 }
 
-function takeConflist(raw: unknown, netD: string): { conflist: Conflist; shared: boolean } {
-  if (isObject(raw)) return { conflist: parseConflist(raw), shared: false }
+function takeConflist(raw: unknown, netD: string): Conflist {
+  if (isObject(raw)) return parseConflist(raw)
   if (raw !== undefined && typeof raw !== 'string') return refuse('conflist is a path or an object')
   const path = raw ?? firstConflist(netD)
   if (path === undefined) return refuse(`no conflist was given and there is none in ${netD}`)
@@ -82,7 +79,7 @@ function takeConflist(raw: unknown, netD: string): { conflist: Conflist; shared:
     return refuse(`${path} cannot be read (${(e as NodeJS.ErrnoException).code})`)
   }
   try {
-    return { conflist: parseConflist(JSON.parse(text)), shared: path.startsWith(`${netD}/`) }
+    return parseConflist(JSON.parse(text))
   } catch (e) {
     if (e instanceof SyntaxError) return refuse(`${path} is not JSON: ${e.message}`)
     throw e
@@ -95,6 +92,20 @@ function firstConflist(netD: string): string | undefined {
     .filter((f) => f.endsWith('.conflist'))
     .sort()[0]
   return name === undefined ? undefined : join(netD, name)
+}
+
+/**
+ * Is a CNI network of that name configured where other engines look? Then it may have attachments that noid knows nothing of.
+ */
+export function isShared(name: string, netD: string = NET_D): boolean {
+  if (!existsSync(netD)) return false
+  return readdirSync(netD).some((f) => {
+    try {
+      return (JSON.parse(readFileSync(join(netD, f), 'utf8')) as { name?: unknown } | null)?.name === name
+    } catch {
+      return false
+    }
+  })
 }
 
 const NAME = /^[a-zA-Z0-9][a-zA-Z0-9_.-]*$/
