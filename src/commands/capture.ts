@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { type FileHandle, open } from 'node:fs/promises'
 import { Args, Flags } from '@oclif/core'
 import { CAPTURE_SNAP_MAX, CAPTURE_SNAP_MIN } from '../api/routes.ts'
@@ -131,10 +132,8 @@ export default class Capture extends NoidCommand {
   /** To stdout, and not faster than it is taken. */
   async #print(bytes: string | Buffer): Promise<void> {
     if (bytes.length === 0 || process.stdout.write(bytes)) return
-    await new Promise<void>((resolve) => {
-      process.stdout.once('drain', resolve)
-      this.#stop.signal.addEventListener('abort', () => resolve(), { once: true })
-    })
+    // What ends the wait otherwise is a stop, or the pipe's end, which is one.
+    await once(process.stdout, 'drain', { signal: this.#stop.signal }).catch(() => {})
   }
 
   #line(f: CapturedFrame): string {

@@ -135,6 +135,18 @@ for (const who of ['root', 'an ordinary user'])
       assert.match(said.err, /3 frames captured, 0 missed/)
     })
 
+    test('the daemon dies: the capture ends with an error that says so, the VM goes on', async () => {
+      const { child, said } = cli.start(cli.argv(['capture', 'web']))
+      const ended = once(child, 'exit')
+      await eventually('it captures', () => said.err.includes('capturing web'), 20_000)
+      process.kill(JSON.parse(await cli.noid('daemon', 'status', '--json')).version.pid, 'SIGKILL')
+      const [code] = await ended
+      assert.equal(code, 1)
+      assert.match(said.err, /CAPTURE_INTERRUPTED/)
+      const r = await ping('db')
+      assert.equal(r.code, 0, r.all)
+    })
+
     test('the VM stops: its capture ends, and says so', async () => {
       const { child, said } = cli.start(cli.argv(['capture', 'db', '-w', '-']))
       const ended = once(child, 'exit')
@@ -148,7 +160,7 @@ for (const who of ['root', 'an ordinary user'])
 
     test('nobody of that name', async () => {
       const r = await cli.run('capture', 'nobody')
-      assert.equal(r.code, 2)
+      assert.equal(r.code, 2, r.all)
       assert.match(r.all, /no VM and no network named "nobody"/)
     })
   })
