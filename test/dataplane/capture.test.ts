@@ -73,7 +73,7 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
     return new Reader(pair[0])
   }
   async function logged(what: RegExp): Promise<RegExpMatchArray> {
-    for (let i = 0; i < 250; i++) {
+    for (let i = 0; i < 2500; i++) {
       const found = what.exec(lab.log)
       if (found !== null) return found
       await sleep(20)
@@ -83,7 +83,7 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
   /** 32 MiB out through the gateway. */
   async function upload(): Promise<void> {
     const listener = lab.background(lab.host, ['socat', '-u', 'TCP-LISTEN:7300,reuseaddr', 'OPEN:/dev/null'])
-    await sleep(400)
+    await lab.listening(lab.host, 'tcp', 7300)
     const send = `head -c 33554432 /dev/zero | socat -u - TCP:${SERVER}:7300`
     const [code] = await once(lab.background(a.netns, ['sh', '-c', send]), 'exit')
     assert.equal(code, 0)
@@ -95,9 +95,8 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
   }, async () => {
     const all = (await capture({ id: 'all' })).read()
     const one = (await capture({ id: 'one', attachment: 'b' })).read()
-    lab.in(a.netns, 'ping', '-c', '1', '-W', '2', b.address)
+    lab.in(a.netns, 'ping', '-c', '1', '-W', '20', b.address)
     spawnSync('ip', ['netns', 'exec', a.netns, 'ping', '-c', '1', '-W', '1', '169.254.1.1'])
-    await sleep(100)
     const rows = (r: Reader): string[] => {
       const file = join(lab.dir, 'x.pcapng')
       writeFileSync(file, r.bytes)
@@ -111,7 +110,11 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
         .split('\n')
         .map((row) => row.replace('0x00000001', 'in').replace('0x00000002', 'out').split(':')[0] as string)
     }
-    const seen = rows(all)
+    let seen = rows(all)
+    for (let i = 0; i < 100 && seen.length < 5; i++) {
+      await sleep(100)
+      seen = rows(all)
+    }
     assert.deepEqual(seen.slice(0, 4), ['a|in|8|', 'b|out|8|', 'b|in|0|', 'a|out|0|'])
     assert.equal(seen[4], 'a|in|8|deny-link-local')
     assert.deepEqual(rows(one), ['b|out|8|', 'b|in|0|'])
@@ -127,7 +130,7 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
     reader.read()
     // The last statistics follow as soon as the ring is empty.
     let said = count(reader.bytes)
-    for (let i = 0; i < 100 && said.missed === 0; i++) {
+    for (let i = 0; i < 600 && said.missed === 0; i++) {
       await sleep(50)
       said = count(reader.bytes)
     }
@@ -144,7 +147,7 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
     reader.socket.once('data', () => reader.socket.destroy())
     await upload()
     await logged(/capture dies ended, its reader is gone/)
-    lab.in(a.netns, 'ping', '-c', '1', '-W', '2', b.address)
+    lab.in(a.netns, 'ping', '-c', '1', '-W', '20', b.address)
   })
 
   test('eight at once, and no more; an unknown nic is refused', async () => {
@@ -162,7 +165,7 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
   test('the capture of a nic that is detached is complete, and ends', async () => {
     const c = await lab.guest('c', 12)
     const reader = (await capture({ id: 'gone', attachment: 'c' })).read()
-    lab.in(c.netns, 'ping', '-c', '1', '-W', '2', '192.168.100.1')
+    lab.in(c.netns, 'ping', '-c', '1', '-W', '20', '192.168.100.1')
     await lab.link.request({ op: 'detach', id: 'c' })
     await reader.ended
     assert.ok(count(reader.bytes).packets >= 2)

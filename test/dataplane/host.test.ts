@@ -50,10 +50,10 @@ function lab(peekOffset?: readonly [boolean, boolean]) {
     text: (at: number, len: number) => Buffer.from(arena.bytes.subarray(at, at + len)).toString('latin1'),
     put: (at: number, s: string) => arena.bytes.set(Buffer.from(s, 'latin1'), at),
     address: (text: string) => arena.bytes.set(addressBytes(text), dst),
-    /** Take events until one for `ref` has any of `want`, at most 2 s. */
+    /** Take events until one for `ref` has any of `want`, at most 20 s. */
     until(ref: number, want: number): number {
       host.gather.flush()
-      for (let i = 0; i < 200; i++) {
+      for (let i = 0; i < 2000; i++) {
         events.length = 0
         reactor.dispatch(reactor.wait(10))
         for (const e of events) if (e.ref === ref && e.events & want) return e.events
@@ -396,7 +396,7 @@ describe('ping', () => {
       l.put(l.a + 8, text)
       assert.equal(l.host.pingSend(p, l.a, 8 + text.length), 8 + text.length)
     }
-    for (let i = 0; i < 50 && got.length < 2; i++) l.reactor.dispatch(l.reactor.wait(20))
+    for (let i = 0; i < 1000 && got.length < 2; i++) l.reactor.dispatch(l.reactor.wait(20))
     assert.deepEqual(got.sort(), ['21:one:1', '22:second:2'])
     l.host.close(p1)
     l.host.close(p2)

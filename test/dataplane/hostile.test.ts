@@ -62,7 +62,7 @@ test('hostile frames are dropped and counted, nothing throws, the others are ser
     const hostile = await lab.guest('hostile', 10)
     const victim = await lab.guest('victim', 11, 'packet')
     lab.background(lab.host, ['socat', '-u', 'TCP-LISTEN:7100,reuseaddr,fork', 'OPEN:/dev/null'])
-    await sleep(300)
+    await lab.listening(lab.host, 'tcp', 7100)
     const s = new Scratch(70_000)
     const seeds = await frames(lab, victim, s)
     assert.ok(seeds.length > 20)
@@ -95,7 +95,7 @@ test('hostile frames are dropped and counted, nothing throws, the others are ser
     // The kernel itself refuses false offload metadata; the rest arrives.
     assert.ok(sent > (ROUNDS * EACH) / 4)
     for (const guest of [hostile, victim])
-      for (const to of ['192.168.100.1', SERVER]) lab.in(guest.netns, 'ping', '-c', '1', '-W', '5', to)
+      for (const to of ['192.168.100.1', SERVER]) lab.in(guest.netns, 'ping', '-c', '1', '-w', '30', to)
     const { drops } = await lab.link.request<StatsAnswer>({ op: 'stats' })
     assert.deepEqual(
       drops.filter((d) => d.reason === 'fault'),

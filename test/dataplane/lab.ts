@@ -37,6 +37,9 @@ const MAIN = fileURLToPath(new URL('../../src/dataplane/main.ts', import.meta.ur
 const run = (command: string, ...args: string[]): string =>
   execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
 
+/** How long what must happen is waited for: the machine may be busy. */
+export const PATIENCE_MS = 60_000
+
 export const skipWithoutRoot = process.getuid?.() === 0 ? false : 'needs root for namespaces and devices'
 
 /** The address of the host's servers: on its loopback link, but no loopback address. */
@@ -99,6 +102,15 @@ export class Lab {
     return child
   }
 
+  /** Wait until somebody listens at these ports of a namespace. */
+  async listening(netns: string, proto: 'tcp' | 'udp', ...ports: number[]): Promise<void> {
+    for (const end = Date.now() + PATIENCE_MS; ; await sleep(20)) {
+      const rows = this.in(netns, 'ss', '-Hln', proto === 'tcp' ? '-t' : '-u')
+      if (ports.every((p) => rows.includes(`:${p} `))) return
+      if (Date.now() > end) throw new Error(`nobody listens at ${ports}: ${rows}`)
+    }
+  }
+
   path(netns: string): string {
     return `/run/netns/${netns}`
   }
@@ -116,7 +128,7 @@ export class Lab {
       env: { ...process.env, NODE_TEST_CONTEXT: undefined },
     })
     closeSync(log)
-    for (let i = 0; i < 500; i++) {
+    for (const end = Date.now() + PATIENCE_MS; Date.now() < end; ) {
       await sleep(20)
       if (this.process.exitCode !== null) break
       try {

@@ -15,6 +15,16 @@ const ticks = (pid: number): number => {
   return Number(f[11]) + Number(f[12])
 }
 
+/** Whether there is a time in which it takes 1 % of a CPU at most: 2 ticks of 200, the resolution of this clock. Others' work may be told as its own. */
+async function sleeps(pid: number, ms: number): Promise<boolean> {
+  for (let i = 0; i < 10; i++) {
+    const before = ticks(pid)
+    await sleep(ms)
+    if (ticks(pid) - before <= 2) return true
+  }
+  return false
+}
+
 describe('the data-plane process', { skip: skipWithoutRoot }, () => {
   let lab: Lab
   let a: Guest
@@ -47,9 +57,9 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
       [a, b.address],
       [b, a.address],
     ] as const)
-      lab.in(from.netns, 'ping', '-c', '1', '-W', '2', to)
+      lab.in(from.netns, 'ping', '-c', '1', '-w', '20', to)
     await lab.rawIcmp()
-    lab.in(a.netns, 'ping', '-c', '1', '-W', '2', SERVER)
+    lab.in(a.netns, 'ping', '-c', '1', '-w', '20', SERVER)
   })
 
   test('64 MiB arrive with the same hash, out and in, over a TAP and over a packet socket', async () => {
@@ -68,12 +78,12 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
         `SYSTEM:"sha256sum > ${lab.dir}/out-${port}"`,
       ])
       lab.background(lab.host, ['socat', '-U', `TCP-LISTEN:${port + 100},reuseaddr,fork`, `OPEN:${file},rdonly`])
-      await sleep(300)
+      await lab.listening(lab.host, 'tcp', port, port + 100)
       lab.in(guest.netns, 'socat', '-u', `OPEN:${file},rdonly`, `TCP:${SERVER}:${port}`)
       const back = lab.in(guest.netns, 'sh', '-c', `socat -u TCP:${SERVER}:${port + 100} - | sha256sum`)
       assert.equal(back.split(' ')[0], hash)
       let out = ''
-      for (let i = 0; i < 100 && out === ''; i++) {
+      for (let i = 0; i < 1000 && out === ''; i++) {
         await sleep(20)
         try {
           out = readFileSync(`${lab.dir}/out-${port}`, 'utf8')
@@ -86,11 +96,12 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
   test('published TCP and UDP ports reach the guest, again after unpublish and publish', async () => {
     lab.background(a.netns, ['socat', 'TCP-LISTEN:80,reuseaddr,fork', 'EXEC:cat'])
     lab.background(a.netns, ['socat', 'UDP-LISTEN:53,reuseaddr,fork', 'EXEC:cat'])
-    await sleep(300)
+    await lab.listening(a.netns, 'tcp', 80)
+    await lab.listening(a.netns, 'udp', 53)
     for (let round = 0; round < 2; round++) {
       await lab.publish('tcp', 8080, a, 80)
       await lab.publish('udp', 8053, a, 53)
-      const say = (to: string) => lab.in(lab.host, 'sh', '-c', `echo hello ${round} | socat -t 2 - ${to}`)
+      const say = (to: string) => lab.in(lab.host, 'sh', '-c', `echo hello ${round} | socat -t 20 - ${to}`)
       assert.equal(say(`TCP:${SERVER}:8080`), `hello ${round}\n`)
       assert.equal(say(`UDP:${SERVER}:8053`), `hello ${round}\n`)
       await lab.link.request({ op: 'unpublish', id: 'tcp8080' })
@@ -126,11 +137,7 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
   })
 
   test('idle it sleeps', async () => {
-    await sleep(500)
-    const before = ticks(pid)
-    await sleep(2000)
-    // 100 ticks are a second: 2 of 200 are 1 %, the resolution of this clock
-    assert.ok(ticks(pid) - before <= 2)
+    assert.ok(await sleeps(pid, 2000))
   })
 
   test('killed and started again, guests go on with what they have once their nics are handed over', async () => {
@@ -139,25 +146,23 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
     await sleep(100)
     await lab.start()
     for (const guest of [a, b]) await lab.attach(guest)
-    lab.in(a.netns, 'ping', '-c', '1', '-W', '2', b.address)
-    lab.in(b.netns, 'ping', '-c', '1', '-W', '2', '192.168.100.1')
+    lab.in(a.netns, 'ping', '-c', '1', '-w', '20', b.address)
+    lab.in(b.netns, 'ping', '-c', '1', '-w', '20', '192.168.100.1')
   })
 
   test('a nic that is gone is left alone, and the others go on', async () => {
     const c = await lab.guest('c', 12)
     lab.in(c.netns, 'ip', 'link', 'delete', 'eth0')
     await sleep(100)
-    lab.in(a.netns, 'ping', '-c', '1', '-W', '2', b.address)
+    lab.in(a.netns, 'ping', '-c', '1', '-w', '20', b.address)
     const id = (await lab.link.request<HelloAnswer>({ op: 'hello' })).pid
-    const before = ticks(id)
-    await sleep(500)
-    assert.ok(ticks(id) - before <= 2)
+    assert.ok(await sleeps(id, 500))
     await lab.link.request({ op: 'detach', id: 'c' })
   })
 
   test('when its socket’s file is gone it ends by itself', async () => {
     unlinkSync(join(lab.dir, 'control.sock'))
-    for (let i = 0; i < 200 && lab.process.exitCode === null; i++) await sleep(20)
+    for (let i = 0; i < 2000 && lab.process.exitCode === null; i++) await sleep(20)
     assert.equal(lab.process.exitCode, 0)
   })
 })
