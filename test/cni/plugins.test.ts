@@ -211,3 +211,42 @@ test('a plugin that fails or hangs after others have made things: everything is 
   }
   assert.ok(f.calls('DEL').length >= 2, 'DEL is for every plugin, also for the one that failed')
 })
+
+test('a 1.1 chain: STATUS before ADD, and its refusal makes nothing; GC with what is valid', {
+  skip,
+  timeout: 60_000,
+}, async (t) => {
+  const f = new FakePlugins(t, 'veth')
+  f.on(
+    'veth',
+    'ADD',
+    `nsenter --net=$CNI_NETNS ip link add $CNI_IFNAME address \${CNI_ARGS##*MAC=} type veth peer name peer0
+    echo '{"cniVersion":"1.1.0","interfaces":[{"name":"eth0","sandbox":"'$CNI_NETNS'"}],"ips":[{"interface":0,"address":"10.1.2.3/24"}]}'`,
+  )
+  f.on('veth', 'DEL', `[ -z "$CNI_NETNS" ] || nsenter --net=$CNI_NETNS ip link delete $CNI_IFNAME || true`)
+  await runCase(
+    {
+      group: 'attach',
+      name: '1.1',
+      async run(e) {
+        const n = await e.network()
+        const [one, two] = [e.request(n, await e.guest()), e.request(n, await e.guest())]
+        await e.attach(one)
+        await e.attach(two)
+        assert.deepEqual((await e.backend.gc(n.id, [one.id], e.signal())).removed, [two.id])
+        e.forget(two.id)
+        assert.deepEqual(
+          f.calls().map((c) => c.command),
+          ['VERSION', 'STATUS', 'ADD', 'STATUS', 'ADD', 'DEL', 'GC'],
+        )
+        const valid = [{ containerID: one.id, ifname: 'eth0' }]
+        assert.deepEqual(f.calls('GC')[0]?.conf['cni.dev/valid-attachments'], valid)
+        f.on('veth', 'STATUS', `echo '{"code":50,"msg":"no peers yet"}'; exit 1`)
+        await assert.rejects(e.backend.attach(two, e.signal()), /veth failed at STATUS: no peers yet/)
+        assert.equal(f.calls('ADD').length, 2)
+      },
+    },
+    descriptor,
+    { config: { conflist: { cniVersion: '1.1.0', name: `${name}s`, plugins: [{ type: 'veth' }] }, binDirs: [f.dir] } },
+  )
+})
