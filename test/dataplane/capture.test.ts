@@ -1,6 +1,6 @@
 /** Captures by the process: what is read live, a reader that is slow or dies, several at once, a nic that goes. */
 import assert from 'node:assert/strict'
-import { execFileSync, spawnSync } from 'node:child_process'
+import { spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
@@ -101,11 +101,13 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
       const file = join(lab.dir, 'x.pcapng')
       writeFileSync(file, r.bytes)
       const fields = ['frame.interface_name', 'frame.packet_flags_direction', 'icmp.type', 'frame.comment']
-      return execFileSync(
+      // Not all of it may be there yet: then it is no whole file.
+      const { stdout } = spawnSync(
         'tshark',
         ['-r', file, '-Y', 'icmp', '-T', 'fields', '-E', 'separator=|', ...fields.flatMap((f) => ['-e', f])],
         { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'], timeout: 60_000 },
       )
+      return stdout
         .trim()
         .split('\n')
         .map((row) => row.replace('0x00000001', 'in').replace('0x00000002', 'out').split(':')[0] as string)
@@ -134,7 +136,7 @@ describe('captures of a data plane', { skip: skipWithoutRoot }, () => {
       await sleep(50)
       said = count(reader.bytes)
     }
-    await sleep(100)
+    for (let seen = -1; seen !== reader.bytes.length; await sleep(500)) seen = reader.bytes.length
     said = count(reader.bytes)
     assert.ok(said.missed > 0)
     reader.socket.destroy()

@@ -101,7 +101,7 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
     for (let round = 0; round < 2; round++) {
       await lab.publish('tcp', 8080, a, 80)
       await lab.publish('udp', 8053, a, 53)
-      const say = (to: string) => lab.in(lab.host, 'sh', '-c', `echo hello ${round} | socat -t 20 - ${to}`)
+      const say = (to: string) => lab.in(lab.host, 'sh', '-c', `echo hello ${round} | socat -t 4 - ${to}`)
       assert.equal(say(`TCP:${SERVER}:8080`), `hello ${round}\n`)
       assert.equal(say(`UDP:${SERVER}:8053`), `hello ${round}\n`)
       await lab.link.request({ op: 'unpublish', id: 'tcp8080' })

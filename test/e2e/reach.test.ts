@@ -96,7 +96,7 @@ describe('reach', { skip: missing('ping', 'traceroute', 'socat', 'curl', 'nmap',
     const udp = await at('a').run(['traceroute', '-n', '-q1', '-w10,0,0', '-m4', '-U', '-p', '4444', EXAMPLE])
     assert.match(udp.stdout, new RegExp(`${EXAMPLE.replaceAll('.', '\\.')}  `))
     await lab.router.sh('ip route replace unreachable 198.18.0.0/15')
-    const r = await at('a').run(['ping', '-c3', '-i0.5', '-W10', '198.18.0.1'])
+    const r = await at('a').run(['ping', '-c3', '-i0.5', '-W3', '198.18.0.1'])
     assert.match(r.stdout, /Unreachable/)
   })
 
