@@ -78,7 +78,6 @@ for (const variant of ['nft', 'legacy'] as const)
       const script = `console.log(JSON.stringify((await import(${JSON.stringify(entry)})).hostState()))`
       const r = await lab.host.run([process.execPath, '--input-type=module', '-e', script], { env })
       assert.equal(r.code, 0, r.all)
-      const ports = (l: string) => !l.includes(':')
       const s = JSON.parse(r.stdout) as Record<string, string[]>
       return {
         ...s,
@@ -91,15 +90,21 @@ for (const variant of ['nft', 'legacy'] as const)
         processes: lab
           .processes()
           .map((p) => p.argv)
-          .filter((a) => a.includes('data plane') && ports('')),
+          .filter((a) => a.includes('data plane')),
       }
     }
+    /** Rules, chains and policies that are not noid's. A table without any (legacy shows those that were looked at) says nothing. */
     const foreign = async () =>
       (await host('iptables-save')).stdout
-        .split('\n')
-        .filter((l) => !l.startsWith('#') && !OWN.test(l))
-        .map((l) => l.replace(/\[\d+:\d+\]/, ''))
-        .join('\n')
+        .split(/^\*/m)
+        .slice(1)
+        .map((table) => {
+          const lines = table.split('\n').filter((l) => !OWN.test(l) && !l.startsWith('#'))
+          const kept = lines.map((l) => l.replace(/\[\d+:\d+\]/, ''))
+          return kept.some((l) => l.startsWith('-A') || /^:.* (-|DROP) /.test(l)) ? `*${kept.join('\n')}` : ''
+        })
+        .sort()
+        .join('')
     const works = async () => {
       assert.match(
         (await lab.inet.run(['curl', '-sS', '--max-time', '3', 'http://10.77.0.2:8099/'])).all,
@@ -129,6 +134,7 @@ for (const variant of ['nft', 'legacy'] as const)
         for (const verb of ['', '-save', '-restore'])
           symlinkSync(`/usr/sbin/xtables-${variant}-multi`, join(bin, `${family}${verb}`))
       env = { ...process.env, PATH: `${bin}:${process.env.PATH}` }
+      await lab.host.sh('for f in all default; do echo 1 >/proc/sys/net/ipv6/conf/$f/disable_ipv6; done')
       // Only what claims forwarding may switch it on.
       await lab.host.sh('for f in all default uplink; do echo 0 >/proc/sys/net/ipv4/conf/$f/forwarding; done')
       await lab.host.sh('echo 1 >/proc/sys/net/ipv4/conf/uplink/forwarding')
@@ -205,7 +211,7 @@ for (const variant of ['nft', 'legacy'] as const)
       assert.equal(u.code, 0, u.all)
       assert.match(
         await guest.sh('ip -4 addr show eth0; ip route'),
-        /192\.168\.133\.20\/24[^]*default via 192\.168\.133\.1/,
+        /192\.168\.133\.20\/24.*default via 192\.168\.133\.1/s,
       )
       guest.resolvConf('nameserver 192.168.133.2\nsearch noid.internal\n')
       const dig = (what: string) => guest.sh(`dig +time=2 +tries=2 ${what}`)
@@ -247,7 +253,7 @@ for (const variant of ['nft', 'legacy'] as const)
       const file = join(agent.home, 'run', net.id, 'pid')
       const { pid } = JSON.parse(readFileSync(file, 'utf8')) as { pid: number }
       process.kill(pid, 'SIGKILL')
-      await ours()
+      assert.match(await vm.sh('curl -sS --max-time 5 http://93.184.216.34/'), /hello/)
       await eventually('another one', () => (JSON.parse(readFileSync(file, 'utf8')) as { pid: number }).pid !== pid)
       await eventually(
         'it answers',
@@ -261,7 +267,7 @@ for (const variant of ['nft', 'legacy'] as const)
     })
 
     test('killed anywhere in the middle, mended by the next; at the end the host is as it was', async () => {
-      for (let i = 0; i < 8; i++) {
+      for (let i = 0; i < (variant === 'nft' ? 8 : 2); i++) {
         const guest = lab.guest(`k${i}`)
         const work = (async () => {
           await agent.createNetwork(more)

@@ -40,12 +40,14 @@ import {
   portsOf,
   removeBridge,
   removePort,
+  servicesJoined,
   strangers,
 } from './links.ts'
 import {
   applyGuards,
   applyRules,
   forgetConnections,
+  forgetGuests,
   guardRefusals,
   keepRules,
   removeRules,
@@ -149,12 +151,14 @@ export class Bridge {
   }
 
   async #forget(id: AttachmentId): Promise<void> {
+    const had = this.#wish.attachments[id]
     delete this.#wish.attachments[id]
     this.#wish.bound = this.#wish.bound.filter((b) => b !== id)
     this.#save()
     await removePort(id)
     if (this.#link?.open) await this.#link.request({ op: 'detach', id })
     if (this.#name !== undefined) await applyGuards(this.#name, this.#guards())
+    if (had !== undefined) await forgetGuests([addressOf(had)])
   }
 
   check(a: Attachment, signal: AbortSignal): Promise<void> {
@@ -308,6 +312,7 @@ export class Bridge {
       this.#closed = true
       clearTimeout(this.#repair)
       await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments), this.#wish.link)
+      await forgetGuests(Object.values(this.#wish.attachments).map(addressOf), this.#spec.subnet)
       await this.#process.end(link)
     })
   }
@@ -409,10 +414,15 @@ export class Bridge {
 
   /** The services' data plane, started or adopted, configured, with its TAP on the bridge. */
   async #services(bridge: string, signal: AbortSignal): Promise<Link> {
-    if (this.#link?.open) return this.#link
+    const there = this.#link
+    if (there?.open) {
+      // The bridge may be a new one, or whoever made the last one was killed before its services had their TAP.
+      await this.#joinServices(there, bridge)
+      return there
+    }
     if (this.#closed) throw new NoidError('DATAPLANE_LOST', { network: this.name })
     clearTimeout(this.#repair)
-    const { link, hello, started } = await this.#process.ensure(signal)
+    const { link } = await this.#process.ensure(signal)
     this.#link = link
     link.onClose = () => this.#lost(link)
     link.onEvent = (e) => {
@@ -430,9 +440,13 @@ export class Bridge {
       }
     }
     await this.#configure(link)
-    if (started || !hello.configured)
-      await send(link, { op: 'uplink', fds: 1, vnetHdr: true }, await openServicesTap(bridge, this.#spec.mtu))
+    await this.#joinServices(link, bridge)
     return link
+  }
+
+  async #joinServices(link: Link, bridge: string): Promise<void> {
+    if (await servicesJoined(bridge)) return
+    await send(link, { op: 'uplink', fds: 1, vnetHdr: true }, await openServicesTap(bridge, this.#spec.mtu))
   }
 
   /** Leases live on when the services are started anew. */

@@ -47,6 +47,7 @@ interface LinkInfo {
   readonly address?: string
   readonly master?: string
   readonly flags?: readonly string[]
+  readonly operstate?: string
   readonly linkinfo?: { readonly info_slave_data?: { readonly isolated?: boolean; readonly learning?: boolean } }
 }
 
@@ -202,6 +203,14 @@ export async function portsOf(bridge: string): Promise<Map<string, string>> {
     if (id !== undefined) found.set(id, l.ifname)
   }
   return found
+}
+
+/** Is the services' TAP on the bridge, with somebody behind it? */
+export async function servicesJoined(bridge: string): Promise<boolean> {
+  const name = servicesName(bridge)
+  if (!readFileSync('/proc/thread-self/net/dev', 'utf8').includes(`${name}:`)) return false
+  const [tap] = await links('dev', name).catch(() => [])
+  return tap?.master === bridge && tap.operstate === 'UP'
 }
 
 /** The services' TAP on the bridge, opened. It goes when its last descriptor does. The caller closes the descriptor. */

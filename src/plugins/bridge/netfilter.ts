@@ -123,3 +123,14 @@ export async function forgetConnections(proto: 'tcp' | 'udp', hostPort: number):
   // Exit code 1: there were none.
   await run('conntrack', ['-D', '-p', proto, '--orig-port-dst', String(hostPort)], { timeout: TOOL_MS }).catch(() => {})
 }
+
+/** Forget connections of VMs that go, by address or as a whole subnet: whoever has an address next must not inherit them. */
+export async function forgetGuests(addresses: readonly string[], subnet?: string): Promise<void> {
+  const sides = addresses.flatMap((a) => [
+    ['--orig-src', a],
+    ['--reply-src', a],
+  ])
+  // Answers of a translated connection cannot be asked for by subnet.
+  if (subnet !== undefined) sides.push(['--orig-src', subnet], ['--orig-dst', subnet])
+  await Promise.all(sides.map((side) => run('conntrack', ['-D', ...side], { timeout: TOOL_MS }).catch(() => {})))
+}

@@ -56,8 +56,14 @@ export function hostState(): HostState {
       l.replace(/^\d+: /, '').replace(/ (valid_lft|preferred_lft) \S+/g, ''),
     ),
     routes: output('ip', 'route', 'show', 'table', 'all'),
+    'routing rules': output('ip', 'rule', 'show'),
     'iptables rules': rules('iptables-save'),
     'ip6tables rules': rules('ip6tables-save'),
+    'ebtables rules': output('ebtables-save').filter(
+      (l) =>
+        l.startsWith('-') ||
+        (l.startsWith(':') && !/^:(BROUTING|PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) /.test(l)),
+    ),
     switches: switches(),
     mounts: lines(readFileSync('/proc/self/mountinfo', 'utf8')).map((l) => l.split(' ').slice(3, 6).join(' ')),
     'listening ports': [...listeners('tcp', '0A'), ...listeners('tcp6', '0A'), ...listeners('udp', '07')],
