@@ -39,6 +39,9 @@ function modulesComplete() {
   return names.every((n) => existsSync(join(root, 'node_modules', n, 'package.json')))
 }
 
+/** No set of packages takes longer. */
+const APT_MS = 15 * 60_000
+
 /** A program and the Debian packages that have it, the preferred one first. */
 const FOR_START = [
   ['ip', 'iproute2'],
@@ -62,6 +65,8 @@ const FOR_TESTS = [
   ['tshark', 'tshark'],
   ['udhcpc', 'udhcpc'],
   ['dhclient', 'isc-dhcp-client'],
+  // Static, so that it alone is a root for a VM.
+  ['busybox', 'busybox-static'],
   // dhcpcd-base has the program without a service that would take over this machine's own interfaces.
   ['dhcpcd', 'dhcpcd-base', 'dhcpcd5'],
   ['slirp4netns', 'slirp4netns'],
@@ -70,10 +75,15 @@ const FOR_TESTS = [
   ['dnsmasq', 'dnsmasq-base'],
   ['python3', 'python3'],
   ['ps', 'procps'],
+  ['conntrack', 'conntrack'],
+  ['tracepath', 'iputils-tracepath'],
+  ['useradd', 'passwd'],
+  ['hostname', 'hostname'],
   // The plugins are not on the PATH.
   ['/usr/lib/cni/bridge', 'containernetworking-plugins'],
   ['podman', 'podman'],
   ['runc', 'runc'],
+  ['ctr', 'containerd'],
 ]
 
 /** Install what is missing or say what it is. Never fatal: doctor and the tests tell what cannot be done without it. */
@@ -102,8 +112,10 @@ export function ensureTools(purpose) {
 }
 
 function apt(args) {
-  const r = spawnSync('apt-get', args, {
+  // Another apt may be at work, and a mirror may never answer.
+  const r = spawnSync('apt-get', ['-o', 'DPkg::Lock::Timeout=120', ...args], {
     stdio: 'ignore',
+    timeout: APT_MS,
     // tshark asks a question, other packages might: the default answers are right.
     env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive', APT_LISTCHANGES_FRONTEND: 'none' },
   })
