@@ -16,11 +16,11 @@ import { DROP } from '../trace/drops.ts'
 import * as tcp from '../wire/tcp.ts'
 import { type Seq, seqAdd, seqGt } from '../wire/tcp.ts'
 import type { Alarms } from './alarms.ts'
-import { READABLE_NOW, SACK, SCALED, STATE, type TcpColumns } from './columns.ts'
+import { READABLE_NOW, SACK, SCALED, STATE, type TcpColumns, TIMING } from './columns.ts'
 import type { TcpContext } from './context.ts'
 import type { Ends } from './ends.ts'
 import type { Receiver } from './receiver.ts'
-import { rttStart } from './rto.ts'
+import { rttSample, rttStart } from './rto.ts'
 import { type Segments, WINDOW_SHIFT } from './segments.ts'
 import type { Sender } from './sender.ts'
 
@@ -154,9 +154,14 @@ export class Handshakes {
   /** SYN or SYN-ACK, now and until it is answered. */
   #sendSyn(i: number): void {
     const c = this.#c
+    const now = this.#x.host.now()
+    // The handshake times the first round trip, unless it is sent twice (Karn): a flow without any would wait RTO_INITIAL for its first loss.
+    if (c.retries[i] === 0) c.flags[i] |= TIMING
+    else c.flags[i] &= ~TIMING
+    c.rttAt[i] = now
     this.#segments.syn(i)
     c.sndNxt[i] = c.sndMax[i] = seqAdd(c.iss[i], 1)
-    this.#alarms.set(i, this.#x.host.now() + (SYN_INTERVAL << c.retries[i]))
+    this.#alarms.set(i, now + (SYN_INTERVAL << c.retries[i]))
   }
 
   #established(i: number): void {
@@ -164,6 +169,8 @@ export class Handshakes {
     c.state[i] = STATE.open
     this.#ends.halfOpen[this.#x.flows.port[i]]--
     c.sndUna[i] = seqAdd(c.iss[i], 1)
+    if (c.has(i, TIMING)) rttSample(c, i, this.#x.host.now() - c.rttAt[i])
+    c.flags[i] &= ~TIMING
     this.#sender.start(i)
   }
 
@@ -217,8 +224,10 @@ export class Handshakes {
       return PENDING
     }
     if ((flags & tcp.SYN) !== 0 && (flags & tcp.ACK) === 0) {
-      if (seq === c.irs[i]) this.#segments.syn(i)
-      else this.#ends.challenge(i)
+      if (seq === c.irs[i]) {
+        c.flags[i] &= ~TIMING
+        this.#segments.syn(i)
+      } else this.#ends.challenge(i)
       return PENDING
     }
     // Simultaneous open: its SYN-ACK acknowledges our SYN.

@@ -270,8 +270,8 @@ test('the guest ends first: half-close, the server goes on, LAST-ACK, no TIME-WA
   assert.equal(a.at(-1)?.ack, 2)
   assert.equal(s.socket.shut, true)
   assert.equal(s.state, 'CLOSE-WAIT')
-  const rest = s.take(100)
-  assert.ok(rest.at(-1)!.flags & FIN)
+  // The guest is silent: what was first is asked for again after the FIN.
+  assert.ok(s.take(100).some((r) => r.flags & FIN))
   assert.equal(s.state, 'LAST-ACK')
   s.send({ seq: 2, ack: 3002 })
   assert.equal(s.state, 'gone')
