@@ -27,7 +27,7 @@ const LINE_MAX = 256 * 1024
 /** Bytes that may wait for a client that does not read. A stats answer of a full flow table is a few MiB. */
 const QUEUE_MAX = 16 * 1024 * 1024
 const CLIENTS_MAX = 8
-const FDS_MAX = 8
+const FDS_MAX = 64
 const READ = 64 * 1024
 /** Bytes read from one client per readiness, at most. */
 const TURN = 4 * READ

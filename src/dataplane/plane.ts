@@ -110,7 +110,7 @@ export class Plane {
         case 'configure':
           return this.#configure(r.network, r.resolvers)
         case 'attach':
-          return this.#attach(r, taken(fds))
+          return this.#attach(r, fds)
         case 'uplink':
           return this.#setUplink(r, taken(fds))
         case 'member':
@@ -167,9 +167,9 @@ export class Plane {
     return this.#network
   }
 
-  #attach(a: Attach, fd: number): void {
+  #attach(a: Attach, fds: readonly number[]): void {
     const network = this.#configured()
-    const options = this.#nicOptions(fd, a.vnetHdr)
+    const options = this.#nicOptions(a.kind === 'tap' ? [taken(fds)] : fds, a.vnetHdr)
     const nic = a.kind === 'tap' ? new TapPort(options) : new PacketPort(options)
     nic.index = network.attach({
       id: a.id,
@@ -186,7 +186,7 @@ export class Plane {
     nic.start()
   }
 
-  #nicOptions(fd: number, vnetHdr: boolean): NicOptions {
+  #nicOptions(fds: readonly number[], vnetHdr: boolean): NicOptions {
     const { reactor, arena } = this.#o
     const network = this.#configured()
     const { gather, sockets } = this.#host
@@ -195,12 +195,12 @@ export class Plane {
       gather.flush()
     }
     const { base } = sockets
-    return { fd, vnetHdr, reactor, arena, base, slot: this.#slot, burst: this.#burst, network, endOfBurst }
+    return { fds, vnetHdr, reactor, arena, base, slot: this.#slot, burst: this.#burst, network, endOfBurst }
   }
 
   /** The one nic of a network on a kernel's bridge; members that were there speak through the new one. */
   #setUplink(u: Uplink, fd: number): void {
-    const nic = new TapPort(this.#nicOptions(fd, u.vnetHdr))
+    const nic = new TapPort(this.#nicOptions([fd], u.vnetHdr))
     this.#uplink?.close()
     this.#uplink = nic
     for (const m of this.#members.values()) this.#join(m)

@@ -5,7 +5,7 @@
  * Never does: looking into a frame.
  *
  * Theory. A nic is read in turns, with as many frames as the last turns lead to expect: a turn that found all of them doubles
- * the number, one that found fewer sets it to what there was, because a read that finds nothing costs as much as one that does. The
+ * the number, one that found fewer sets it to what there was, or to half, because a read that finds nothing costs as much as one that does. The
  * descriptor is level-triggered, so the rest comes in the next turn, after the others had theirs. A turn is bounded by frames (BURST) and by
  * time (QUANTUM): a nic whose frames are dear (each opens a flow, say) gets fewer of them.
  *
@@ -44,7 +44,8 @@ export interface Receiver {
 }
 
 export interface NicOptions {
-  readonly fd: number
+  /** One, or a group of packet sockets in the order in which the kernel fills them (sys/packet.ts). */
+  readonly fds: readonly number[]
   readonly vnetHdr: boolean
   readonly reactor: Reactor
   readonly arena: Arena
@@ -61,7 +62,11 @@ export interface NicOptions {
 
 export abstract class NicPort implements Port, Loser {
   readonly offload: boolean
+  /** Written to. */
   protected readonly fd: number
+  protected readonly fds: readonly number[]
+  /** Read from. */
+  protected source: number
   protected readonly base: number
   /** Bytes of header before each frame on the wire of the descriptor. */
   protected readonly header: number
@@ -85,7 +90,10 @@ export abstract class NicPort implements Port, Loser {
   errors = 0
 
   constructor(o: NicOptions) {
-    this.fd = o.fd
+    const [fd] = o.fds
+    if (fd === undefined) throw new RangeError('a nic without a descriptor')
+    this.fd = this.source = fd
+    this.fds = o.fds
     this.offload = o.vnetHdr
     this.base = o.base
     this.header = o.vnetHdr ? VNET : 0
@@ -95,33 +103,46 @@ export abstract class NicPort implements Port, Loser {
     this.#endOfBurst = o.endOfBurst
     this.#arena = o.arena
     this.#burst = o.burst
-    setNonblock(o.fd, true)
+    for (const each of o.fds) setNonblock(each, true)
   }
 
   protected abstract get(addr: number, len: number): number
   protected abstract put(addr: number, len: number): number
 
+  /** `fds[k]` has something to read. */
+  protected told(_k: number): void {}
+
+  /** `source` is empty: is there another one that is not? It is `source` then. */
+  protected drained(): boolean {
+    return false
+  }
+
   /** Begin to read. The index must be known. */
   start(): void {
     this.#watched = true
-    this.#reactor.watch(this.fd, () => this.#read())
+    this.fds.forEach((fd, k) => {
+      this.#reactor.watch(fd, () => {
+        this.told(k)
+        this.#read()
+      })
+    })
   }
 
   /** Give the descriptor up. */
   close(): void {
     this.flush()
     this.#stop()
-    close(this.fd)
+    for (const fd of this.fds) close(fd)
   }
 
   #stop(): void {
-    if (this.#watched) this.#reactor.unwatch(this.fd)
+    if (this.#watched) for (const fd of this.fds) this.#reactor.unwatch(fd)
     this.#watched = false
   }
 
   /** Is it the one over this descriptor? */
   is(fd: number): boolean {
-    return this.fd === fd
+    return this.fds.includes(fd)
   }
 
   #read(): void {
@@ -131,11 +152,9 @@ export abstract class NicPort implements Port, Loser {
     const burst = this.#burst
     const short = this.#short && tries >= RING_LEAST
     const came = burst !== undefined && short ? this.#readMany(burst, tries) : this.#readEach(tries)
-    if (timed) {
-      const took = performance.now() - from
-      this.#ceiling = took <= QUANTUM ? BURST : Math.max(FEW, Math.floor((tries * QUANTUM) / took))
-    }
-    this.#expected = Math.min(this.#ceiling, came === tries ? tries * 2 : Math.max(1, came))
+    const took = timed ? performance.now() - from : 0
+    this.#ceiling = took <= QUANTUM ? BURST : Math.max(FEW, Math.floor((tries * QUANTUM) / took))
+    this.#expected = Math.min(this.#ceiling, came === tries ? tries * 2 : Math.max(1, came, tries >> 1))
     this.#endOfBurst()
   }
 
@@ -146,12 +165,14 @@ export abstract class NicPort implements Port, Loser {
     const at = this.base + slot - header
     let bytes = 0
     let n = 0
-    for (; n < tries && this.#watched; n++) {
+    while (n < tries && this.#watched) {
       const len = this.get(at, FRAME_MAX + header)
       if (len < 0) {
         if (len !== -EAGAIN && len !== -EINTR) this.#broken()
+        else if (this.drained()) continue
         break
       }
+      n++
       bytes += len
       this.#receive(slot, len - header)
     }
@@ -162,7 +183,7 @@ export abstract class NicPort implements Port, Loser {
   /** Read many into their slots, then deal with them, then write what is forwarded; how many there were. */
   #readMany(burst: Burst, tries: number): number {
     const header = this.header
-    burst.read(this.fd, tries, header)
+    burst.read(this.source, tries, header)
     const { results } = burst
     let bytes = 0
     let n = 0
@@ -180,6 +201,7 @@ export abstract class NicPort implements Port, Loser {
       this.#receive(burst.slot(i), len - header)
     }
     burst.flush()
+    if (n < tries) this.drained()
     this.#short = bytes <= n * SHORT
     return n
   }
@@ -230,14 +252,34 @@ export class TapPort extends NicPort {
   }
 }
 
+/**
+ * The far end of a veth, under one packet socket or a group of them. Frames keep their order because a socket is left for the next one that was
+ * told of only when it is empty, and whoever is told of was filled after the kernel had left those before it.
+ */
 export class PacketPort extends NicPort {
+  #at = 0
+  /** 1: told of, and not found empty since. */
+  readonly #ready: Uint8Array
+
   constructor(o: NicOptions) {
     super(o)
-    if (setOption(o.fd, SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER) < 0)
-      setOption(o.fd, SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
+    this.#ready = new Uint8Array(o.fds.length)
+    if (setOption(this.fd, SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER) < 0)
+      setOption(this.fd, SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
+  }
+  protected override told(k: number): void {
+    this.#ready[k] = 1
+  }
+  protected override drained(): boolean {
+    this.#ready[this.#at] = 0
+    if (!this.#ready.includes(1)) return false
+    // One step, though it may be empty: those between here and the one that was told of may have been filled as well.
+    this.#at = (this.#at + 1) % this.fds.length
+    this.source = this.fds[this.#at] as number
+    return true
   }
   protected get(addr: number, len: number): number {
-    return recv(this.fd, addr, len)
+    return recv(this.source, addr, len)
   }
   protected put(addr: number, len: number): number {
     return send(this.fd, addr, len)

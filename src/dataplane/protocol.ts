@@ -36,10 +36,10 @@ export interface NetworkConfig {
 export type Request =
   /** First of all; again with other values changes what may change (resolvers, allowHostPorts). */
   | { readonly op: 'configure'; readonly network: NetworkConfig; readonly resolvers: readonly string[] }
-  /** fds: 1, the TAP or packet socket. A second attach of an id replaces the descriptor and keeps the lease. */
+  /** fds: the TAP, or the packet sockets of one group in their order. A second attach of an id replaces the descriptor and keeps the lease. */
   | {
       readonly op: 'attach'
-      readonly fds: 1
+      readonly fds: number
       readonly id: string
       readonly role: 'vm' | 'host'
       readonly kind: 'tap' | 'packet'

@@ -40,7 +40,7 @@ function pair(burst: Burst | undefined, fromOwnSlot: (n: number) => boolean) {
     const [near, there] = socketpair(SOCK_SEQPACKET, true) as readonly [number, number]
     far.push(there)
     const port = new TapPort({
-      fd: near,
+      fds: [near],
       vnetHdr: false,
       reactor,
       arena,

@@ -18,7 +18,7 @@ import { must } from '../../src/sys/errno.ts'
 import { close } from '../../src/sys/fd.ts'
 import { addRoute, linkIndex, setLinkAddress, setLinkMac, setLinkUp } from '../../src/sys/netdev.ts'
 import { inNetns } from '../../src/sys/netns.ts'
-import { openPacket } from '../../src/sys/packet.ts'
+import { openPackets } from '../../src/sys/packet.ts'
 import {
   AF_INET,
   bind,
@@ -125,7 +125,7 @@ export class Lab {
     const argv = ['netns', 'exec', this.host, process.execPath, ...flags, MAIN, this.dir]
     this.process = spawn('ip', argv, {
       stdio: ['ignore', log, log],
-      env: { ...process.env, NODE_TEST_CONTEXT: undefined },
+      env: { ...process.env, NODE_TEST_CONTEXT: undefined, NODE_COMPILE_CACHE: join(this.dir, 'compiled') },
     })
     closeSync(log)
     for (const end = Date.now() + PATIENCE_MS; Date.now() < end; ) {
@@ -168,15 +168,19 @@ export class Lab {
 
   /** Open the guest's nic, which is made if it is not there, and hand it over. */
   async attach({ name, netns, mac, address, kind }: Guest): Promise<void> {
-    const fd =
+    const fds =
       kind === 'tap'
-        ? inNetns(this.path(netns), () => openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 1000 }).fd)
-        : inNetns(this.path(`${netns}-wire`), () => must('packet socket', openPacket(linkIndex('far'), true)))
+        ? inNetns(this.path(netns), () => [
+            openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 4000 }).fd,
+          ])
+        : inNetns(this.path(`${netns}-wire`), () => openPackets(linkIndex('far'), true))
+    if (typeof fds === 'number') throw new Error(`no packet socket: ${fds}`)
+    const count = fds.length
     await this.link.request(
-      { op: 'attach', fds: 1, id: name, role: 'vm', kind, vnetHdr: true, name, mac, address, bound: true },
-      [fd],
+      { op: 'attach', fds: count, id: name, role: 'vm', kind, vnetHdr: true, name, mac, address, bound: true },
+      fds,
     )
-    close(fd)
+    for (const fd of fds) close(fd)
   }
 
   /** Forward a port of the host's namespace to a guest. */

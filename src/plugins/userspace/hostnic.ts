@@ -22,7 +22,7 @@ const run = promisify(execFile)
 const PREFIX = 'noid'
 const LINKS_MAX = 256
 /** As device.ts has it. */
-const QUEUE = 1000
+const QUEUE = 4000
 
 export interface HostNic {
   /** The caller's to close, after the data plane has its own. */

@@ -40,7 +40,7 @@ export interface NicRecord {
 }
 
 export interface OpenedNic {
-  readonly fd: number
+  readonly fds: readonly number[]
   readonly existed: boolean
   readonly record: NicRecord
 }
@@ -61,8 +61,8 @@ export async function openNic(n: NetworkSpec, r: AttachRequest, privileged: bool
   if (netnsId === undefined) throw new NoidError('VM_NOT_RUNNING', { name: r.name })
   const spec: DeviceSpec = { ifname: r.ifname ?? IFNAME, mac: r.mac, mtu: n.mtu, wireNetns: r.wireNetns }
   const opened = await whileBusy(() => (privileged ? openHere(netns, spec) : openThere(netns, spec)))
-  const { kind, vnetHdr, existed, fd } = opened
-  return { fd, existed, record: { kind, vnetHdr, netns, ifname: spec.ifname, netnsId, privileged } }
+  const { kind, vnetHdr, existed, fds } = opened
+  return { fds, existed, record: { kind, vnetHdr, netns, ifname: spec.ifname, netnsId, privileged } }
 }
 
 /**
@@ -161,10 +161,9 @@ async function openThere(netns: string, spec: DeviceSpec): Promise<OpenDevice> {
     const r = recvWithFds(ours, 64 * 1024)
     if (typeof r === 'number') throw new Unavailable('the opener said nothing')
     const answer = JSON.parse(Buffer.from(r.bytes).toString()) as OpenerAnswer
-    const fd = r.fds[0]
     if ('error' in answer) throw new Unavailable(answer.error, answer.code)
-    if (fd === undefined) throw new Unavailable('no descriptor came')
-    return { ...answer, fd }
+    if (r.fds.length === 0) throw new Unavailable('no descriptor came')
+    return { ...answer, fds: r.fds }
   } finally {
     close(ours)
     close(theirs)

@@ -15,8 +15,8 @@ const SOCKET = 3
 const tell = (a: OpenerAnswer, fds: readonly number[]) => sendWithFds(SOCKET, Buffer.from(JSON.stringify(a)), fds)
 
 try {
-  const { fd, ...rest } = openDevice(JSON.parse(process.argv[2] as string) as DeviceSpec)
-  tell(rest, [fd])
+  const { fds, ...rest } = openDevice(JSON.parse(process.argv[2] as string) as DeviceSpec)
+  tell(rest, fds)
 } catch (e) {
   tell({ error: (e as Error).message, code: (e as { code?: string }).code ?? '' }, [])
 }

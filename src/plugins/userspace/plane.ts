@@ -401,7 +401,7 @@ export class Plane {
         link,
         {
           op: 'attach',
-          fds: 1,
+          fds: opened.fds.length,
           id: r.id,
           role: 'vm',
           kind: opened.record.kind === 'tap' ? 'tap' : 'packet',
@@ -411,7 +411,7 @@ export class Plane {
           address: (r.addresses[0] ?? '').split('/')[0] as string,
           bound: bound || opened.existed,
         },
-        opened.fd,
+        ...opened.fds,
       )
     } catch (e) {
       if (e instanceof Refused) {
@@ -450,11 +450,11 @@ export class Plane {
   }
 }
 
-async function sendAndClose(link: Link, request: Parameters<Link['request']>[0], fd: number): Promise<void> {
+async function sendAndClose(link: Link, request: Parameters<Link['request']>[0], ...fds: number[]): Promise<void> {
   try {
-    await link.request(request, [fd])
+    await link.request(request, fds)
   } finally {
-    close(fd)
+    for (const fd of fds) close(fd)
   }
 }
 

@@ -41,11 +41,11 @@ test('root: a TAP with the MAC and MTU, which stays when its holder dies and is 
   assert.equal(first.record.kind, 'tap')
   assert.equal(first.existed, false)
   assert.match(links(), /eth0: .* mtu 1500 .* qlen \d+\b.*52:54:00:00:00:07/)
-  close(first.fd)
+  close(first.fds[0]!)
   assert.match(links(), /eth0/)
   const again = await openNic(n, request(), true)
   assert.equal(again.existed, true)
-  close(again.fd)
+  close(again.fds[0]!)
   assert.equal(nicGone(again.record), false)
   await removeNic(again.record)
   assert.throws(links)
@@ -55,9 +55,9 @@ test('root: a TAP with the MAC and MTU, which stays when its holder dies and is 
 
 test('a TAP that a dying data plane still holds is waited for', { skip }, async () => {
   const held = await openNic(n, request(), true)
-  setTimeout(() => close(held.fd), 100)
+  setTimeout(() => close(held.fds[0]!), 100)
   const next = await openNic(n, request(), true)
-  close(next.fd)
+  close(next.fds[0]!)
   await removeNic(next.record)
 })
 
@@ -111,7 +111,7 @@ async function openWithoutRights(tunMode: string): Promise<string> {
       const { openNic, removeNic } = await import(${JSON.stringify(new URL('../../../src/plugins/userspace/nic.ts', import.meta.url).href)})
       const [n, r] = JSON.parse(process.argv[1])
       const one = await openNic(n, r, false)
-      if (one.record.kind === 'tap') (await import('node:fs')).closeSync(one.fd)
+      if (one.record.kind === 'tap') (await import('node:fs')).closeSync(one.fds[0])
       const two = await openNic(n, r, false)
       console.log(JSON.stringify([one.record.kind, one.existed, two.existed]))
       await removeNic(one.record)`
