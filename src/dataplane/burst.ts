@@ -34,7 +34,6 @@ export class Burst {
   lot = 0
   readonly #reads: Uring
   readonly #writes: Uring
-  readonly #base: number
   readonly #slots: number
   readonly #end: number
   readonly #owners: (Loser | undefined)[] = new Array<Loser | undefined>(WRITES).fill(undefined)
@@ -54,7 +53,7 @@ export class Burst {
   private constructor(arena: Arena, base: number, reads: Uring, writes: Uring) {
     this.#reads = reads
     this.#writes = writes
-    this.#base = base
+    reads.base = writes.base = base
     this.#slots = arena.alloc(BURST * STRIDE) + SLOT_FRAME
     this.#end = this.#slots + BURST * STRIDE
   }
@@ -76,7 +75,7 @@ export class Burst {
     const { results } = this
     for (let i = 0; i < n; i++) {
       results[i] = 0
-      ring.read(fd, this.#base + this.#slots + i * STRIDE - header, FRAME_MAX + header, i)
+      ring.read(fd, this.#slots + i * STRIDE - header, FRAME_MAX + header, i)
     }
     ring.submit()
     while (ring.next()) results[ring.tag] = ring.res
@@ -89,7 +88,7 @@ export class Burst {
     const i = ring.queued
     this.#owners[i] = owner
     this.#lengths[i] = len
-    ring.write(fd, this.#base + off - header, len + header, i)
+    ring.write(fd, off - header, len + header, i)
   }
 
   /** Write what is queued; what fails is told to its owner. */

@@ -59,6 +59,8 @@ export class Uring {
   /** Of the completion that `next` found: the caller's number, and bytes or −errno. */
   tag = 0
   res = 0
+  /** Added to every address that is given: an offset is a small integer, an address would be boxed for each call. */
+  base = 0
 
   readonly #ring: Int32Array
   readonly #sqes: Int32Array
@@ -146,8 +148,9 @@ export class Uring {
     return this.#queued === this.entries
   }
 
-  #push(op: number, fd: number, address: number, len: number, flags: number, tag: number): void {
+  #push(op: number, fd: number, off: number, len: number, flags: number, tag: number): void {
     const s = this.#sqes
+    const address = this.base + off
     const at = (this.#tail & (this.entries - 1)) * SQE_WORDS
     s[at] = op
     s[at + 1] = fd

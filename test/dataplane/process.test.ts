@@ -51,6 +51,11 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
     assert.match(status(pid), /NoNewPrivs:\t1/)
   })
 
+  test('it takes less than 90 MiB of memory, most of it shared with every other Node', () => {
+    const kib = Number(/VmRSS:\s*(\d+)/.exec(status(pid))?.[1])
+    assert.ok(kib < 90 * 1024, `${kib} KiB`)
+  })
+
   test('guests reach the gateway, each other by TAP and by packet socket, and the host’s address', async () => {
     for (const [from, to] of [
       [a, '192.168.100.1'],
