@@ -351,7 +351,8 @@ export class Vms {
       memMib: v.memMib,
       image: v.image,
       ports: this.#c.store.publishesOf(v.id).map(publicPort),
-      pid: v.handle?.pid ?? null,
+      // A foreign namespace has no process of noid's.
+      pid: v.handle?.pid || null,
       createdAt: v.createdAt,
       startedAt: v.startedAt,
     }

@@ -167,6 +167,8 @@ test('what is refused: a namespace twice, one that is not there, the host’s ow
   }
   await refused(cni.call('ADD', 'c1', y), 100, /ATTACHED_ALREADY/)
   await refused(cni.call('ADD', 'c2', '/run/netns/none'), 100, /no network namespace/)
+  await refused(cni.call('ADD', 'c2', '/etc/passwd'), 100, /no network namespace/)
+  await refused(cni.call('ADD', 'c2', '/proc/1/ns/mnt'), 100, /no network namespace|VM_START_FAILED|INTERNAL/)
   await refused(cni.call('ADD', 'c2', '/proc/self/ns/net'), 100, /host's own/)
   await refused(cni.call('ADD', 'c2', y, cni.conf({ prevResult: a.json })), 7, /first plugin/)
   const ips = [addressOf(a)]
@@ -174,6 +176,7 @@ test('what is refused: a namespace twice, one that is not there, the host’s ow
   await refused(cni.call('ADD', 'c2', y, cni.conf({ runtimeConfig: { ips: ['10.9.9.9'] } })), 100, /ADDRESS_OUTSIDE/)
   assert.deepEqual(await links(y), ['lo'], 'and nothing is left of it')
   await assert.rejects(cni.lab.create('vm', { runtime: 'netns' }), /namespaces of other engines/)
+  assert.equal((await cni.lab.client.vm('c1')).pid, null)
   assert.equal((await cni.lab.client.vms()).length, 1)
 })
 

@@ -22,9 +22,10 @@ interface ForeignState {
   readonly identity: string
 }
 
+/** Undefined when nothing is there, or something that is no namespace: those all lie on one file system. */
 const identityOf = (path: string): string | undefined => {
   const s = statSync(path, { throwIfNoEntry: false })
-  return s === undefined ? undefined : `${s.dev}:${s.ino}`
+  return s === undefined || s.dev !== statSync('/proc/self/ns/net').dev ? undefined : `${s.dev}:${s.ino}`
 }
 
 export class ForeignNamespace implements Runtime {
