@@ -146,6 +146,11 @@ function userPlan(spec: StageSpec, held: HeldNamespace): RootPlan {
   if (spec.image?.kind === 'tar')
     return { kind: 'directory', path: unpack(spec, undefined, held.path, held.map.range), binds: [] }
   if (spec.image !== undefined) {
+    if (!mapped(held.map, lstatSync(spec.image.path).uid))
+      console.log(
+        `noid: ${spec.image.path} is somebody else's, so its files cannot be changed here (apt-get cannot install):` +
+          ' unpack it as this user, or give an archive of it',
+      )
     const plan = { kind: 'overlay', lower: spec.image.path, upper: join(fs, 'upper'), work: join(fs, 'work') } as const
     seedOnce(spec.dir, () => {
       mkdirSync(plan.upper)
@@ -176,6 +181,10 @@ function userPlan(spec: StageSpec, held: HeldNamespace): RootPlan {
   })
   return { kind: 'directory', path: root, binds }
 }
+
+/** Is that user of the host one of the VM's? */
+const mapped = (map: IdMap, uid: number): boolean =>
+  map.uids.some(([, outside, count]) => uid >= outside && uid < outside + count)
 
 /** dpkg makes hard links to its own tables, which only their owner may: these are the VM's from the beginning. */
 function copyDatabase(part: Bind, upper: string): void {
