@@ -2,7 +2,7 @@
  * What this machine has of what noid needs beside its runtimes (those check themselves): Node, the kernel's features
  * that the data plane uses, limits. Each finding has the command that mends it. Touches nothing and needs no daemon.
  */
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
 import { type Check, checkMachine } from '../runtimes/sandbox/doctor.ts'
 
@@ -19,6 +19,7 @@ export async function examine(): Promise<Check[]> {
     ...(await checkMachine()),
     peekOffset(release()),
     ioUring(read('/proc/sys/kernel/io_uring_disabled')),
+    ...(root ? [bridgePrograms(process.env.PATH ?? '')] : []),
     ...(root ? [] : [pingSockets(read('/proc/sys/net/ipv4/ping_group_range'), process.getgroups?.() ?? [])]),
     openFiles(read('/proc/self/limits') ?? ''),
     resolver(read('/etc/resolv.conf')),
@@ -73,6 +74,26 @@ export function ioUring(disabled: string | undefined): Check {
     ok: false,
     detail: `kernel.io_uring_disabled is ${disabled}; plain reads and writes take its place`,
     hint: 'as root: sysctl -w kernel.io_uring_disabled=0',
+  }
+}
+
+/** What `--network-backend bridge` runs. */
+export function bridgePrograms(path: string): Check {
+  const base = { name: 'kernel bridges', required: false } as const
+  const dirs = [...path.split(':'), '/usr/sbin', '/sbin']
+  const missing = [
+    ['iptables-restore', 'iptables'],
+    ['ebtables-restore', 'iptables'],
+    ['conntrack', 'conntrack'],
+    ['bridge', 'iproute2'],
+  ].filter(([program]) => !dirs.some((d) => existsSync(`${d}/${program}`)))
+  if (missing.length === 0) return { ...base, ok: true, detail: 'iptables, ebtables, conntrack and bridge are here' }
+  const packages = [...new Set(missing.map(([, name]) => name))].join(' ')
+  return {
+    ...base,
+    ok: false,
+    detail: `--network-backend bridge needs ${missing.map(([program]) => program).join(', ')}`,
+    hint: `as root: apt-get install ${packages}`,
   }
 }
 

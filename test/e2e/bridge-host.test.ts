@@ -267,7 +267,7 @@ for (const variant of ['nft', 'legacy'] as const)
     })
 
     test('killed anywhere in the middle, mended by the next; at the end the host is as it was', async () => {
-      for (let i = 0; i < (variant === 'nft' ? 8 : 2); i++) {
+      for (let i = 0; i < (variant === 'nft' ? 6 : 2); i++) {
         const guest = lab.guest(`k${i}`)
         const work = (async () => {
           await agent.createNetwork(more)
@@ -283,7 +283,7 @@ for (const variant of ['nft', 'legacy'] as const)
           await agent.detach(`${more.id}-30`, more.id)
           await agent.deleteNetwork(more.id)
         })().catch(() => {})
-        await sleep(60 + i * 130)
+        await sleep(60 + i * 170)
         await agent.kill()
         await work
         agent.again()

@@ -167,7 +167,7 @@ describe('publish on bridges', {
       },
     )
     await lab.host.sh(
-      'iptables -t nat -N DOCKER; iptables -t nat -A DOCKER -p tcp --dport 8087 -j DNAT --to 10.77.0.1:80',
+      'iptables -t nat -N DOCKER; iptables -t nat -A DOCKER ! -i docker0 -p tcp --dport 8087 -j DNAT --to 10.77.0.1:80',
     )
     await assert.rejects(agent.publish(spec('busy', 8087)), { code: 'PORT_BUSY', message: /chain DOCKER of iptables/ })
     await lab.host.sh('iptables -t nat -F DOCKER; iptables -t nat -X DOCKER')

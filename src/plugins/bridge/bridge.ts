@@ -40,6 +40,7 @@ import {
   portsOf,
   removeBridge,
   removePort,
+  removePorts,
   servicesJoined,
   strangers,
 } from './links.ts'
@@ -312,7 +313,9 @@ export class Bridge {
       this.#closed = true
       clearTimeout(this.#repair)
       await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments), this.#wish.link)
-      await forgetGuests(Object.values(this.#wish.attachments).map(addressOf), this.#spec.subnet)
+      for (const { spec, hostPort } of Object.values(this.#wish.publishes))
+        await forgetConnections(spec.proto, hostPort)
+      await forgetGuests([this.#spec.subnet])
       await this.#process.end(link)
     })
   }
@@ -526,7 +529,7 @@ export class Bridge {
  * @param last the bridge's name as it was known
  */
 export async function removeNetwork(id: string, attachments: readonly string[] = [], last?: string): Promise<void> {
-  for (const a of attachments) await removePort(a)
+  await removePorts(attachments)
   const name = await bridgeOf(id)
   if (name !== undefined) await removeRules(name)
   if (last !== undefined && last !== name && !(await isBridge(last))) await removeRules(last)

@@ -28,9 +28,9 @@ export async function ip(...argv: string[]): Promise<string> {
   return (await run('ip', argv, { timeout: IP_MS })).stdout
 }
 
-/** Several commands of `tool` (ip or bridge) in one process; the first that fails ends it. */
-async function batch(tool: 'ip' | 'bridge', lines: readonly string[]): Promise<void> {
-  const child = spawn(tool, ['-batch', '-'], { stdio: ['pipe', 'ignore', 'pipe'], timeout: IP_MS })
+/** Several commands of `tool` (ip or bridge) in one process; the first that fails ends it, unless forced. Throws if any failed. */
+async function batch(tool: 'ip' | 'bridge', lines: readonly string[], ...flags: '-force'[]): Promise<void> {
+  const child = spawn(tool, [...flags, '-batch', '-'], { stdio: ['pipe', 'ignore', 'pipe'], timeout: IP_MS })
   let said = ''
   child.stderr.on('data', (d: Buffer) => {
     said = (said + d).slice(-2000)
@@ -122,11 +122,17 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
   return name
 }
 
+/** The bridge and every port of it, in one go. */
 export async function removeBridge(id: string): Promise<void> {
   const name = await bridgeOf(id)
   if (name === undefined) return
-  for (const l of await links('master', name)) await ip('link', 'delete', l.ifname).catch(() => {})
-  await ip('link', 'delete', name).catch(() => {})
+  const ports = (await links('master', name)).map((l) => l.ifname)
+  // One may go by itself meanwhile, with its VM.
+  await batch(
+    'ip',
+    [...ports, name].map((l) => `link delete ${l}`),
+    '-force',
+  ).catch(() => {})
 }
 
 /** Lines of `ip -batch` that make a link a port of the bridge and bring it up. */
@@ -193,6 +199,16 @@ export async function portState(
 
 export async function removePort(attachment: string): Promise<void> {
   await ip('link', 'delete', portName(attachment)).catch(() => {})
+}
+
+/** Ports that are on no bridge any more, too. */
+export async function removePorts(attachments: readonly string[]): Promise<void> {
+  if (attachments.length === 0) return
+  await batch(
+    'ip',
+    attachments.map((a) => `link delete ${portName(a)}`),
+    '-force',
+  ).catch(() => {})
 }
 
 /** Attachment ids of the ports of a bridge. */

@@ -124,13 +124,14 @@ export async function forgetConnections(proto: 'tcp' | 'udp', hostPort: number):
   await run('conntrack', ['-D', '-p', proto, '--orig-port-dst', String(hostPort)], { timeout: TOOL_MS }).catch(() => {})
 }
 
-/** Forget connections of VMs that go, by address or as a whole subnet: whoever has an address next must not inherit them. */
-export async function forgetGuests(addresses: readonly string[], subnet?: string): Promise<void> {
+/**
+ * Forget connections of VMs that go, by address or subnet: whoever has an address next must not inherit them. Answers of
+ * translated connections (`--reply-src`) cannot be asked for by subnet: those of published ports are forgotten by port.
+ */
+export async function forgetGuests(addresses: readonly string[]): Promise<void> {
   const sides = addresses.flatMap((a) => [
     ['--orig-src', a],
-    ['--reply-src', a],
+    [a.includes('/') ? '--orig-dst' : '--reply-src', a],
   ])
-  // Answers of a translated connection cannot be asked for by subnet.
-  if (subnet !== undefined) sides.push(['--orig-src', subnet], ['--orig-dst', subnet])
   await Promise.all(sides.map((side) => run('conntrack', ['-D', ...side], { timeout: TOOL_MS }).catch(() => {})))
 }

@@ -259,7 +259,7 @@ export function takenBy(
     const [, from, to = from] = match.match(/--dports? (\d+)(?::(\d+))? /) ?? []
     if (from === undefined || p.hostPort < Number(from) || p.hostPort > Number(to)) continue
     // Rules for one link (--allow-host, hairpins) take nothing from the host.
-    if (!match.includes(`-p ${p.proto} `) || /(^| )-i /.test(match)) continue
+    if (!match.includes(`-p ${p.proto} `) || /(?:^|(?<!!) )-i /.test(match)) continue
     const address = match.match(/(?:^| )-d (\S+)\/32 /)?.[1] ?? '0.0.0.0'
     if (address !== p.hostAddress && address !== '0.0.0.0' && p.hostAddress !== '0.0.0.0') continue
     const link = chain.match(/^(NOID\d+)-DNAT$/)?.[1]
