@@ -40,6 +40,7 @@ describe('the limits of a VM', { skip: noGroups, timeout: 120_000 }, () => {
     await using l = await lab({ cpus: 2, memMib: 128 })
     const h = await l.runtime.prepare(l.vm, never)
     assert.match(setting(l.vm.id, 'cpu', 'cpu.cfs_quota_us', 'cpu.max'), /^200000( 100000)?$/)
+    assert.match(setting(l.vm.id, 'cpu', 'cpu.shares', 'cpu.weight'), /^(2048|200)$/)
     assert.equal(setting(l.vm.id, 'memory', 'memory.limit_in_bytes', 'memory.max'), String(128 << 20))
     assert.equal(setting(l.vm.id, 'pids', 'pids.max', 'pids.max'), '4096')
     const own = (await l.run(h, ['cat', '/proc/self/cgroup', '/proc/1/cgroup'])).out

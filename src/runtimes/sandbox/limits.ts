@@ -20,6 +20,7 @@ import {
   rmdirSync,
   writeFileSync,
 } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
@@ -107,6 +108,12 @@ function writable(path: string): boolean {
 
 type Setting = readonly [file: string, value: string, must: boolean]
 
+/** As much of a contended machine as that many tasks, or groups, that say nothing. */
+const weight = (version: 1 | 2, cpus: number): Setting =>
+  version === 1
+    ? ['cpu.shares', String(1024 * cpus), false]
+    : ['cpu.weight', String(Math.min(10_000, 100 * cpus)), false]
+
 /** What is written into a VM's group. Swap is no memory: where it is counted there is none. */
 function settings(version: 1 | 2, controller: Controller, l: Limits): readonly Setting[] {
   const bytes = String(l.memMib * 2 ** 20)
@@ -126,11 +133,8 @@ function settings(version: 1 | 2, controller: Controller, l: Limits): readonly S
           ]
     case 'cpu':
       return version === 1
-        ? [
-            ['cpu.cfs_period_us', String(PERIOD_US), true],
-            ['cpu.cfs_quota_us', quota, true],
-          ]
-        : [['cpu.max', `${quota} ${PERIOD_US}`, true]]
+        ? [['cpu.cfs_period_us', String(PERIOD_US), true], ['cpu.cfs_quota_us', quota, true], weight(1, l.cpus)]
+        : [['cpu.max', `${quota} ${PERIOD_US}`, true], weight(2, l.cpus)]
   }
 }
 
@@ -165,6 +169,11 @@ function makeGroup(h: Hierarchy, vmId: string): string | undefined {
     try {
       mkdirSync(parent, { recursive: true })
       if (h.version === 2) for (const dir of [h.top, parent]) enable(dir, h.controllers)
+      if (h.controllers.includes('cpu')) {
+        // All VMs together would weigh as one task of the host's.
+        const [file, value] = weight(h.version, availableParallelism())
+        write(join(parent, file), value)
+      }
       mkdirSync(group, { recursive: true })
       return group
     } catch (e) {
