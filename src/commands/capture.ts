@@ -13,6 +13,9 @@ import { NoidError } from '../errors.ts'
 /** Enough of a frame for its line: DHCP's options begin at 282. */
 const LINE_SNAP = 512
 const COUNTER_MS = 250
+/** After a stop: what is on its way still comes, and how much was missed. Until nothing came for so long, and no longer than that. */
+const LAST_MS = 150
+const LAST_MAX_MS = 2000
 
 interface Captured {
   readonly name: string
@@ -56,6 +59,8 @@ export default class Capture extends NoidCommand {
   }
 
   readonly #stop = new AbortController()
+  /** Frames that came after a stop and that stdout did not take. */
+  #unwritten = 0
 
   async run(): Promise<Captured | undefined> {
     const { args, flags } = await this.parse(Capture)
@@ -75,7 +80,8 @@ export default class Capture extends NoidCommand {
       this.note(`capturing ${name}; Ctrl-C ends it`)
       const read = new CaptureReader()
       const took = await this.#follow(frames, read, flags.count ?? Infinity, flags.seconds, file, lines)
-      const { captured, missed } = read
+      const captured = read.captured - this.#unwritten
+      const missed = read.missed + this.#unwritten
       const summary = `${captured} ${captured === 1 ? 'frame' : 'frames'} captured, ${missed} missed`
       this.note(file === undefined ? summary : `${summary}, ${size(took)} in ${flags.write}`)
       if (missed > 0 && flags.snap === undefined)
@@ -83,6 +89,8 @@ export default class Capture extends NoidCommand {
       return lines || toStdout ? undefined : { name, kind, captured, missed, file: flags.write as string }
     } finally {
       await file?.close()
+      // A pipe that nobody reads would keep the command for ever.
+      setTimeout(() => process.exit(), LAST_MAX_MS).unref()
     }
   }
 
@@ -95,9 +103,16 @@ export default class Capture extends NoidCommand {
     file: FileHandle | undefined,
     lines: boolean,
   ): Promise<number> {
+    const end = (): void => (frames as NodeJS.ReadableStream & { destroy(): void }).destroy()
+    let stoppedAt = Infinity
+    let last: NodeJS.Timeout | undefined
+    let latest: NodeJS.Timeout | undefined
     const stop = (): void => {
+      if (this.#stop.signal.aborted) return
+      stoppedAt = Date.now() * 1000
+      last = setTimeout(end, LAST_MS)
+      latest = setTimeout(end, LAST_MAX_MS)
       this.#stop.abort()
-      ;(frames as NodeJS.ReadableStream & { destroy(): void }).destroy()
     }
     const timer = seconds === undefined ? undefined : setTimeout(stop, seconds * 1000)
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, stop)
@@ -111,29 +126,34 @@ export default class Capture extends NoidCommand {
         : undefined
     try {
       for await (const chunk of frames) {
+        last?.refresh()
+        const before = read.captured
         const text: string[] = []
         const blocks = read.push(chunk as Buffer, limit, lines ? (f) => text.push(this.#line(f)) : undefined)
         if (file !== undefined) await file.write(blocks)
-        else await this.#print(lines ? text.join('') : blocks)
+        else if (!(await this.#print(lines ? text.join('') : blocks))) this.#unwritten += read.captured - before
         written += blocks.length
-        if (read.captured >= limit || this.#stop.signal.aborted) return written
+        if (read.captured >= limit || read.lastAt > stoppedAt) return written
       }
       this.note('the capture has ended: the VM was stopped, or the network removed or started again')
     } catch (e) {
       if (!this.#stop.signal.aborted) throw lost(e)
     } finally {
-      clearTimeout(timer)
+      for (const t of [timer, last, latest]) clearTimeout(t)
       clearInterval(counter)
       if (counter !== undefined) process.stderr.write('\r\u001b[2K')
     }
     return written
   }
 
-  /** To stdout, and not faster than it is taken. */
-  async #print(bytes: string | Buffer): Promise<void> {
-    if (bytes.length === 0 || process.stdout.write(bytes)) return
+  /** To stdout, and not faster than it is taken. False: it was stopped, and stdout takes no more. */
+  async #print(bytes: string | Buffer): Promise<boolean> {
+    const { stdout } = process
+    if (this.#stop.signal.aborted && (stdout.writableNeedDrain || !stdout.writable)) return false
     // What ends the wait otherwise is a stop, or the pipe's end, which is one.
-    await once(process.stdout, 'drain', { signal: this.#stop.signal }).catch(() => {})
+    if (bytes.length > 0 && !stdout.write(bytes))
+      await once(stdout, 'drain', { signal: this.#stop.signal }).catch(() => {})
+    return true
   }
 
   #line(f: CapturedFrame): string {

@@ -56,7 +56,7 @@ class Cli {
 
 for (const who of ['root', 'an ordinary user'])
   describe(`noid capture as ${who}`, {
-    skip: missing('tshark', 'ping', 'setpriv', 'useradd', 'newuidmap'),
+    skip: missing('tshark', 'ping', 'nc', 'setpriv', 'useradd', 'newuidmap'),
     timeout: 120_000,
   }, () => {
     let lab: Lab
@@ -133,6 +133,24 @@ for (const who of ['root', 'an ordinary user'])
         /^\d\d:\d\d:\d\d\.\d{6} {2}web → {2}192\.168\.100\.\d+ > 169\.254\.7\.7 ping \d+ {2}\(98\) {2}✗ deny-link-local: /m,
       )
       assert.match(said.err, /3 frames captured, 0 missed/)
+    })
+
+    test('a pipe that nobody reads: the traffic goes on, and Ctrl-C tells what was missed', async () => {
+      const noid = cli.argv(['capture', 'web', '-w', '-', '--seconds', '6']).join(' ')
+      const { child, said } = cli.start(['sh', '-c', `${noid} | { sleep 30; }`])
+      await eventually('it captures', () => said.err.includes('capturing web'), 20_000)
+      cli.start(cli.argv(['exec', 'db', '--', 'sh', '-c', 'nc -l -p 7000 >/dev/null']))
+      const sent = await eventually(
+        'web sends 64 MiB to db',
+        async () =>
+          (await cli.run('exec', 'web', '--', 'sh', '-c', 'head -c 67108864 /dev/zero | nc -N -w 20 db 7000')).code ===
+          0,
+        30_000,
+      )
+      assert.ok(sent)
+      await eventually('it ends', () => /captured, \d+ missed/.test(said.err), 20_000)
+      assert.match(said.err, /captured, [1-9]\d* missed/)
+      child.kill('SIGKILL')
     })
 
     test('the daemon dies: the capture ends with an error that says so, the VM goes on', async () => {

@@ -34,6 +34,8 @@ export interface CapturedFrame {
 
 export class CaptureReader {
   captured = 0
+  /** When the last frame so far passed, in microseconds since 1970. */
+  lastAt = 0
   #held: Buffer = Buffer.alloc(0)
   readonly #names: string[] = []
   readonly #missed: number[] = []
@@ -72,6 +74,7 @@ export class CaptureReader {
       if (drops !== undefined) this.#missed[b.readUInt32LE(8)] = Number(drops.readBigUInt64LE(0))
     } else if (type === ENHANCED_PACKET) {
       this.captured++
+      this.lastAt = timeOf(b)
       frame?.(this.#frame(b))
     }
   }
@@ -81,7 +84,7 @@ export class CaptureReader {
     const options = 28 + ((kept + 3) & ~3)
     const flags = option(b, options, EPB_FLAGS)?.readUInt32LE(0) ?? 0
     return {
-      at: b.readUInt32LE(12) * 2 ** 32 + b.readUInt32LE(16),
+      at: timeOf(b),
       port: this.#names[b.readUInt32LE(8)] ?? '?',
       // The flags are the switch's: what comes in there, the VM has sent.
       direction: (flags & 3) === 1 ? 'sent' : 'received',
@@ -91,6 +94,8 @@ export class CaptureReader {
     }
   }
 }
+
+const timeOf = (packet: Buffer): number => packet.readUInt32LE(12) * 2 ** 32 + packet.readUInt32LE(16)
 
 /** The first option of a kind, from where options begin; the block ends with its length. */
 function option(b: Buffer, from: number, code: number): Buffer | undefined {
