@@ -1,72 +1,72 @@
 /**
  * The tests of sandboxes once more, as ordinary users: one with a range of subordinate ids, one without.
  *
- * Root's test run cannot become somebody else for good, so each is a test process of its own whose result is told here.
+ * Root's test run cannot become somebody else for good, so each is a test process of its own whose result is told here. The user with a
+ * range is made for it and gone afterwards; the one without has no name, as numbers suffice.
  */
 import assert from 'node:assert/strict'
-import { spawnSync } from 'node:child_process'
-import { chownSync, existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { chownSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { describe, it } from 'node:test'
+import { after, describe, it } from 'node:test'
 import { fileURLToPath } from 'node:url'
+import { runsAs } from '../users.ts'
 
+const NAMELESS = 64321
+const LIMIT_MS = 540_000
 const root = process.getuid?.() === 0
 const files = ['./sandbox.test.ts', './limits.test.ts'].map((f) => fileURLToPath(new URL(f, import.meta.url)))
+const undo: (() => void)[] = []
 
-interface Account {
-  readonly name: string
-  readonly uid: number
-  readonly gid: number
+/** A user whom useradd gave a range, or why there is none. */
+function withRange(): number | string {
+  if (!existsSync('/usr/bin/newuidmap')) return 'needs the program newuidmap'
+  const name = `nt${Math.random().toString(36).slice(2, 8)}`
+  const made = spawnSync('useradd', ['--no-create-home', '--user-group', '--shell', '/bin/sh', name])
+  if (made.status !== 0) return `useradd: ${made.error?.message ?? made.stderr}`
+  undo.push(() => spawnSync('userdel', ['--force', name]))
+  if (!readFileSync('/etc/subuid', 'utf8').includes(`${name}:`)) return 'useradd gives no subordinate ids here'
+  return Number(spawnSync('id', ['-u', name], { encoding: 'utf8' }).stdout)
 }
 
-/** A user of this machine who has a range, if there is one. */
-function withRange(): Account | undefined {
-  if (!existsSync('/etc/subuid') || !existsSync('/usr/bin/newuidmap')) return undefined
-  const named = new Set(
-    readFileSync('/etc/subuid', 'utf8')
-      .split('\n')
-      .map((l) => l.split(':')[0]),
-  )
-  const rows = readFileSync('/etc/passwd', 'utf8')
-    .split('\n')
-    .map((l) => l.split(':'))
-  const row = rows.find((r) => named.has(r[0]) && Number(r[2]) >= 1000)
-  return row === undefined ? undefined : { name: row[0]!, uid: Number(row[2]), gid: Number(row[3]) }
+/** All tests as this user: their exit code and text. */
+async function testsAs(id: number): Promise<{ code: number | null; out: string; err: string }> {
+  const home = mkdtempSync(join(tmpdir(), 'nt-home-'))
+  chownSync(home, id, id)
+  const env: NodeJS.ProcessEnv = { ...process.env, HOME: home, TMPDIR: home }
+  delete env.NODE_TEST_CONTEXT
+  const become = ['--reuid', String(id), '--regid', String(id), '--clear-groups', '--inh-caps=-all']
+  const node = [process.execPath, '--test', '--test-reporter=tap', ...files]
+  const child = spawn('setpriv', [...become, ...node], { env, stdio: ['ignore', 'pipe', 'pipe'] })
+  const text = { out: '', err: '' }
+  child.stdout.on('data', (d) => (text.out += d))
+  child.stderr.on('data', (d) => (text.err += d))
+  const bound = setTimeout(() => child.kill('SIGKILL'), LIMIT_MS)
+  try {
+    const code = await new Promise<number | null>((resolve) => child.on('exit', resolve))
+    return { code, ...text }
+  } finally {
+    clearTimeout(bound)
+    for (const pid of readdirSync('/proc').filter((p) => /^\d+$/.test(p)))
+      if (statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid === id) process.kill(Number(pid), 'SIGKILL')
+    rmSync(home, { recursive: true, force: true })
+  }
 }
 
-const ranged = withRange()
-const users: readonly { readonly title: string; readonly account: Account | undefined; readonly why: string }[] = [
-  {
-    title: 'a user with subordinate ids',
-    account: ranged,
-    why: 'no user has a range in /etc/subuid, or newuidmap is missing',
-  },
-  { title: 'a user without any', account: { name: 'nobody', uid: 64321, gid: 64321 }, why: '' },
-]
-
-describe('rootless', { skip: root ? false : 'these files run as this user already' }, () => {
-  for (const u of users)
-    it(`sandboxes of ${u.title}`, { skip: u.account === undefined ? u.why : false, timeout: 200_000 }, () => {
-      const { uid, gid } = u.account as Account
-      const home = mkdtempSync(join(tmpdir(), 'nt-home-'))
-      chownSync(home, uid, gid)
-      try {
-        const env: NodeJS.ProcessEnv = { ...process.env, HOME: home, TMPDIR: home }
-        delete env.NODE_TEST_CONTEXT
-        const become = ['--reuid', String(uid), '--regid', String(gid), '--clear-groups', '--inh-caps=-all']
-        const r = spawnSync('setpriv', [...become, process.execPath, '--test', '--test-reporter=tap', ...files], {
-          env,
-          encoding: 'utf8',
-          timeout: 190_000,
-        })
-        const failures = r.stdout
-          .split('\n')
-          .filter((line) => /^\s*(not ok|error:|actual:|expected:|message:)/.test(line))
-        assert.equal(r.status, 0, `${failures.join('\n')}\n${r.stderr}`)
-        assert.match(r.stdout, /^# pass [1-9]/m)
-      } finally {
-        rmSync(home, { recursive: true, force: true })
-      }
+describe('rootless', { skip: root ? runsAs(NAMELESS) : 'these files run as this user already' }, () => {
+  after(() => {
+    for (const u of undo) u()
+  })
+  const ranged = root ? withRange() : ''
+  for (const [who, id] of [
+    ['a user with subordinate ids', ranged],
+    ['a user without any', NAMELESS],
+  ] as const)
+    it(`sandboxes of ${who}`, { skip: typeof id === 'string' ? id : false, timeout: LIMIT_MS + 60_000 }, async () => {
+      const { code, out, err } = await testsAs(id as number)
+      const failures = out.split('\n').filter((line) => /^\s*(not ok|error:|actual:|expected:|message:)/.test(line))
+      assert.equal(code, 0, `${failures.join('\n')}\n${err}`)
+      assert.match(out, /^# pass [1-9]/m)
     })
 })
