@@ -10,7 +10,7 @@
  * time (QUANTUM): a nic whose frames are dear (each opens a flow, say) gets fewer of them.
  *
  * Few frames, or long ones, are read one by one into one slot, which stays in the cache, and written at once. Many short ones are read and
- * forwarded by io_uring (burst.ts), at half the cost for each. A port's frames keep their order in both: what is written at once comes after
+ * forwarded by io_uring (burst.ts), at two thirds of the cost for each. A port's frames keep their order in both: what is written at once comes after
  * what had been put off.
  *
  * A nic that is gone (its namespace died) reports an error for ever: it is no longer watched, and stays attached until the daemon
