@@ -107,7 +107,7 @@ for (const variant of ['nft', 'legacy'] as const)
         .join('')
     const works = async () => {
       assert.match(
-        (await lab.inet.run(['curl', '-sS', '--max-time', '3', 'http://10.77.0.2:8099/'])).all,
+        (await lab.inet.run(['curl', '-sS', '--max-time', '15', 'http://10.77.0.2:8099/'])).all,
         /hello/,
         'theirs',
       )
@@ -115,13 +115,13 @@ for (const variant of ['nft', 'legacy'] as const)
       assert.equal((await lab.inet.run(['nc', '-z', '-w1', '10.77.0.2', '8098'])).code, 1)
     }
     const ours = async () => {
-      assert.equal(await vm.sh('curl -sS --max-time 5 http://example.com/'), 'hello 10.77.0.2')
+      assert.equal(await vm.sh('curl -sS --max-time 30 http://example.com/'), 'hello 10.77.0.2')
       assert.equal(
-        (await lab.inet.run(['socat', '-T2', '-', 'TCP:10.77.0.2:8080,connect-timeout=2'])).stdout.trim(),
+        (await lab.inet.run(['socat', '-T10', '-', 'TCP:10.77.0.2:8080,connect-timeout=10'])).stdout.trim(),
         'web',
       )
       assert.equal(
-        (await lab.host.run(['socat', '-T2', '-', 'TCP:127.0.0.1:8080,connect-timeout=2'])).stdout.trim(),
+        (await lab.host.run(['socat', '-T10', '-', 'TCP:127.0.0.1:8080,connect-timeout=10'])).stdout.trim(),
         'web',
       )
     }
@@ -242,7 +242,7 @@ for (const variant of ['nft', 'legacy'] as const)
           hook,
           'eth0',
         ],
-        { timeoutMs: 6000 },
+        { timeoutMs: 15_000 },
       )
       assert.match(d.all, /bound to 192\.168\.133\.21/)
       const { leases } = await agent.stats(net.id)
@@ -253,7 +253,7 @@ for (const variant of ['nft', 'legacy'] as const)
       const file = join(agent.home, 'run', net.id, 'pid')
       const { pid } = JSON.parse(readFileSync(file, 'utf8')) as { pid: number }
       process.kill(pid, 'SIGKILL')
-      assert.match(await vm.sh('curl -sS --max-time 5 http://93.184.216.34/'), /hello/)
+      assert.match(await vm.sh('curl -sS --max-time 30 http://93.184.216.34/'), /hello/)
       await eventually('another one', () => (JSON.parse(readFileSync(file, 'utf8')) as { pid: number }).pid !== pid)
       await eventually(
         'it answers',

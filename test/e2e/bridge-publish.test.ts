@@ -74,8 +74,8 @@ describe('publish on bridges', {
   const at = (name: string) => vm[name] as Place
   const greeting = async (from: Place, address: string, port: number, how = 'TCP') =>
     (
-      await from.run(['socat', '-T2', '-', `${how}:${address}:${port}${how === 'TCP' ? ',connect-timeout=2' : ''}`], {
-        timeoutMs: 6000,
+      await from.run(['socat', '-T5', '-', `${how}:${address}:${port}${how === 'TCP' ? ',connect-timeout=5' : ''}`], {
+        timeoutMs: 20_000,
         input: how === 'TCP' ? '' : 'hi\n',
       })
     ).stdout
@@ -206,7 +206,7 @@ describe('publish on bridges', {
 
   test('a guest that refuses resets the client', async () => {
     await agent.publish(spec('none', 8300, { guestPort: 9 }))
-    const r = await lab.inet.run(['socat', '-', 'TCP:10.77.0.2:8300,connect-timeout=3'])
+    const r = await lab.inet.run(['socat', '-', 'TCP:10.77.0.2:8300,connect-timeout=30'])
     assert.match(r.all, /refused/)
     await agent.unpublish('none')
   })

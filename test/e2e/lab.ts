@@ -106,6 +106,23 @@ export class Place {
     return child
   }
 
+  /** tcpdump here, listening already. `end` waits until what must be seen was seen, a little more for what must not, and tells all. */
+  async tcpdump(...argv: string[]): Promise<{ end(must: RegExp): Promise<string> }> {
+    const child = this.start(['tcpdump', '-U', '-l', '-n', ...argv])
+    const text = { seen: '', said: '' }
+    child.stdout?.on('data', (d) => (text.seen += d))
+    child.stderr?.on('data', (d) => (text.said += d))
+    await eventually('tcpdump listens', () => text.said.includes('listening on'))
+    return {
+      end: async (must) => {
+        await eventually(`${must}`, () => must.test(text.seen)).catch(() => {})
+        await sleep(500)
+        child.kill('SIGKILL')
+        return text.seen
+      },
+    }
+  }
+
   /** What this place believes to be /etc/resolv.conf; written in place, as a bind mount follows the inode. */
   resolvConf(text: string): void {
     writeFileSync(`/etc/netns/${this.name}/resolv.conf`, text)
