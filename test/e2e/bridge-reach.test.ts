@@ -111,7 +111,8 @@ describe('reach on bridges', {
       test('VMs of one network, the gateway, the services, the outside, the host', async () => {
         assert.ok(await serves(at('a'), '192.168.123.11', 80))
         assert.ok(await answers(at('b'), '192.168.123.10'))
-        for (const to of ['192.168.123.1', '192.168.123.2', '8.8.8.8', EXAMPLE]) assert.ok(await answers(at('a'), to), to)
+        for (const to of ['192.168.123.1', '192.168.123.2', '8.8.8.8', EXAMPLE])
+          assert.ok(await answers(at('a'), to), to)
         for (const from of ['a', 'c', 'x'])
           assert.equal(await at(from).sh('curl -sS --max-time 30 http://example.com/'), 'hello 10.77.0.2', from)
         assert.ok(await serves(at('a'), '10.77.0.2', 9000))
