@@ -106,6 +106,15 @@ function writable(path: string): boolean {
   }
 }
 
+/** One level only: below a hierarchy that another mount hides, Node's recursive mkdir never returns. */
+function makeLevel(path: string): void {
+  try {
+    mkdirSync(path)
+  } catch (e) {
+    if ((e as NodeJS.ErrnoException).code !== 'EEXIST') throw e
+  }
+}
+
 type Setting = readonly [file: string, value: string, must: boolean]
 
 /** As much of a contended machine as that many tasks, or groups, that say nothing. */
@@ -167,14 +176,14 @@ function makeGroup(h: Hierarchy, vmId: string): string | undefined {
   // Another VM's end may remove the parent at any moment.
   for (let tries = 0; tries < 5; tries++)
     try {
-      mkdirSync(parent, { recursive: true })
+      makeLevel(parent)
       if (h.version === 2) for (const dir of [h.top, parent]) enable(dir, h.controllers)
       if (h.controllers.includes('cpu')) {
         // All VMs together would weigh as one task of the host's.
         const [file, value] = weight(h.version, availableParallelism())
         write(join(parent, file), value)
       }
-      mkdirSync(group, { recursive: true })
+      makeLevel(group)
       return group
     } catch (e) {
       if ((e as NodeJS.ErrnoException).code !== 'ENOENT') return undefined
