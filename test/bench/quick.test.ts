@@ -16,11 +16,11 @@ const skip = missing() || ownHost()
 const HERE = fileURLToPath(new URL('../../src/bench/', import.meta.url))
 const LIMIT_MS = 240_000
 
-/** Links of this host, and processes of a bench. */
-function traces(): { links: string; processes: string[] } {
+/** Links of this host, and processes of a bench that were not there before. */
+function traces(before: ReadonlySet<string> = new Set()): { links: string; processes: string[] } {
   const links = execFileSync('ip', ['-o', 'link'], { encoding: 'utf8' }).replace(/ state .*/g, '')
   const processes = readdirSync('/proc')
-    .filter((p) => /^\d+$/.test(p))
+    .filter((p) => /^\d+$/.test(p) && !before.has(p))
     .flatMap((p) => {
       try {
         const argv = readFileSync(`/proc/${p}/cmdline`, 'latin1').replaceAll('\0', ' ')
@@ -36,7 +36,8 @@ test('bench --quick: figures of userspace and the kernel, a page, nothing left b
   skip,
   timeout: LIMIT_MS,
 }, () => {
-  const before = traces()
+  const others = new Set(readdirSync('/proc'))
+  const before = traces(others)
   const dir = mkdtempSync(join(tmpdir(), 'noid-bench-'))
   try {
     const page = join(dir, 'report.html')
@@ -60,13 +61,14 @@ test('bench --quick: figures of userspace and the kernel, a page, nothing left b
   } finally {
     rmSync(dir, { recursive: true, force: true })
   }
-  for (let i = 0; i < 500 && traces().processes.length > before.processes.length; i++)
+  for (let i = 0; i < 500 && traces(others).processes.length > 0; i++)
     Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20)
-  assert.deepEqual(traces(), before)
+  assert.deepEqual(traces(others), before)
 })
 
 test('bench: an interrupt in the middle leaves nothing', { skip, timeout: LIMIT_MS }, async () => {
-  const before = traces()
+  const others = new Set(readdirSync('/proc'))
+  const before = traces(others)
   const child = spawn(process.execPath, [NOID, 'bench', '--only', 'userspace', '--only', 'tcp'], {
     stdio: ['ignore', 'ignore', 'pipe'],
   })
@@ -79,7 +81,7 @@ test('bench: an interrupt in the middle leaves nothing', { skip, timeout: LIMIT_
   const code = await new Promise<number | null>((resolve) => child.once('close', resolve))
   assert.equal(code, 1)
   assert.match(said, /interrupted/)
-  for (let i = 0; i < 500 && traces().processes.length > before.processes.length; i++)
+  for (let i = 0; i < 500 && traces(others).processes.length > 0; i++)
     await new Promise((r) => setTimeout(r, 20))
-  assert.deepEqual(traces(), before)
+  assert.deepEqual(traces(others), before)
 })
