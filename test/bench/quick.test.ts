@@ -81,7 +81,6 @@ test('bench: an interrupt in the middle leaves nothing', { skip, timeout: LIMIT_
   const code = await new Promise<number | null>((resolve) => child.once('close', resolve))
   assert.equal(code, 1)
   assert.match(said, /interrupted/)
-  for (let i = 0; i < 500 && traces(others).processes.length > 0; i++)
-    await new Promise((r) => setTimeout(r, 20))
+  for (let i = 0; i < 500 && traces(others).processes.length > 0; i++) await new Promise((r) => setTimeout(r, 20))
   assert.deepEqual(traces(others), before)
 })
