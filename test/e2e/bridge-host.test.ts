@@ -315,7 +315,13 @@ for (const variant of ['nft', 'legacy'] as const)
       await second.deleteNetwork(more.id)
       assert.equal(await value(), '0', 'as it was')
       await agent.createNetwork(net)
-      await host(`echo 0 >${uplink}; echo 1 >${uplink}`)
+      await host(
+        'ip link add vpn0 type veth peer name vpn1; ip addr add 10.99.0.1/24 dev vpn0; ip link set vpn0 up; ip link set vpn1 up',
+      )
+      await eventually('a way out that comes up later forwards too', async () =>
+        (await host('cat /proc/sys/net/ipv4/conf/vpn0/forwarding')).stdout.startsWith('1'),
+      )
+      await host('ip link del vpn0')
       await host(`echo 0 >${uplink}`)
       await agent.deleteNetwork(net.id)
       assert.equal(await value(), '0', 'what somebody else set stays')

@@ -26,12 +26,12 @@ import type {
 import { DataPlaneProcess } from '../userspace/process.ts'
 import { Resolvers } from '../userspace/resolvers.ts'
 import { Bridge, removeNetwork } from './bridge.ts'
-import { bridgeOf, noidAddresses, portName, removePort } from './links.ts'
+import { addresses, bridgeOf, portName, removePort } from './links.ts'
 import { PROGRAMS } from './netfilter.ts'
 
 const run = promisify(execFile)
 const LEASE_SECONDS = 12 * 3600
-/** How soon rules know of a link that another backend or daemon has made. */
+/** How soon a link that came up is noticed. */
 const LOOK_MS = 1000
 
 const config = z.strictObject({
@@ -182,9 +182,12 @@ export class BridgeBackend implements NetworkBackend {
     this.#bridges.clear()
   }
 
-  /** Links of noid that are no bridges come and go without a word to this backend; the host's addresses on them are not for our VMs. */
+  /**
+   * Links come and go without a word: a way out that comes up (a VPN) must forward answers, and the host's address on a link of another
+   * backend is not for our VMs.
+   */
   #lookAround(): void {
-    const now = noidAddresses().join()
+    const now = addresses().join()
     if (now === this.#seen) return
     this.#seen = now
     for (const b of this.#bridges.values())

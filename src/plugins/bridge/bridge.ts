@@ -159,7 +159,7 @@ export class Bridge {
     await removePort(id)
     if (this.#link?.open) await this.#link.request({ op: 'detach', id })
     if (this.#name !== undefined) await applyGuards(this.#name, this.#guards())
-    if (had !== undefined) await forgetGuests([addressOf(had)])
+    if (had !== undefined) await forgetGuests(addressOf(had))
   }
 
   check(a: Attachment, signal: AbortSignal): Promise<void> {
@@ -282,14 +282,22 @@ export class Bridge {
     return { ...s, drops: [...s.drops, ...drops], warnings: [...s.warnings, ...warnings] }
   }
 
-  /** A link of noid's came or went. */
+  /** The host's links or addresses changed. */
   async refresh(): Promise<void> {
     await this.#serially(async () => {
+      if (this.#name === undefined || this.#closed) return
+      await this.#claimForwarding()
       const now = await strangers()
-      if (this.#name === undefined || this.#closed || now.join() === this.#strangers.join()) return
+      if (now.join() === this.#strangers.join()) return
       this.#strangers = now
       await applyRules(this.#model(this.#name))
     })
+  }
+
+  /** Answers come in by the links of the outside: they must be allowed to go on to the bridge. */
+  async #claimForwarding(): Promise<void> {
+    for (const link of await outsideLinks())
+      this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', this.#spec.id)
   }
 
   /** The host's name servers changed. */
@@ -315,7 +323,7 @@ export class Bridge {
       await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments), this.#wish.link)
       for (const { spec, hostPort } of Object.values(this.#wish.publishes))
         await forgetConnections(spec.proto, hostPort)
-      await forgetGuests([this.#spec.subnet])
+      await forgetGuests(this.#spec.subnet)
       await this.#process.end(link)
     })
   }
@@ -348,9 +356,7 @@ export class Bridge {
       if (last !== undefined && !(await isBridge(last))) await removeRules(last)
     }
     this.#strangers = await strangers()
-    // Answers come in by the links of the outside: they must be allowed to go on to the bridge.
-    for (const link of await outsideLinks())
-      this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', spec.id)
+    await this.#claimForwarding()
     await Promise.all([applyGuards(name, this.#guards()), keepRules(this.#model(name))])
     for (const r of Object.values(this.#wish.attachments)) {
       signal.throwIfAborted()

@@ -260,16 +260,14 @@ export async function outsideLinks(): Promise<string[]> {
 
 /** The host's addresses on noid's links that are no bridges: of networks whose backend sets no rules. */
 export async function strangers(): Promise<string[]> {
-  const found = noidAddresses()
+  const found = addresses().filter(([ifname]) => NOID_LINK.test(ifname))
   if (found.length === 0) return []
   const bridges = new Set((await links('type', 'bridge')).map((l) => l.ifname))
   return found.flatMap(([ifname, address]) => (bridges.has(ifname) ? [] : [address])).sort()
 }
 
-/** Every link of noid and its address, cheaply: to see whether anything has changed. */
-export const noidAddresses = (): [ifname: string, address: string][] =>
-  Object.entries(networkInterfaces()).flatMap(([ifname, addresses]) =>
-    NOID_LINK.test(ifname)
-      ? (addresses ?? []).flatMap((a): [string, string][] => (a.family === 'IPv4' ? [[ifname, a.address]] : []))
-      : [],
+/** The host's links and their addresses, cheaply: to see whether anything has changed. */
+export const addresses = (): [ifname: string, address: string][] =>
+  Object.entries(networkInterfaces()).flatMap(([ifname, all]) =>
+    (all ?? []).flatMap((a): [string, string][] => (a.family === 'IPv4' ? [[ifname, a.address]] : [])),
   )

@@ -118,20 +118,28 @@ export async function guardRefusals(link: string, guards: readonly Guard[]): Pro
   return refusals(link, guards, stdout)
 }
 
-/** Forget connections to a host port: they were made under a rule that is no more, or before there was one. */
-export async function forgetConnections(proto: 'tcp' | 'udp', hostPort: number): Promise<void> {
-  // Exit code 1: there were none.
-  await run('conntrack', ['-D', '-p', proto, '--orig-port-dst', String(hostPort)], { timeout: TOOL_MS }).catch(() => {})
+/** Remove what matches from connection tracking. An entry that goes by itself meanwhile ends the program half way: then again. */
+async function forget(...match: string[]): Promise<void> {
+  for (let t = 0; t < TRIES; t++) {
+    try {
+      await run('conntrack', ['-D', ...match], { timeout: TOOL_MS })
+      return
+    } catch (e) {
+      // Some versions fail when there was nothing.
+      if (/\b0 flow entries/.test((e as { stderr?: string }).stderr ?? '')) return
+    }
+  }
 }
+
+/** Forget connections to a host port: they were made under a rule that is no more, or before there was one. */
+export const forgetConnections = (proto: 'tcp' | 'udp', hostPort: number): Promise<void> =>
+  forget('-p', proto, '--orig-port-dst', String(hostPort))
 
 /**
  * Forget connections of VMs that go, by address or subnet: whoever has an address next must not inherit them. Answers of
  * translated connections (`--reply-src`) cannot be asked for by subnet: those of published ports are forgotten by port.
  */
-export async function forgetGuests(addresses: readonly string[]): Promise<void> {
-  const sides = addresses.flatMap((a) => [
-    ['--orig-src', a],
-    [a.includes('/') ? '--orig-dst' : '--reply-src', a],
-  ])
-  await Promise.all(sides.map((side) => run('conntrack', ['-D', ...side], { timeout: TOOL_MS }).catch(() => {})))
+export async function forgetGuests(address: string): Promise<void> {
+  await forget('--orig-src', address)
+  await forget(address.includes('/') ? '--orig-dst' : '--reply-src', address)
 }
