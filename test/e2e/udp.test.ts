@@ -48,10 +48,18 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
   test('a stream of datagrams arrives', async () => {
     lab.inet.start(['iperf3', '-s', '-B', EXAMPLE, '-1'])
     await eventually('iperf3 listens', async () => (await lab.inet.sh('ss -Hlnt sport = 5201 | wc -l')) === '1')
-    const out = await vm.sh(`iperf3 -u -b 50M -l 1300 -t 2 -J -c ${EXAMPLE}`, 20_000)
+    // What came to the far end, also what iperf3 there was too late to take: on a busy machine that is nearly all that is lost.
+    const arrived = async () => {
+      const [names, values] = (await lab.inet.sh('grep ^Udp: /proc/net/snmp')).split('\n').map((l) => l.split(' '))
+      const value = (name: string) => Number(values?.[names?.indexOf(name) ?? -1])
+      return value('InDatagrams') + value('RcvbufErrors')
+    }
+    const before = await arrived()
+    const out = await vm.sh(`iperf3 -u -b 50M -l 1300 -t 2 -J -c ${EXAMPLE}`, 60_000)
     const { sum } = (JSON.parse(out) as { end: { sum: { packets: number; lost_packets: number } } }).end
-    // UDP on a busy machine loses; that it arrives is what is held here.
-    assert.ok(sum.packets > 1000 && sum.lost_packets < sum.packets / 2, JSON.stringify(sum))
+    const came = (await arrived()) - before
+    // A nic's queue holds most of a second of this.
+    assert.ok(sum.packets > 1000 && came > sum.packets * 0.95, `${came} came: ${JSON.stringify(sum)}`)
   })
 
   test('flows are bounded: three thousand destinations, and the newest works', async () => {
