@@ -5,8 +5,10 @@
  * built in, the same for every subject. CPU is that of the whole machine while the measure ran (/proc/stat, without idle, iowait
  * and steal): the guests' ends and the measuring tools are in it, for every subject alike, and so is whatever else runs.
  */
-import { readFileSync } from 'node:fs'
+import type { ChildProcess } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import type { MeasureInfo, Need, Options, Part, Sample } from './contract.ts'
 import { parseDnsperf, parseIperf, type Transfer } from './parse.ts'
@@ -92,16 +94,21 @@ function tcp(id: string, title: string, needs: Need, w: Way, flows: number, quic
   }
 }
 
+/** The next line that a tool says. */
+function firstLine(child: ChildProcess): Promise<string> {
+  return new Promise((resolve, reject) => {
+    createInterface({ input: child.stdout! }).once('line', resolve)
+    child.once('exit', () => setTimeout(() => reject(new Error('the tool told nothing')), 100))
+  })
+}
+
 /** Datagrams as fast as one sender makes them; what the receiver got counts. */
 async function udp(s: Stand, way: 'out' | 'vm', size: number, ms: number, gso: boolean): Promise<Sample> {
   const [from, to] = way === 'out' ? [guest(s, 0).place, s.host] : [guest(s, 1).place, guest(s, 0).place]
   const address = way === 'out' ? HOST : guest(s, 0).address
   const counter = await to.start([...TOOL, 'udp-count', String(UDP_PORT)], true)
   try {
-    const told = new Promise<string>((resolve, reject) => {
-      createInterface({ input: counter.stdout! }).once('line', resolve)
-      counter.once('exit', () => setTimeout(() => reject(new Error('the counter told nothing')), 100))
-    })
+    const told = firstLine(counter)
     const before = cpuSeconds()
     const sent = await tool<{ sent: number; seconds: number }>(
       from,
@@ -197,10 +204,57 @@ const rss: Measure = {
   quick: true,
   parts: [lower('rss', 'memory of the process in the middle', 'MiB')],
   async run(s) {
-    let kib = 0
-    for (const pid of s.pids)
-      kib += Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1] ?? 0)
-    return { rss: { value: kib / 1024, more: {} } }
+    return { rss: { value: total(s, residentKib) / 1024, more: {} } }
+  },
+}
+
+/** Nanoseconds that the threads of a process have run (schedstat of proc(5)). */
+function ranNs(pid: number): number {
+  let ns = 0
+  for (const t of readdirSync(`/proc/${pid}/task`))
+    ns += Number(readFileSync(`/proc/${pid}/task/${t}/schedstat`, 'latin1').split(' ')[0])
+  return ns
+}
+const residentKib = (pid: number): number =>
+  Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1] ?? 0)
+const total = (s: Stand, of: (pid: number) => number): number => s.pids.reduce((sum, pid) => sum + of(pid), 0)
+
+const IDLE_MS = 2000
+const idle: Measure = {
+  id: 'idle',
+  needs: 'process',
+  quick: false,
+  parts: [lower('idle', 'CPU of the idle process in the middle', '% of a core')],
+  async run(s) {
+    const before = total(s, ranNs)
+    const begin = performance.now()
+    await sleep(IDLE_MS)
+    const ns = total(s, ranNs) - before
+    return { idle: { value: (100 * ns) / ((performance.now() - begin) * 1e6), more: {} } }
+  },
+}
+
+/** A VM of noid may have 4096. */
+const FLOWS = 4000
+const SETTLE_MS = 500
+const flows: Measure = {
+  id: 'flows',
+  needs: 'host',
+  quick: false,
+  parts: [lower('flows', `memory of each of ${FLOWS} idle TCP connections guest→host`, 'KiB')],
+  async run(s) {
+    if (s.pids.length === 0) return {} as Record<string, Sample>
+    const before = total(s, residentKib)
+    const argv = [...TOOL, 'hold', HOST, String(TOOL_PORT), String(FLOWS)]
+    const holder = await guest(s, 0).place.start(argv, false, true)
+    try {
+      const { held } = JSON.parse(await firstLine(holder)) as { held: number }
+      if (held < FLOWS) throw new Error(`${held} connections could be opened`)
+      await sleep(SETTLE_MS)
+      return { flows: { value: Math.max(0, total(s, residentKib) - before) / held, more: {} } }
+    } finally {
+      end(holder)
+    }
   },
 }
 
@@ -226,6 +280,8 @@ export const measures: readonly Measure[] = [
   requests('crr', 'out', true),
   dns,
   rss,
+  idle,
+  flows,
 ]
 
 /** The servers of a stand: they run as long as it does. */

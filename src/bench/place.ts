@@ -45,10 +45,10 @@ export class Place {
     return (await this.run('sh', '-ec', script)).stdout.trim()
   }
 
-  /** Start a program that goes on. `ready`: it prints a line when it is. */
-  async start(argv: readonly string[], ready: boolean): Promise<ChildProcess> {
+  /** Start a program that goes on. `ready`: wait until it prints a line; `told`: what it prints is read by the caller. */
+  async start(argv: readonly string[], ready: boolean, told = ready): Promise<ChildProcess> {
     const [tool, ...rest] = this.enter(...argv)
-    const child = spawn(tool as string, rest, { stdio: ['pipe', ready ? 'pipe' : 'ignore', 'pipe'] })
+    const child = spawn(tool as string, rest, { stdio: ['pipe', told ? 'pipe' : 'ignore', 'pipe'] })
     if (ready) return started(child)
     child.stderr?.resume()
     child.on('error', () => {})

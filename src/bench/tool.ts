@@ -5,6 +5,7 @@
  *   transfer HOST PORT MS FLOWS out|in  a stream as iperf3 would tell it (of several flows the sum)
  *   rr HOST PORT MS                     one connection, request after request: transactions, p50, p99
  *   crr HOST PORT MS                    connect, request, response, close, again
+ *   hold HOST PORT N                    opens N connections, says how many, holds them until it is ended
  *   udp-count PORT                      says {"ready":true}, then what came between the first and the last datagram
  *   udp-blast HOST PORT SIZE MS [gso]   as many datagrams as the kernel takes; gso: 40 in each call, cut by UDP_SEGMENT
  *   dns HOST MS SOCKETS                 questions for the bench's names, several sockets
@@ -39,6 +40,7 @@ import {
   SOL_SOCKET,
   send,
   setOption,
+  setOptionBytes,
   socket,
   TCP_NODELAY,
   UDP_GRO,
@@ -58,6 +60,9 @@ const RCVBUF = 4 << 20
 /** MSG_WAITFORONE: block for the first datagram only. */
 const MSG_WAITFORONE = 0x10000
 const GSO_SEGMENTS = 40
+/** A connection of `hold` that takes longer is not made. */
+const HOLD_S = 2
+const SO_SNDTIMEO = 21
 /** udp-count ends after so long without a datagram, and gives up waiting for the first. */
 const SILENCE_MS = 300
 const PATIENCE_MS = 4000
@@ -66,8 +71,11 @@ const say = (v: unknown): void => {
   process.stdout.write(`${JSON.stringify(v)}\n`)
 }
 
-function dial(host: string, port: string): number {
+/** @param limit seconds that it may take; 0: the kernel's own minutes */
+function dial(host: string, port: string, limit = 0): number {
   const fd = must('socket', socket(AF_INET, SOCK_STREAM))
+  if (limit > 0)
+    setOptionBytes(fd, SOL_SOCKET, SO_SNDTIMEO, new Uint8Array(new BigInt64Array([BigInt(limit), 0n]).buffer))
   must(`connect ${host}:${port}`, connect(fd, { family: 'inet', address: host, port: Number(port) }))
   setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1)
   return fd
@@ -226,6 +234,16 @@ const verbs: Record<string, (...args: string[]) => void> = {
       exchange(fd, memory)
       close(fd)
     })
+  },
+  hold(host, port, n) {
+    const fds: number[] = []
+    try {
+      for (let i = 0; i < Number(n); i++) fds.push(dial(host!, port!, HOLD_S))
+    } catch {
+      // A limit was reached; how many there are is the answer.
+    }
+    say({ held: fds.length })
+    setInterval(() => {}, 1 << 30)
   },
   'udp-count': (port) => udpCount(port!),
   'udp-blast': (host, port, size, ms, gso) => udpBlast(host!, port!, size!, ms!, gso),

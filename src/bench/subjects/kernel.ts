@@ -5,7 +5,6 @@
  */
 
 import type { Place } from '../place.ts'
-import { end } from '../place.ts'
 import { GUEST_PORT, HOST, PUBLISHED_PORT } from '../ports.ts'
 import { makeGuest, makeHost, type Stand, type Station, type Subject, versionOf } from '../stand.ts'
 
@@ -55,23 +54,14 @@ export const dnsmasq: Subject = {
   async open(): Promise<Stand> {
     const version = await versionOf(['dnsmasq', '--version'], /Dnsmasq version \S+/)
     const { host, guests } = await bridge()
-    const argv = [
-      'dnsmasq',
-      '--keep-in-foreground',
-      '--conf-file=/dev/null',
-      '--no-resolv',
-      '--no-hosts',
-      '--pid-file',
-      '--user=root',
-      '--group=root',
-    ]
+    // --no-daemon: stays in the foreground and changes no user, which a user namespace with one user cannot.
+    const argv = ['dnsmasq', '--no-daemon', '--conf-file=/dev/null', '--no-resolv', '--no-hosts', '--pid-file']
     const child = await host.start(
       [...argv, `--server=${HOST}`, `--listen-address=${NET}.1`, '--bind-interfaces', '--cache-size=1000'],
       false,
     )
     await new Promise((r) => setTimeout(r, 300))
     if (child.exitCode !== null) throw new Error('dnsmasq does not start')
-    process.once('exit', () => end(child))
     return {
       name: 'dnsmasq',
       kind: 'services',

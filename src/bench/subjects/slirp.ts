@@ -22,7 +22,7 @@ export const slirp = (mtu: number): Subject => ({
     })
     for (const until = Date.now() + READY_MS; ; await sleep(50)) {
       if (child.exitCode !== null || Date.now() > until)
-        throw new Error(words.trim().split('\n').at(-1) || 'it does not configure its device')
+        throw new Error(words.trim().split('\n').slice(-2).join('; ') || 'it does not configure its device')
       if ((await place.sh('ip -4 addr show tap0 2>/dev/null || true')).includes(ADDRESS)) break
     }
     await tune(place)

@@ -14,6 +14,7 @@ export const vde: Subject = {
     const child = await host.start(['vde_switch', '-sock', socket, '-tap', 'tap0', '-tap', 'tap1'], false)
     await sleep(300)
     if (child.exitCode !== null) throw new Error('it does not start')
+    if ((await host.sh('ip -o link')).includes(' tap1') === false) throw new Error('it cannot open a TAP here')
     const guests: Station[] = []
     for (const n of [0, 1]) {
       const place = await makeGuest()
