@@ -39,7 +39,7 @@ export function invoke(i: Invocation): Promise<Answer> {
     const child = spawn(process.execPath, ['--disable-warning=ExperimentalWarning', PLUGIN], {
       env,
       stdio: ['pipe', 'pipe', 'inherit'],
-      timeout: 60_000,
+      timeout: 150_000,
     })
     let out = ''
     child.stdout.setEncoding('utf8').on('data', (t: string) => {

@@ -41,7 +41,7 @@ const bridges = () =>
 const has = (netns: string) =>
   execFileSync('nsenter', [`--net=${netns}`, 'ip', '-br', '-4', 'addr', 'show', 'eth0']).toString()
 
-test('create, publish, kill -9, adopt, a nic removed by hand, destroy', { skip, timeout: 120_000 }, async (t) => {
+test('create, publish, kill -9, adopt, a nic removed by hand, destroy', { skip, timeout: 300_000 }, async (t) => {
   const lab = new Lab(t, 'real-main.ts')
   const first = await lab.up()
   const name = `ntd${process.pid}`
@@ -82,7 +82,7 @@ test('create, publish, kill -9, adopt, a nic removed by hand, destroy', { skip, 
 })
 
 for (const point of ['network-made', 'published', 'prepared', 'attached', 'started'])
-  test(`killed at "${point}" of create: nothing is left, or a VM that runs`, { skip, timeout: 60_000 }, async (t) => {
+  test(`killed at "${point}" of create: nothing is left, or a VM that runs`, { skip, timeout: 240_000 }, async (t) => {
     const lab = new Lab(t, 'real-main.ts')
     const before = await lab.up()
     await lab.client.createNetwork({ name: 'lab', backend: 'cni', config: config(`ntk${process.pid}`, portmap) })
@@ -97,7 +97,7 @@ for (const point of ['network-made', 'published', 'prepared', 'attached', 'start
     assert.deepEqual([rules(), bridges()], [[], []])
   })
 
-test('refused before anything is made: no portmap, no plugin, no conflist', { skip, timeout: 60_000 }, async (t) => {
+test('refused before anything is made: no portmap, no plugin, no conflist', { skip, timeout: 240_000 }, async (t) => {
   const lab = new Lab(t, 'real-main.ts')
   await lab.up()
   const make = (config: Record<string, unknown>) => lab.client.createNetwork({ name: 'lab', backend: 'cni', config })

@@ -72,7 +72,7 @@ class Podman {
 
   async do(...argv: string[]): Promise<string> {
     const env = { ...process.env, CONTAINERS_CONF: join(this.#dir, 'containers.conf') }
-    return (await run('podman', [...this.#base, ...argv], { env, timeout: 60_000 })).stdout
+    return (await run('podman', [...this.#base, ...argv], { env, timeout: 150_000 })).stdout
   }
 
   run(options: readonly string[], ...command: string[]): Promise<string> {
@@ -95,7 +95,7 @@ const words = (e: unknown): string =>
 
 test('podman: two containers reach each other by name, a port is published, nothing is left', {
   skip: lacks('podman'),
-  timeout: 240_000,
+  timeout: 500_000,
 }, async (t) => {
   const dir = home(t)
   rootfs(dir)
@@ -116,7 +116,7 @@ test('podman: two containers reach each other by name, a port is published, noth
       () => false,
     ),
   )
-  const said = await podman.run(['--rm', '--network', 'ntnoid'], 'curl', '-sS', '-m', '10', 'http://ntweb:8000/')
+  const said = await podman.run(['--rm', '--network', 'ntnoid'], 'curl', '-sS', '-m', '60', 'http://ntweb:8000/')
   assert.equal(said, 'hello')
   await podman.do('rm', '-f', '-t', '0', 'ntweb')
   await until('nothing is attached', async () => (await lab.client.vms()).length === 0)
@@ -131,7 +131,7 @@ class H(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(('', 8000), H).serve_forever()
 `
 
-test('containerd: ctr run --cni', { skip: lacks('ctr', 'containerd', 'runc'), timeout: 240_000 }, async (t) => {
+test('containerd: ctr run --cni', { skip: lacks('ctr', 'containerd', 'runc'), timeout: 500_000 }, async (t) => {
   const dir = home(t)
   const root = rootfs(dir)
   const address = join(dir, 'c.sock')
@@ -168,7 +168,7 @@ test('containerd: ctr run --cni', { skip: lacks('ctr', 'containerd', 'runc'), ti
       mount --bind ${dir}/bin /usr/lib/cni
       exec ctr -a ${address} run --rm --env PATH=/usr/sbin:/usr/bin ${options} --mount type=bind,src=/usr,dst=/usr,options=rbind:ro --rootfs ${root} ${id} "$@"`
     const argv = ['--mount', 'sh', '-c', script, 'sh', ...command]
-    return (await run('unshare', argv, { timeout: 60_000 })).stdout
+    return (await run('unshare', argv, { timeout: 150_000 })).stdout
   }
   const unable = await ctr('ntplain', '', 'true').then(() => undefined, words)
   if (unable !== undefined) return t.skip(`ctr runs no container here: ${unable}`)

@@ -51,7 +51,7 @@ class Cni {
 }
 
 const inside = async (netns: string, ...argv: string[]): Promise<string> =>
-  (await run('nsenter', [`--net=${netns}`, ...argv], { timeout: 20_000 })).stdout
+  (await run('nsenter', [`--net=${netns}`, ...argv], { timeout: 60_000 })).stdout
 const links = async (netns: string): Promise<string[]> =>
   (JSON.parse(await inside(netns, 'ip', '-j', 'link')) as { ifname: string }[]).map((l) => l.ifname)
 const dataPlanes = (lab: Lab): number[] =>
@@ -96,7 +96,7 @@ test('VERSION, and errors before anything is asked of a daemon', { skip }, async
 
 test('ADD, CHECK, DEL of two containers: they reach each other, by name too, and the outside', {
   skip,
-  timeout: 120_000,
+  timeout: 300_000,
 }, async (t) => {
   const cni = new Cni(t)
   await cni.lab.up()
@@ -152,7 +152,7 @@ test('ADD, CHECK, DEL of two containers: they reach each other, by name too, and
 
 test('what is refused: a namespace twice, one that is not there, the host’s own, a second plugin, a taken address', {
   skip,
-  timeout: 120_000,
+  timeout: 300_000,
 }, async (t) => {
   const cni = new Cni(t)
   await cni.lab.up()
@@ -180,7 +180,7 @@ test('what is refused: a namespace twice, one that is not there, the host’s ow
   assert.equal((await cni.lab.client.vms()).length, 1)
 })
 
-test('ports, address, MAC and interface as the engine wants them', { skip, timeout: 120_000 }, async (t) => {
+test('ports, address, MAC and interface as the engine wants them', { skip, timeout: 300_000 }, async (t) => {
   const cni = new Cni(t)
   await cni.lab.up()
   const x = cni.namespace()
@@ -220,7 +220,7 @@ test('ports, address, MAC and interface as the engine wants them', { skip, timeo
 
 test('GC removes what this CNI network has attached and the engine does not know; STATUS', {
   skip,
-  timeout: 120_000,
+  timeout: 300_000,
 }, async (t) => {
   const cni = new Cni(t)
   await cni.lab.up()
@@ -245,7 +245,7 @@ test('GC removes what this CNI network has attached and the engine does not know
 
 test('a daemon that is killed and started again knows them; a namespace that went away is given up', {
   skip,
-  timeout: 120_000,
+  timeout: 300_000,
 }, async (t) => {
   const cni = new Cni(t)
   const first = await cni.lab.up()

@@ -20,7 +20,7 @@ const hostLocal = { type: 'host-local', subnet: '10.209.9.0/24', routes: [{ dst:
 const bridge = { type: 'bridge', bridge: 'ntcni1', isGateway: true, ipMasq: true, ipam: hostLocal }
 
 function chain(what: string, plugins: readonly Plugin[], run: (e: Environment) => Promise<void>, binDirs = [PLUGINS]) {
-  test(what, { skip, timeout: 60_000 }, () =>
+  test(what, { skip, timeout: 240_000 }, () =>
     runCase({ group: 'attach', name: what, run }, descriptor, {
       config: { conflist: { cniVersion: '1.0.0', name, plugins }, binDirs },
     }),
@@ -181,7 +181,7 @@ chain(
 
 test('a plugin that fails or hangs after others have made things: everything is unmade', {
   skip,
-  timeout: 60_000,
+  timeout: 240_000,
 }, async (t) => {
   const f = new FakePlugins(t, 'last')
   for (const script of ['echo "{\\"code\\":11,\\"msg\\":\\"later\\"}"; exit 1', 'sleep 300']) {
@@ -214,7 +214,7 @@ test('a plugin that fails or hangs after others have made things: everything is 
 
 test('a 1.1 chain: STATUS before ADD, and its refusal makes nothing; GC with what is valid', {
   skip,
-  timeout: 60_000,
+  timeout: 240_000,
 }, async (t) => {
   const f = new FakePlugins(t, 'veth')
   f.on(

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { type Place, repository, type Said } from './lab.ts'
 
 const NOID = join(repository, 'bin/noid.mjs')
-const SLOW = 90_000
+const SLOW = 180_000
 
 export class Cli {
   readonly #host: Place

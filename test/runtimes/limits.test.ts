@@ -35,7 +35,7 @@ const groupsOf = (id: string): string[] =>
     .map((h) => join(h.top, 'noid', id))
     .filter((g) => existsSync(g))
 
-describe('the limits of a VM', { skip: noGroups, timeout: 120_000 }, () => {
+describe('the limits of a VM', { skip: noGroups, timeout: 400_000 }, () => {
   it('are what was asked for, and gone with it', async () => {
     await using l = await lab({ cpus: 2, memMib: 128 })
     const h = await l.runtime.prepare(l.vm, never)
