@@ -69,6 +69,8 @@ describe('publish on bridges', {
     await agent.publish(spec('u1', 5353, { proto: 'udp', guestPort: 53 }))
   })
   after(async () => {
+    // Claims of switches are kept outside the laboratory.
+    for (const n of [net, second, apart]) await agent?.deleteNetwork(n.id)
     await lab?.remove()
   })
   const at = (name: string) => vm[name] as Place

@@ -74,6 +74,8 @@ describe('reach on bridges', {
     for (const p of Object.values(vm)) await eventually('it listens', async () => (await p.sh('ss -Hlnt')) !== '')
   })
   after(async () => {
+    // Claims of switches are kept outside the laboratory.
+    for (const n of [one, two, apart]) await agent?.deleteNetwork(n.id)
     await lab?.remove()
   })
   const at = (name: string) => vm[name] as Place
