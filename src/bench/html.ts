@@ -8,9 +8,9 @@ import type { Figure, Part, Report, SubjectInfo } from './contract.ts'
 import { medianOf, ratio, spread, three, values } from './stats.ts'
 import { BUSY, besides, figureOf, ours } from './table.ts'
 
-const WIDTH = 900
-const LABEL = 190
-const BARS = 470
+const WIDTH = 1000
+const LABEL = 180
+const BARS = 400
 const ROW = 22
 const BAR = 12
 
@@ -20,7 +20,7 @@ const escaped = (s: string): string =>
 const STYLE = `
 :root { color-scheme: light dark; --noid: #2f6fdb; --kernel: #6b7280; --peer: #c2772b; --ink: #1f2328; --soft: #667; --paper: #fff }
 @media (prefers-color-scheme: dark) { :root { --noid: #6aa0ff; --kernel: #9aa3b2; --peer: #e0a05c; --ink: #e6e8eb; --soft: #9aa; --paper: #15181c } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 940px; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1040px; margin: 2em auto; padding: 0 1em }
 h2 { font-size: 1em; margin: 2em 0 .3em } .soft { color: var(--soft) } .busy { border-left: 4px solid var(--peer); padding-left: .7em }
 table { border-collapse: collapse; font-size: .9em } td, th { text-align: left; padding: .15em 1em .15em 0; vertical-align: top }
 svg { width: 100%; height: auto; display: block } svg text { font: 12px system-ui, sans-serif; fill: var(--ink) } svg .soft { fill: var(--soft) }
