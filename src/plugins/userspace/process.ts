@@ -127,7 +127,7 @@ export class DataPlaneProcess {
         NODE_CHANNEL_FD: undefined,
         // Beside the networks' directories, so that all data planes share it: without, one that runs from a checkout keeps the
         // type stripper's memory (30 MB).
-        NODE_COMPILE_CACHE: join(dirname(this.dir), '.compiled'),
+        NODE_COMPILE_CACHE: join(dirname(dirname(this.dir)), 'compiled'),
       },
     })
     closeSync(log)
