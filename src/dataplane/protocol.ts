@@ -3,7 +3,7 @@
  * stream socket, in both directions. A request has a `seq`, its answer repeats it; what has no seq is an event. Descriptors
  * travel by SCM_RIGHTS with the first byte of the request that names how many in `fds` (in order).
  *
- * Types, and what both ends must agree on. The data plane's end is control.ts; the daemon's end is src/plugins/userspace/link.ts.
+ * Types, and what both ends must agree on. The data plane's end is control.ts; the daemon's end is src/plugins/dataplane/link.ts.
  * Every request is idempotent: the daemon repeats all of them after a restart of either side.
  */
 import type { DropRow, FlowRow, LeaseRow, PortRow } from '../plugins/contract.ts'

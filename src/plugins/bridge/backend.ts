@@ -23,8 +23,8 @@ import type {
   PortPublisher,
   Status,
 } from '../contract.ts'
-import { DataPlaneProcess } from '../userspace/process.ts'
-import { Resolvers } from '../userspace/resolvers.ts'
+import { DataPlaneProcess } from '../dataplane/process.ts'
+import { Resolvers } from '../host/resolvers.ts'
 import { Bridge, removeNetwork } from './bridge.ts'
 import { addresses, bridgeOf, portName, removePort } from './links.ts'
 import { PROGRAMS } from './netfilter.ts'

@@ -22,9 +22,9 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
-import type { Link } from '../userspace/link.ts'
-import { DataPlaneProcess } from '../userspace/process.ts'
-import { type Bound, bindPublished } from '../userspace/publisher.ts'
+import type { Link } from '../dataplane/link.ts'
+import { DataPlaneProcess } from '../dataplane/process.ts'
+import { type Bound, bindPublished } from '../host/publisher.ts'
 import { Claims } from './claims.ts'
 import type { Guard } from './guard.ts'
 import {

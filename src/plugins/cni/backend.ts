@@ -28,7 +28,7 @@ import type {
   Resolver,
   Status,
 } from '../contract.ts'
-import { parseResolvConf } from '../userspace/resolvers.ts'
+import { parseResolvConf } from '../host/resolvers.ts'
 import { Anchors } from './anchor.ts'
 import {
   add,

@@ -9,7 +9,7 @@ import { errno, errnoText } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
 import { AF_INET, bind, getsockname, SOCK_DGRAM, SOCK_STREAM, socket } from '../../sys/socket.ts'
 import type { PublishSpec } from '../contract.ts'
-import { portHolder } from '../userspace/holder.ts'
+import { portHolder } from '../host/holder.ts'
 
 interface Held {
   readonly fd: number

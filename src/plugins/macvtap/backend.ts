@@ -25,8 +25,8 @@ import type {
   NetworkStats,
   Status,
 } from '../contract.ts'
-import type { Link } from '../userspace/link.ts'
-import { DataPlaneProcess } from '../userspace/process.ts'
+import type { Link } from '../dataplane/link.ts'
+import { DataPlaneProcess } from '../dataplane/process.ts'
 import { invalid, type MacvtapConfig, parseConfig } from './config.ts'
 import {
   addMacvlan,

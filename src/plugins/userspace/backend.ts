@@ -27,9 +27,9 @@ import type {
   PublishSpec,
   Status,
 } from '../contract.ts'
+import { DataPlaneProcess } from '../dataplane/process.ts'
+import { Resolvers } from '../host/resolvers.ts'
 import { Plane } from './plane.ts'
-import { DataPlaneProcess } from './process.ts'
-import { Resolvers } from './resolvers.ts'
 
 const run = promisify(execFile)
 /** sockaddr_un.sun_path without its NUL, less "/control.sock". */

@@ -12,7 +12,7 @@ import { SysError } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
 import { socketpair } from '../../sys/scm.ts'
 import type { CaptureOptions } from '../contract.ts'
-import { type Link, Refused } from './link.ts'
+import { type Link, Refused } from '../dataplane/link.ts'
 
 /** @throws NoidError CAPTURE_REFUSED; DATAPLANE_LOST */
 export async function openCapture(link: Link, network: string, o: CaptureOptions): Promise<Readable> {

@@ -25,14 +25,14 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
+import { type Link, Refused } from '../dataplane/link.ts'
+import { DataPlaneProcess } from '../dataplane/process.ts'
+import { bindPublished } from '../host/publisher.ts'
 import { openCapture } from './capture.ts'
 import { openHostNic, removeHostNic } from './hostnic.ts'
 import { openRawIcmp } from './icmp.ts'
 import { Ledger, type NicEntry, type PublishEntry } from './ledger.ts'
-import { type Link, Refused } from './link.ts'
 import { attachmentOf, nicGone, nicPresent, openNic, removeNic } from './nic.ts'
-import { DataPlaneProcess } from './process.ts'
-import { bindPublished } from './publisher.ts'
 
 /** The attachment id of the host's own nic on a network. */
 const HOST = 'host'

@@ -8,7 +8,7 @@ import { afterEach, beforeEach, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Control, type ControlHandler, type ControlReactor } from '../../../src/dataplane/control.ts'
 import type { Request } from '../../../src/dataplane/protocol.ts'
-import { Link, Refused } from '../../../src/plugins/userspace/link.ts'
+import { Link, Refused } from '../../../src/plugins/dataplane/link.ts'
 import { isOpen } from '../../../src/sys/scm.ts'
 
 /** Level-triggered by asking everybody again and again. */

@@ -7,9 +7,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { holdersIn, procAddress } from '../../../src/plugins/userspace/holder.ts'
-import { bindPublished } from '../../../src/plugins/userspace/publisher.ts'
-import { answers, parseResolvConf, Resolvers, readResolvers } from '../../../src/plugins/userspace/resolvers.ts'
+import { holdersIn, procAddress } from '../../../src/plugins/host/holder.ts'
+import { bindPublished } from '../../../src/plugins/host/publisher.ts'
+import { answers, parseResolvConf, Resolvers, readResolvers } from '../../../src/plugins/host/resolvers.ts'
 import { close } from '../../../src/sys/fd.ts'
 
 test('resolv.conf: addresses in order, once each; anything else is passed over', () => {

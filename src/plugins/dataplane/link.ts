@@ -2,7 +2,7 @@
  * The daemon's end of the control protocol (src/dataplane/protocol.ts): one connection to one data plane.
  *
  * Owns: the socket, requests that wait for their answer, bytes not yet taken by the kernel.
- * Never does: starting or ending the data plane (process.ts), knowing what the network should look like (plane.ts).
+ * Never does: starting or ending the data plane (process.ts), knowing what the network should look like (its backend).
  *
  * Theory. Requests leave through sendmsg, because some carry descriptors and their order must hold; answers and events come
  * in through a net.Socket over the same descriptor. A data plane that does not answer within WAIT_MS is treated as lost: it is

@@ -2,7 +2,7 @@
  * The data-plane process of one network: started, adopted, watched by its connection, ended.
  *
  * Owns: the directory <runDir>/<network id> with control.sock, pid and dataplane.log.
- * Never does: deciding when a process should be there (plane.ts).
+ * Never does: deciding when a process should be there (its backend).
  *
  * Theory. The data plane outlives the daemon. What a later daemon finds is told by the socket: it connects, or it does not. The
  * pid file (pid and start time, so that a reused number is never taken for it) serves to end a process that no longer answers.
