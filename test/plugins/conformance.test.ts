@@ -1,7 +1,7 @@
 // The kit must pass a backend that keeps the contract and fail one that breaks it, group by group.
 // The example backend is the honest one: nothing but `ip`, so it is no judge in its own cause.
 import assert from 'node:assert/strict'
-import { execFileSync, spawnSync } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { test } from 'node:test'
 import { create } from '../../examples/noid-backend-ptp/src/backend.ts'
 import { descriptor as ptp } from '../../examples/noid-backend-ptp/src/descriptor.ts'
@@ -177,5 +177,21 @@ test('something left on the host is noticed, whatever the case', { skip }, async
     await assert.rejects(runCase(c, d), new RegExp(`left behind: .*${name}`))
   } finally {
     spawnSync('ip', ['link', 'delete', name])
+  }
+})
+
+test('a process that outlives its network is noticed', { skip, timeout: 60_000 }, async () => {
+  const started: number[] = []
+  const d = broken((honest, ctx) => ({
+    createNetwork: async (n, s) => {
+      const child = spawn('sh', ['-c', `: ${ctx.runDir}; sleep 60; :`], { detached: true, stdio: 'ignore' })
+      started.push(child.pid as number)
+      await honest.createNetwork(n, s)
+    },
+  }))
+  try {
+    await assert.rejects(runCase(cases.find((x) => x.group === 'network')!, d), /processes left behind/)
+  } finally {
+    for (const pid of started) process.kill(-pid, 'SIGKILL')
   }
 })

@@ -4,9 +4,10 @@
  * Owns: everything it made; `close` removes it in the reverse order, also after a failure. `restart` closes the backend and loads it
  * again over the same directories, as a daemon that was killed and started again would.
  */
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type {
   Attachment,
   AttachRequest,
@@ -171,7 +172,26 @@ export class Environment {
     for (const id of [...this.#networks.keys()]) await attempt(() => this.removeNetwork(id))
     for (const g of this.#guests) await attempt(() => g.close())
     await attempt(() => this.backend.close())
+    const left = await processesLeft(this.#dir)
     rmSync(this.#dir, { recursive: true, force: true })
     if (failed.length > 0) throw failed[0]
+    if (left.length > 0) throw new Error(`processes left behind: ${left.join('; ')}`)
+  }
+}
+
+/** Command lines that name the case's directory: what the backend started for it. A process that is just ending has a moment. */
+async function processesLeft(dir: string): Promise<string[]> {
+  for (let t = 0; ; t++) {
+    const left = readdirSync('/proc').flatMap((pid) => {
+      if (!/^\d+$/.test(pid)) return []
+      try {
+        const line = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim()
+        return line.includes(dir) ? [`${line.slice(0, 120)} (pid ${pid})`] : []
+      } catch {
+        return []
+      }
+    })
+    if (left.length === 0 || t === 50) return left
+    await sleep(20)
   }
 }
