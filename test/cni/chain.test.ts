@@ -73,6 +73,15 @@ test('an error result is told with its code, message and details, and the rest o
   assert.equal(f.calls('ADD').length, 1)
 })
 
+test('what was done before a plugin failed is told, for its DEL', async (t) => {
+  const f = new FakePlugins(t, 'first', 'second')
+  f.on('second', 'ADD', 'exit 9')
+  const told: (readonly unknown[])[] = []
+  await assert.rejects(add(chainOf(f), target, caps, never, (results) => told.push(results)))
+  assert.equal(told.length, 1)
+  assert.equal(told[0]!.length, 1)
+})
+
 test('garbage, silence, half a result and a crash are errors with the plugin’s name', async (t) => {
   const f = new FakePlugins(t, 'first')
   const c = chainOf(f, { plugins: [{ type: 'first' }] })

@@ -140,7 +140,7 @@ export class CniBackend implements NetworkBackend {
       had.network === r.network &&
       had.target.ifname === (r.ifname ?? IFNAME) &&
       had.caps.mac === r.mac &&
-      had.results.length > 0 &&
+      complete(had) &&
       r.netns !== undefined &&
       this.#anchors.names(had.id, r.netns) &&
       this.#present(had)
@@ -162,7 +162,7 @@ export class CniBackend implements NetworkBackend {
     if (ports.length > 0) mustMapPorts(n)
     await status(n.chain, signal)
     await this.#traces.note(n.chain)
-    const record: AttachmentRecord = {
+    let record: AttachmentRecord = {
       id: r.id,
       network: r.network,
       name: r.name,
@@ -179,11 +179,13 @@ export class CniBackend implements NetworkBackend {
     }
     this.#records.set(record)
     try {
-      const results = await add(n.chain, record.target, record.caps, signal)
-      const done = { ...record, results }
-      if (!this.#present(done)) throw notThere(n, done.target.ifname)
-      this.#records.set(done)
-      return this.#attachment(n, done)
+      const soFar = (results: readonly CniResult[]): void => {
+        record = { ...record, results }
+        this.#records.set(record)
+      }
+      await add(n.chain, record.target, record.caps, signal, soFar)
+      if (!this.#present(record)) throw notThere(n, record.target.ifname)
+      return this.#attachment(n, record)
     } catch (e) {
       await this.#undo(record, AbortSignal.timeout(UNDO_MS)).catch((f: Error) =>
         this.#ctx.log('error', `${r.name}: what a failed ADD left could not be removed: ${f.message}`),
@@ -251,7 +253,7 @@ export class CniBackend implements NetworkBackend {
 
   async check(a: Attachment, signal: AbortSignal): Promise<void> {
     const r = this.#records.get(a.id)
-    if (r === undefined || r.results.length === 0)
+    if (r === undefined || !complete(r))
       throw new NoidError('INTERNAL', { why: `${a.id} is not attached to ${a.network}` })
     await this.#inTurn(r.chain.name, async () => {
       if (!this.#present(r)) throw new NoidError('INTERNAL', { why: `the nic ${r.target.ifname} of ${r.name} is gone` })
@@ -309,7 +311,7 @@ export class CniBackend implements NetworkBackend {
     const name = this.#records.get(id)?.chain.name ?? ''
     return this.#inTurn(name, async () => {
       const r = this.#records.get(id)
-      if (r === undefined || r.results.length === 0) return
+      if (r === undefined || !complete(r)) return
       const wanted = new Map<string, PortMapping>()
       for (const [i, key] of Object.keys(r.publishes).entries())
         if (key !== without) wanted.set(key, r.caps.portMappings[i] as PortMapping)
@@ -355,6 +357,9 @@ export class CniBackend implements NetworkBackend {
     }
   }
 }
+
+/** ADD came to its end. */
+const complete = (r: AttachmentRecord): boolean => r.results.length === r.chain.plugins.length
 
 const aborted = (signal: AbortSignal): Promise<void> =>
   new Promise((resolve) => {

@@ -112,10 +112,22 @@ async function addOne(
   return { ...(result as CniResult), cniVersion: (result as CniResult).cniVersion ?? c.cniVersion }
 }
 
-/** ADD of every plugin. The results, one for each: the last is the attachment's. */
-export async function add(c: Chain, t: Target, caps: CapabilityArgs, signal: AbortSignal): Promise<CniResult[]> {
+/**
+ * ADD of every plugin. `soFar` is told the results after each, one for each plugin that is done: should a later one not come to its end,
+ * the last of them is what DEL must be given, or rules that name its addresses stay.
+ */
+export async function add(
+  c: Chain,
+  t: Target,
+  caps: CapabilityArgs,
+  signal: AbortSignal,
+  soFar: (results: readonly CniResult[]) => void = () => {},
+): Promise<CniResult[]> {
   const results: CniResult[] = []
-  for (let i = 0; i < c.plugins.length; i++) results.push(await addOne(c, i, t, caps, results[i - 1], signal))
+  for (let i = 0; i < c.plugins.length; i++) {
+    results.push(await addOne(c, i, t, caps, results[i - 1], signal))
+    soFar([...results])
+  }
   return results
 }
 
