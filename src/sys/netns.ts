@@ -4,13 +4,18 @@
  * setns moves the calling thread only; Node's own thread pool and other workers stay where they were. So `inNetns` is
  * synchronous, and what is opened inside it (a TAP, a socket) belongs to that namespace for ever.
  */
+import { statSync } from 'node:fs'
 import { must } from './errno.ts'
 import { close, O_RDONLY, open } from './fd.ts'
-import { declare, result } from './libc.ts'
+import { declare, result, Scratch } from './libc.ts'
+import { AF_INET, SOCK_DGRAM, SOL_SOCKET, socket } from './socket.ts'
 
 const c = {
   setns: declare<(fd: number, type: number) => number>('int setns(int, int)'),
   unshare: declare<(flags: number) => number>('int unshare(int)'),
+  getsockopt: declare<(fd: number, level: number, name: number, value: number, length: number) => number>(
+    'int getsockopt(int, int, int, uintptr_t, uintptr_t)',
+  ),
 }
 export const CLONE_NEWNET = 0x40000000
 export const CLONE_NEWNS = 0x00020000
@@ -48,4 +53,24 @@ export function inNetns<T>(path: string, fn: () => T): T {
   } finally {
     close(own)
   }
+}
+
+const SO_NETNS_COOKIE = 71
+const EXACTLY = 8
+
+/**
+ * A name for the current network namespace that no other has had or will have until the machine is started again (SO_NETNS_COOKIE, Linux 5.14);
+ * before that its inode, which is given again after its end.
+ */
+export function netnsName(): string {
+  const fd = must('socket', socket(AF_INET, SOCK_DGRAM))
+  try {
+    const s = new Scratch(16)
+    s.view.setUint32(8, EXACTLY, true)
+    const r = c.getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, s.address, s.address + 8)
+    if (r >= 0) return `cookie-${s.view.getBigUint64(0, true)}`
+  } finally {
+    close(fd)
+  }
+  return `inode-${statSync('/proc/thread-self/ns/net').ino}`
 }

@@ -8,11 +8,12 @@
  * The services are the project's own, in a data plane of medium `bridge` (src/dataplane): DHCP and DNS at .2 behind a TAP on the bridge. It also
  * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT.
  */
-import { mkdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { HelloAnswer, NetworkConfig, Request, StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
 import { close } from '../../sys/fd.ts'
+import { netnsName } from '../../sys/netns.ts'
 import type {
   Attachment,
   AttachmentId,
@@ -58,7 +59,7 @@ import {
 import { type RuleModel, takenBy } from './rules.ts'
 
 /** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
-const claimsDir = (): string => `/run/noid/claims/${statSync('/proc/thread-self/ns/net').ino}`
+const claimsDir = (): string => `/run/noid/claims/${netnsName()}`
 const BACKOFF_MS = [0, 100, 500, 2000, 10_000] as const
 
 interface PublishEntry {
