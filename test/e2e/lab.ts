@@ -175,7 +175,6 @@ export class Lab {
     writeFileSync(`/etc/netns/${full}/resolv.conf`, `nameserver ${DNS}\n`)
     execFileSync('ip', ['netns', 'add', full])
     this.#places.push(full)
-    forgetClaims(full)
     execFileSync('ip', ['-n', full, 'link', 'set', 'lo', 'up'])
     return new Place(this, full)
   }
@@ -324,7 +323,6 @@ export class Lab {
     } catch {
       // Gone meanwhile.
     }
-    forgetClaims(name)
     try {
       execFileSync('ip', ['netns', 'del', name], { stdio: 'ignore' })
     } catch {
@@ -367,12 +365,6 @@ export class Lab {
     process.off('SIGINT', this.#onSignal)
     process.off('SIGTERM', this.#onSignal)
   }
-}
-
-/** What the bridge backend noted of a namespace, by its inode: a namespace that is gone gives its number to the next one. */
-function forgetClaims(name: string): void {
-  const at = statSync(`/run/netns/${name}`, { throwIfNoEntry: false })
-  if (at !== undefined) rmSync(`/run/noid/claims/${at.ino}`, { recursive: true, force: true })
 }
 
 function kill(pid: number): void {
