@@ -118,9 +118,18 @@ describe('leases', { skip: missing('udhcpc', 'dhclient', 'dhcpcd') }, () => {
       assert.equal(t.new_domain_name_servers, '192.168.100.2')
       assert.equal(t.new_domain_search, 'noid.internal.')
       assert.equal((await leaseOf(vm))?.state, 'bound')
-      const released = await run('-r')
-      assert.match(released.all, /DHCPRELEASE of 192\.168\.100\.13/)
-      await eventually('released', async () => (await leaseOf(vm))?.state === 'reserved')
+      // A release is one datagram that nobody acknowledges (RFC 2131 §4.4.6): one that is lost is said again with the next lease.
+      let free = false
+      for (let attempt = 0; attempt < 3 && !free; attempt++) {
+        if (attempt > 0) await run('-1')
+        const released = await run('-r')
+        assert.match(released.all, /DHCPRELEASE of 192\.168\.100\.13/)
+        for (let t = 0; t < 50 && !free; t++) {
+          free = (await leaseOf(vm))?.state === 'reserved'
+          if (!free) await sleep(100)
+        }
+      }
+      assert.ok(free, 'released')
     }
   })
 

@@ -119,13 +119,17 @@ test('private mode keeps VMs apart, bridge mode does not', { skip, timeout: 180_
   await backend.close()
 })
 
-test('passthru: the second VM is refused with the reason, and leaves nothing', { skip, timeout: 180_000 }, async () => {
+test('passthru: one VM with its own MAC; the second is refused with the reason, and leaves nothing', {
+  skip,
+  timeout: 180_000,
+}, async () => {
   const backend = new MacvtapBackend(context)
   const n = spec(backend, { parent: 'up0', mode: 'passthru' })
   await backend.createNetwork(n, soon())
   const guests = [await Guest.open(), await Guest.open()] as const
   try {
-    await backend.attach(request(n, 'a', guests[0]), soon())
+    const first = await backend.attach(request(n, 'a', guests[0]), soon())
+    await backend.check(first, soon())
     await assert.rejects(backend.attach(request(n, 'b', guests[1]), soon()), /one VM has up0 to itself/)
     assert.ok(!(await guests[1].hasLink('eth0')))
     assert.deepEqual((await backend.gc(n.id, [`${n.id}-a`])).removed, [])

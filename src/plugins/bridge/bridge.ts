@@ -10,7 +10,7 @@
  */
 import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { HelloAnswer, NetworkConfig, Request, StatsAnswer } from '../../dataplane/protocol.ts'
+import type { HelloAnswer, StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
 import { close } from '../../sys/fd.ts'
 import { netnsName } from '../../sys/netns.ts'
@@ -23,6 +23,7 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
+import { networkConfig } from '../dataplane/config.ts'
 import type { Link } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
 import { type Bound, bindPublished } from '../host/publisher.ts'
@@ -202,7 +203,7 @@ export class Bridge {
       this.#wish.publishes[p.id] = { spec: p, hostPort: bound.hostPort }
       this.#save()
       try {
-        await send(await this.#services(name, signal), { op: 'hold', fds: 1, id: p.id }, bound.fd)
+        await (await this.#services(name, signal)).give({ op: 'hold', fds: 1, id: p.id }, bound.fd)
         await applyRules(this.#model(name))
         await forgetConnections(p.proto, bound.hostPort)
       } catch (e) {
@@ -375,7 +376,7 @@ export class Bridge {
         continue
       }
       try {
-        await send(link, { op: 'hold', fds: 1, id }, bindPublished({ ...p, hostPort }, this.#deps.holderOf).fd)
+        await link.give({ op: 'hold', fds: 1, id }, bindPublished({ ...p, hostPort }, this.#deps.holderOf).fd)
         this.#taken.delete(id)
       } catch (e) {
         if (!link.open) throw e
@@ -456,7 +457,7 @@ export class Bridge {
 
   async #joinServices(link: Link, bridge: string): Promise<void> {
     if (await servicesJoined(bridge)) return
-    await send(link, { op: 'uplink', fds: 1, vnetHdr: true }, await openServicesTap(bridge, this.#spec.mtu))
+    await link.give({ op: 'uplink', fds: 1, vnetHdr: true }, await openServicesTap(bridge, this.#spec.mtu))
   }
 
   /** Leases live on when the services are started anew. */
@@ -468,21 +469,7 @@ export class Bridge {
   }
 
   async #configure(link: Link): Promise<void> {
-    const s = this.#spec
-    const network: NetworkConfig = {
-      id: s.id,
-      name: s.name,
-      subnet: s.subnet,
-      gateway: s.gateway,
-      services: s.services,
-      hostAddress: s.hostAddress,
-      domain: s.domain,
-      mtu: s.mtu,
-      isolated: s.isolated,
-      medium: 'bridge',
-      allowHostPorts: [],
-      leaseSeconds: (s.config as { leaseSeconds: number }).leaseSeconds,
-    }
+    const network = networkConfig(this.#spec, { medium: 'bridge', allowHostPorts: [] })
     await link.request({ op: 'configure', network, resolvers: await this.#deps.resolvers() })
   }
 
@@ -561,15 +548,6 @@ function namespaceGone(path: string): boolean {
     return false
   } catch {
     return path.startsWith('/proc/')
-  }
-}
-
-/** A request with a descriptor, which is ours to close. */
-async function send(link: Link, r: Request & { fds: 1 }, fd: number): Promise<void> {
-  try {
-    await link.request(r, [fd])
-  } finally {
-    close(fd)
   }
 }
 

@@ -72,6 +72,15 @@ export class Link {
     return this.#open
   }
 
+  /** Ask with descriptors that are the link's to close, whatever the answer is. */
+  async give(request: Request, ...fds: number[]): Promise<void> {
+    try {
+      await this.request(request, fds)
+    } finally {
+      for (const fd of fds) close(fd)
+    }
+  }
+
   /**
    * Ask, and wait for the answer. Descriptors are duplicated: the caller may close its own at once.
    * @throws NoidError DATAPLANE_LOST; Refused when the data plane says no

@@ -10,9 +10,8 @@ import { execFile } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { gatewayMac, type HelloAnswer, type NetworkConfig, type StatsAnswer } from '../../dataplane/protocol.ts'
+import { gatewayMac, type HelloAnswer, type StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
-import { close } from '../../sys/fd.ts'
 import type {
   Attachment,
   AttachmentId,
@@ -25,6 +24,7 @@ import type {
   NetworkStats,
   Status,
 } from '../contract.ts'
+import { networkConfig } from '../dataplane/config.ts'
 import type { Link } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
 import { invalid, type MacvtapConfig, parseConfig } from './config.ts'
@@ -279,31 +279,14 @@ export class MacvtapBackend implements NetworkBackend {
         this.#ctx.log('error', `the services of ${spec.name} could not be brought back: ${e.message}`),
       )
     }
-    const network: NetworkConfig = {
-      id: spec.id,
-      name: spec.name,
-      subnet: spec.subnet,
-      gateway: spec.gateway,
-      services: spec.services,
-      hostAddress: spec.hostAddress,
-      domain: spec.domain,
-      mtu: (await this.#parent(config)).mtu,
-      isolated: false,
-      medium: 'bridge',
-      allowHostPorts: [],
-      leaseSeconds: config.leaseSeconds,
-    }
+    const { mtu } = await this.#parent(config)
+    const network = networkConfig(spec, { mtu, isolated: false, medium: 'bridge', allowHostPorts: [] })
     await link.request({ op: 'configure', network, resolvers: [] })
     if (started || !hello.configured) {
       const ifname = tapName(`services ${spec.id}`)
       await removeMacvtap(ifname)
       await addMacvtap(config, ifname, gatewayMac(spec.services), network.mtu)
-      const fd = await openMacvtap(ifname, this.#dir(spec.id))
-      try {
-        await link.request({ op: 'uplink', fds: 1, vnetHdr: true }, [fd])
-      } finally {
-        close(fd)
-      }
+      await link.give({ op: 'uplink', fds: 1, vnetHdr: true }, await openMacvtap(ifname, this.#dir(spec.id)))
     }
     const { attachments } = await link.request<HelloAnswer>({ op: 'hello' })
     for (const e of s.entries.values())

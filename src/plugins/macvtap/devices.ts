@@ -40,24 +40,11 @@ export async function parentOf(name: string): Promise<Parent | undefined> {
 
 /** A macvlan named eth0 inside `netns`. */
 export async function addMacvlan(c: MacvtapConfig, netns: string, mac: string, mtu: number): Promise<void> {
-  await ip(
-    'link',
-    'add',
-    'link',
-    c.parent,
-    'name',
-    IFNAME,
-    'netns',
-    netns,
-    'address',
-    mac,
-    'mtu',
-    String(mtu),
-    'type',
-    'macvlan',
-    'mode',
-    c.mode,
-  )
+  const device = ['address', mac, 'mtu', String(mtu), 'type', 'macvlan', 'mode', c.mode]
+  await ip('link', 'add', 'link', c.parent, 'name', IFNAME, 'netns', netns, ...device)
+  // A new passthru device has its parent's MAC, whatever it was given; set again, it becomes the parent's (and goes with the device).
+  if (c.mode === 'passthru')
+    await run('nsenter', [`--net=${netns}`, 'ip', 'link', 'set', IFNAME, 'address', mac], { timeout: IP_MS })
 }
 
 /** Is eth0 with this MAC in the namespace? */
@@ -93,6 +80,7 @@ export async function addMacvtap(c: MacvtapConfig, ifname: string, mac: string, 
     'mode',
     c.mode,
   )
+  if (c.mode === 'passthru') await ip('link', 'set', ifname, 'address', mac)
   await ip('link', 'set', ifname, 'up')
 }
 

@@ -12,9 +12,8 @@
  */
 import { mkdirSync } from 'node:fs'
 import type { Readable } from 'node:stream'
-import type { HelloAnswer, NetworkConfig, StatsAnswer } from '../../dataplane/protocol.ts'
+import type { HelloAnswer, StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
-import { close } from '../../sys/fd.ts'
 import type {
   Attachment,
   AttachmentId,
@@ -25,6 +24,7 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
+import { networkConfig } from '../dataplane/config.ts'
 import { type Link, Refused } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
 import { bindPublished } from '../host/publisher.ts'
@@ -341,35 +341,21 @@ export class Plane {
   // -- what is handed over -----------------------------------------------------------------------------------------
 
   async #configure(link: Link): Promise<void> {
-    const s = this.#spec
-    const network: NetworkConfig = {
-      id: s.id,
-      name: s.name,
-      subnet: s.subnet,
-      gateway: s.gateway,
-      services: s.services,
-      hostAddress: s.hostAddress,
-      domain: s.domain,
-      mtu: s.mtu,
-      isolated: s.isolated,
-      allowHostPorts: s.allowHostPorts,
-      leaseSeconds: (s.config as { leaseSeconds: number }).leaseSeconds,
-    }
+    const network = networkConfig(this.#spec)
     await link.request({ op: 'configure', network, resolvers: await this.#deps.resolvers() })
   }
 
   async #giveRawIcmp(link: Link): Promise<void> {
     const fd = this.#deps.ctx.privileged ? openRawIcmp() : -1
     if (fd < 0) return
-    await sendAndClose(link, { op: 'rawIcmp', fds: 1 }, fd)
+    await link.give({ op: 'rawIcmp', fds: 1 }, fd)
   }
 
   async #giveHostNic(link: Link): Promise<void> {
     if (!this.#deps.ctx.privileged || this.#spec.isolated || this.#carriedNics.has(HOST)) return
     try {
       const host = openHostNic(this.#spec)
-      await sendAndClose(
-        link,
+      await link.give(
         {
           op: 'attach',
           fds: 1,
@@ -397,8 +383,7 @@ export class Plane {
     this.#ledger.nics.set(r.id, entry)
     this.#ledger.save()
     try {
-      await sendAndClose(
-        link,
+      await link.give(
         {
           op: 'attach',
           fds: opened.fds.length,
@@ -435,7 +420,7 @@ export class Plane {
   async #open(link: Link, p: PublishSpec, wish: PublishSpec = p): Promise<number> {
     const { fd, hostPort } = bindPublished(p, this.#deps.holderOf)
     const { id, proto, hostAddress, guestAddress, guestPort } = p
-    await sendAndClose(link, { op: 'publish', fds: 1, id, proto, hostAddress, hostPort, guestAddress, guestPort }, fd)
+    await link.give({ op: 'publish', fds: 1, id, proto, hostAddress, hostPort, guestAddress, guestPort }, fd)
     this.#carriedPublishes.add(id)
     const entry: PublishEntry = { spec: wish, hostPort }
     this.#ledger.publishes.set(id, entry)
@@ -447,14 +432,6 @@ export class Plane {
     if (!this.#carriedPublishes.has(id)) return
     await link.request({ op: 'unpublish', id })
     this.#carriedPublishes.delete(id)
-  }
-}
-
-async function sendAndClose(link: Link, request: Parameters<Link['request']>[0], ...fds: number[]): Promise<void> {
-  try {
-    await link.request(request, fds)
-  } finally {
-    for (const fd of fds) close(fd)
   }
 }
 
