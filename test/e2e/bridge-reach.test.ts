@@ -138,6 +138,8 @@ describe('reach on bridges', {
           'for n in 124 125 126; do ip route replace 192.168.$n.0/24 via 192.168.123.1; done; ip route replace 192.168.125.0/24 via 192.168.123.254',
         )
         await at('u').sh('for n in 123 124 125; do ip route replace 192.168.$n.0/24 via 192.168.126.1; done')
+        // A link that another backend has just made is known to the bridges' rules within a second or so.
+        await eventually('the new link is known', async () => !(await reaches(at('a'), '192.168.126.254', 9000)))
         await none([
           ['a', '192.168.124.10', 80],
           ['a', '192.168.124.10', 0],
