@@ -6,7 +6,7 @@
  * Types, and what both ends must agree on. The data plane's end is control.ts; the daemon's end is src/plugins/dataplane/link.ts.
  * Every request is idempotent: the daemon repeats all of them after a restart of either side.
  */
-import type { DropRow, FlowRow, LeaseRow, PortRow } from '../plugins/contract.ts'
+import type { DropRow, FlowRow, Ipv6Spec, LeaseRow, PortRow } from '../plugins/contract.ts'
 
 export const PROTOCOL_VERSION = 1
 
@@ -21,6 +21,10 @@ export interface NetworkConfig {
   readonly gateway: string
   readonly services: string
   readonly hostAddress: string
+  /** False: nothing of IPv4 is offered or passed. Absent: IPv4 is there. */
+  readonly ipv4?: boolean
+  /** Absent: nothing of IPv6 is offered or passed. */
+  readonly ipv6?: Ipv6Spec
   readonly domain: string
   readonly mtu: number
   readonly isolated: boolean

@@ -36,7 +36,10 @@ export type Nic =
       readonly ifname: string
       readonly netns?: string
     }
-  | { readonly kind: 'dgram' | 'stream' | 'vhost-user'; readonly path: string }
+  /** Datagrams of one Ethernet frame each, over unix sockets: the backend's is bound at `path`, the VM's must be bound at `peer`. */
+  | { readonly kind: 'dgram'; readonly path: string; readonly peer: string }
+  /** The backend listens at `path` (vhost-user: as the back-end of virtio's split rings); the VM connects, and again when it must. */
+  | { readonly kind: 'stream' | 'vhost-user'; readonly path: string }
 
 export type NicKind = Nic['kind']
 
@@ -56,14 +59,27 @@ export interface Status {
   readonly problems: readonly { readonly what: string; readonly hint?: string }[]
 }
 
-export interface NetworkSpec {
-  readonly id: NetworkId
-  readonly name: string
-  /** "192.168.100.0/24"; .1 gateway, .2 services, .254 the host. */
+/** The IPv6 side of a network: a ULA /64 (RFC 4193), or what was chosen. */
+export interface Ipv6Spec {
+  /** "fd12:3456:789a:1::/64"; ::1 gateway, ::2 services, ::254 the host. */
   readonly subnet: Cidr
   readonly gateway: string
   readonly services: string
   readonly hostAddress: string
+}
+
+export interface NetworkSpec {
+  readonly id: NetworkId
+  readonly name: string
+  /** "192.168.100.0/24"; .1 gateway, .2 services, .254 the host. A network without IPv4 (`ipv4` false) has them too, and does not use them. */
+  readonly subnet: Cidr
+  readonly gateway: string
+  readonly services: string
+  readonly hostAddress: string
+  /** False: an IPv6-only network. Absent: IPv4 is there. */
+  readonly ipv4?: boolean
+  /** Absent: an IPv4-only network. */
+  readonly ipv6?: Ipv6Spec
   readonly domain: string
   readonly mtu: number
   /** Each VM reaches the outside and nobody else (the reserved name `isolated`). */
@@ -80,6 +96,7 @@ export interface AttachRequest {
   /** The VM's name: its DNS name on the network. */
   readonly name: string
   readonly mac: string
+  /** At most one of each family: "192.168.100.10/24", "fd12:3456:789a:1::10/64". */
   readonly addresses: readonly Cidr[]
   readonly accepts: readonly NicKind[]
   /** /proc/PID/ns/net of the VM, when the runtime made one; its owning user namespace is /proc/PID/ns/user. */
@@ -116,11 +133,14 @@ export interface PublishSpec {
   readonly id: string
   readonly attachment: AttachmentId
   readonly proto: 'tcp' | 'udp'
-  /** 0.0.0.0 for all. */
+  /** 0.0.0.0 for all of IPv4, :: for all of IPv6, * for all of both. A backend without IPv6 is never given the latter two. */
   readonly hostAddress: string
   /** 0 picks a free one; the answer says which. */
   readonly hostPort: number
+  /** Empty when the VM has no IPv4 address. */
   readonly guestAddress: string
+  /** The VM's IPv6 address, when it has one: clients of a family reach the VM's address of that family, or else the other one. */
+  readonly guestAddress6?: string
   readonly guestPort: number
 }
 

@@ -11,6 +11,13 @@
  */
 import type { Attachment, NicKind, Resolver, Status } from '../plugins/contract.ts'
 
+/** `--mount SRC:DST[:ro]`: both absolute. */
+export interface MountSpec {
+  readonly source: string
+  readonly target: string
+  readonly readonly: boolean
+}
+
 export interface VmSpec {
   readonly id: string
   readonly name: string
@@ -20,6 +27,8 @@ export interface VmSpec {
   readonly memMib: number
   /** Absent: the runtime's embedded default. */
   readonly image?: string
+  /** Directories of the host that the VM sees. */
+  readonly mounts?: readonly MountSpec[]
   /** A network namespace that somebody else owns, for a runtime that is `foreign`. */
   readonly netns?: string
 }
@@ -80,6 +89,8 @@ export interface Runtime {
   /** Is it still the VM that the handle names? */
   alive(h: VmHandle): boolean
   exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession>
+  /** The VM's serial console, where it has one: bytes both ways, several readers at once. */
+  console?(vm: VmSpec, h: VmHandle): Promise<import('node:stream').Duplex>
   /** Remove what the runtime keeps in vm.dir (overlays owned by mapped users, mounts left by a kill). Idempotent. */
   destroy(vm: VmSpec): Promise<void>
   /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
