@@ -59,6 +59,8 @@ export interface AttachOptions {
   readonly name: string
   readonly mac: string
   readonly address: string
+  /** Its IPv6 address on a network that has IPv6; without a prefix length or with one. */
+  readonly address6?: string
   /** Its client holds the lease already. */
   readonly bound: boolean
   readonly port: Port

@@ -12,7 +12,8 @@
 import { DhcpError, decode, encode, type Packet } from '#dhcp-packet'
 import type { Datagram, DatagramService, Reply } from '../gateway/service.ts'
 import type { Host } from '../host.ts'
-import { parseAddress } from '../wire/ipv4.ts'
+import { Address, parseIp } from '../wire/address.ts'
+import { LIMITED_BROADCAST } from '../wire/ipv4.ts'
 import { type Binding, type Lease, type LeaseInfo, Leases } from './leases.ts'
 import { type DhcpNetwork, leaseOptions, type ReplyOptions } from './options.ts'
 import { BROADCAST_MAC, type Mac, stationOf } from './station.ts'
@@ -41,6 +42,7 @@ const HEADERS = 28
 /** What every client can receive (RFC 2131 §2). */
 const MIN_MESSAGE = 576
 const ANY = '0.0.0.0'
+const EVERYBODY = new Address().set4(LIMITED_BROADCAST)
 
 export class DhcpServer implements DatagramService {
   readonly #host: Host
@@ -51,14 +53,14 @@ export class DhcpServer implements DatagramService {
   /** State and time of a port's last report, so that a client which keeps asking does not keep the store writing. */
   readonly #reported = new Map<number, { state: string; at: number }>()
   readonly #network: DhcpNetwork
-  readonly #serverAddress: number
+  readonly #serverAddress: Address
 
   constructor(host: Host, reply: Reply, drop: (port: number, reason: DhcpDrop) => void, network: DhcpNetwork) {
     this.#host = host
     this.#reply = reply
     this.#drop = drop
     this.#network = network
-    this.#serverAddress = parseAddress(network.services)
+    this.#serverAddress = parseIp(network.services)
     this.#leases = new Leases((l) => this.#report(l))
   }
 
@@ -194,7 +196,7 @@ export class DhcpServer implements DatagramService {
     // this far is the port's own address.
     const known = messageType === 'ACK' && p.ciaddr !== ANY
     const broadcast = p.broadcast && !known
-    this.#emit(l.port, broadcast ? -1 : parseAddress(l.address), bytes, broadcast ? BROADCAST_MAC : station)
+    this.#emit(l.port, broadcast ? EVERYBODY : parseIp(l.address), bytes, broadcast ? BROADCAST_MAC : station)
   }
 
   #refuse(l: Lease, p: Packet, message: string): void {
@@ -206,10 +208,10 @@ export class DhcpServer implements DatagramService {
       chaddr: p.chaddr,
       options: { messageType: 'NAK', serverId: this.#network.services, clientId, message },
     })
-    this.#emit(l.port, -1, bytes, BROADCAST_MAC)
+    this.#emit(l.port, EVERYBODY, bytes, BROADCAST_MAC)
   }
 
-  #emit(port: number, dst: number, bytes: Uint8Array, mac: Mac): void {
+  #emit(port: number, dst: Address, bytes: Uint8Array, mac: Mac): void {
     this.#reply(port, this.#serverAddress, SERVER_PORT, dst, CLIENT_PORT, bytes, bytes.length, mac)
   }
 

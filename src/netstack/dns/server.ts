@@ -12,6 +12,7 @@
  */
 import type { Datagram, DatagramService, Reply, StreamHandler, StreamService } from '../gateway/service.ts'
 import type { Host, Ref } from '../host.ts'
+import { Address } from '../wire/address.ts'
 import { be16, put16 } from '../wire/bytes.ts'
 import { Cache, type Entry, entryOf } from './cache.ts'
 import { GuestStream } from './guest-stream.ts'
@@ -57,11 +58,14 @@ interface Waiter {
   readonly q: dns.Query
   readonly port: number
   readonly stream: GuestStream | undefined
-  readonly src: number
+  readonly src: Address
   readonly srcPort: number
-  readonly dst: number
+  readonly dst: Address
   readonly dstPort: number
 }
+
+/** Of a stream's question, whose answer goes by the stream. */
+const NOBODY = new Address()
 
 export class DnsServer implements DatagramService, StreamService {
   readonly #s: DnsSurroundings
@@ -242,7 +246,7 @@ export class DnsServer implements DatagramService, StreamService {
     // A client that repeats itself is waited for already.
     if (
       d !== undefined &&
-      joined?.waiters.some((w) => w.q.id === q.id && w.src === d.src && w.srcPort === d.srcPort && w.port === port)
+      joined?.waiters.some((w) => w.q.id === q.id && w.src.equals(d.src) && w.srcPort === d.srcPort && w.port === port)
     )
       return
     const mine = this.#inFlight.get(port) ?? 0
@@ -256,9 +260,9 @@ export class DnsServer implements DatagramService, StreamService {
       q: q.keep(),
       port,
       stream,
-      src: d?.src ?? 0,
+      src: d?.src.copy() ?? NOBODY,
       srcPort: d?.srcPort ?? 0,
-      dst: d?.dst ?? 0,
+      dst: d?.dst.copy() ?? NOBODY,
       dstPort: d?.dstPort ?? 0,
     }
     if (stream !== undefined) stream.waiting++

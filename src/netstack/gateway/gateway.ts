@@ -20,6 +20,7 @@ import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import type { Switch, Uplink } from '../switch/switch.ts'
 import { DROP, type Drop } from '../trace/drops.ts'
+import { Address } from '../wire/address.ts'
 import * as arp from '../wire/arp.ts'
 import { fold, pseudo4, sum } from '../wire/checksum.ts'
 import * as ethernet from '../wire/ethernet.ts'
@@ -62,6 +63,8 @@ export interface Relays {
 export interface Services {
   readonly dhcp: DatagramService
   readonly dns: DatagramService
+  /** Datagrams to port 547, at ff02::1:2 or the gateway's and services' own addresses. Absent: counted as closed. */
+  readonly dhcp6?: DatagramService
 }
 
 type Mutable<T> = { -readonly [K in keyof T]: T[K] }
@@ -77,7 +80,7 @@ export class Gateway implements Uplink {
   readonly #relays: Relays
   readonly #fragments: Fragments
   readonly #scratch: number
-  readonly #datagram = { port: 0, off: 0, len: 0, src: 0, srcPort: 0, dst: 0, dstPort: 0 }
+  readonly #datagram = { port: 0, off: 0, len: 0, src: new Address(), srcPort: 0, dst: new Address(), dstPort: 0 }
   readonly #allowHost = new Uint8Array(65536)
   #services!: Services
 
@@ -115,11 +118,11 @@ export class Gateway implements Uplink {
   readonly reply: Reply = (port, src, srcPort, dst, dstPort, bytes, len, dstMac) => {
     let hi = dstMac?.hi ?? -1
     let lo = dstMac?.lo ?? 0
-    if (hi < 0 && dst === ipv4.LIMITED_BROADCAST) {
+    if (hi < 0 && dst.w3 === ipv4.LIMITED_BROADCAST) {
       hi = ethernet.BROADCAST_HI
       lo = ethernet.BROADCAST_LO
     }
-    this.#out.datagram(port, hi, lo, src, srcPort, dst, dstPort, bytes, len)
+    this.#out.datagram(port, hi, lo, src.w3, srcPort, dst.w3, dstPort, bytes, len)
   }
 
   // -- in -----------------------------------------------------------------------------------------------------------
@@ -219,9 +222,9 @@ export class Gateway implements Uplink {
     }
     const d: Mutable<Datagram> = this.#datagram
     d.port = f.port
-    d.src = ipv4.src(b, f.l3)
+    d.src.set4(ipv4.src(b, f.l3))
     d.srcPort = f.srcPort
-    d.dst = dst
+    d.dst.set4(dst)
     d.dstPort = f.dstPort
     const service: DatagramService = f.dstPort === DNS ? this.#services.dns : this.#services.dhcp
     // A frame may hold several datagrams.

@@ -4,28 +4,31 @@
  * A service is pure: it is given bytes of the arena and where they came from, and answers through the `reply` it was
  * composed with. It never sees Ethernet or IP, and never another network.
  */
+import type { Address } from '../wire/address.ts'
+
 export interface Datagram {
   /** The switch port it came in by: who asks. */
   readonly port: number
   /** Payload in the arena; valid during the call. */
   readonly off: number
   readonly len: number
-  /** Where it came from (IPv4 as a signed 32-bit integer) and where it was sent to. */
-  readonly src: number
+  /** Where it came from and where it was sent to, in either family. Filled anew for the next datagram: whoever keeps them copies. */
+  readonly src: Address
   readonly srcPort: number
-  readonly dst: number
+  readonly dst: Address
   readonly dstPort: number
 }
 
 /**
- * Send a datagram to a guest. The payload lies in `bytes`; it is copied. `dst` 255.255.255.255 (−1) or an address of the port's; `dstMac`
- * given as hi16/lo32 only where the address is not configured yet (DHCP), otherwise the port's own MAC is used.
+ * Send a datagram to a guest, in the family of `dst`. The payload lies in `bytes`; it is copied, as the addresses are. `dst`: 255.255.255.255, or
+ * an address of the port's (link-local too); `src` of the same family. `dstMac` is given as hi16/lo32 only where the address is not configured
+ * yet (DHCP for IPv4); otherwise the station that the address was heard from is used.
  */
 export type Reply = (
   port: number,
-  src: number,
+  src: Address,
   srcPort: number,
-  dst: number,
+  dst: Address,
   dstPort: number,
   bytes: Uint8Array,
   len: number,

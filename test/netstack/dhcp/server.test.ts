@@ -6,7 +6,10 @@ import { Arena } from '../../../src/netstack/arena.ts'
 import type { DhcpNetwork } from '../../../src/netstack/dhcp/options.ts'
 import { DhcpServer } from '../../../src/netstack/dhcp/server.ts'
 import type { Host, NetstackEvent } from '../../../src/netstack/host.ts'
-import { addressText } from '../../../src/netstack/wire/ipv4.ts'
+import { Address, parseIp } from '../../../src/netstack/wire/address.ts'
+
+const ANY = new Address().set4(0)
+const EVERYBODY = parseIp('255.255.255.255')
 
 const network = {
   subnet: '192.168.100.0/24',
@@ -44,12 +47,12 @@ class World {
     this.server = new DhcpServer(
       host,
       (port, src, srcPort, dst, dstPort, bytes, len, to) => {
-        assert.equal(addressText(src), network.services)
+        assert.equal(src.toString(), network.services)
         assert.deepEqual([srcPort, dstPort], [67, 68])
         const hex = ((to!.hi * 2 ** 32 + (to!.lo >>> 0)) as number).toString(16).padStart(12, '0')
         this.answers.push({
           port,
-          dst: addressText(dst),
+          dst: dst.toString(),
           mac: hex.match(/../g)!.join(':'),
           p: decode(bytes.subarray(0, len)),
         })
@@ -63,7 +66,7 @@ class World {
   bytes(b: Uint8Array, port = 1): Answer | undefined {
     this.arena.bytes.set(b, 128)
     const before = this.answers.length
-    this.server.receive({ port, off: 128, len: b.length, src: 0, srcPort: 68, dst: -1, dstPort: 67 })
+    this.server.receive({ port, off: 128, len: b.length, src: ANY, srcPort: 68, dst: EVERYBODY, dstPort: 67 })
     assert.ok(this.answers.length <= before + 1)
     return this.answers[before]
   }

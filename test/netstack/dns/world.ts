@@ -6,7 +6,7 @@
 import assert from 'node:assert/strict'
 import dnsPacket, { type DecodedPacket, type Packet } from 'dns-packet'
 import { type DnsPolicy, DnsServer } from '../../../src/netstack/dns/server.ts'
-import { addressText, parseAddress } from '../../../src/netstack/wire/ipv4.ts'
+import { parseIp } from '../../../src/netstack/wire/address.ts'
 import { MemoryHost, type MemorySocket } from '../memory-host.ts'
 
 export const network = {
@@ -18,7 +18,7 @@ export const network = {
   isolated: false,
   mtu: 1500,
 }
-const SERVICES = parseAddress(network.services)
+const SERVICES = parseIp(network.services)
 
 export interface Asked {
   readonly sock: MemorySocket
@@ -94,9 +94,9 @@ export class World {
       {
         host: this.host,
         reply: (port, src, srcPort, dst, dstPort, bytes, len) => {
-          assert.equal(src, SERVICES)
+          assert.ok(src.equals(SERVICES))
           assert.equal(srcPort, 53)
-          this.told.push({ port, to: `${addressText(dst)}:${dstPort}`, bytes: bytes.slice(0, len) })
+          this.told.push({ port, to: `${dst}:${dstPort}`, bytes: bytes.slice(0, len) })
         },
         drop: (_port, reason) => this.drops.push(reason),
         ref: (index) => index,
@@ -125,7 +125,7 @@ export class World {
   send(bytes: Uint8Array, port = 1, srcPort = 40000): Uint8Array | undefined {
     const before = this.told.length
     this.host.arena.bytes.set(bytes, this.#at)
-    const src = parseAddress('192.168.100.10') + port - 1
+    const src = parseIp(`192.168.100.${10 + port - 1}`)
     this.dns.receive({ port, off: this.#at, len: bytes.length, src, srcPort, dst: SERVICES, dstPort: 53 })
     this.settle()
     return this.told[before]?.bytes
