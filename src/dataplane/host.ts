@@ -16,7 +16,7 @@ import {
   WRITABLE,
 } from '../netstack/host.ts'
 import { setNonblock } from '../sys/fd.ts'
-import { getOption, SO_ERROR, SOL_SOCKET } from '../sys/socket.ts'
+import { AF_INET6, familyOf, getOption, SO_ERROR, SOL_SOCKET } from '../sys/socket.ts'
 import { Gather } from './gather.ts'
 import { PingSockets, SHARE } from './ping.ts'
 import type { Reactor } from './reactor.ts'
@@ -92,8 +92,9 @@ export class DataPlaneHost implements Host {
     return fd
   }
 
+  /** Of either family. */
   adoptRawIcmp(fd: number): void {
-    this.#ping.useRaw(fd)
+    this.#ping.useRaw(fd, familyOf(fd) === AF_INET6)
   }
 
   // -- every socket --------------------------------------------------------------------------------------------------

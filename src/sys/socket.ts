@@ -3,7 +3,8 @@
  *
  * Two ways to name an address: as text at the edges (`SocketAddress`), and as 16 bytes plus a port (IPv4 as
  * ::ffff:a.b.c.d, like the engine keeps them) where nothing may be allocated. A mapped IPv4 address always becomes a
- * sockaddr_in: an IPv4 destination gets an AF_INET socket.
+ * sockaddr_in: an IPv4 destination gets an AF_INET socket. A link-local IPv6 address means nothing without its link: the link's index
+ * (sin6_scope_id) lies in bytes 4 to 7 of the 16, which are zero on the wire (RFC 4291 §2.5.6), and behind a % in text.
  * Descriptors made here are close-on-exec. Results are ≥ 0 or −errno.
  */
 import { isIPv4, isIPv6 } from 'node:net'
@@ -65,6 +66,8 @@ export const SOL_SOCKET = 1
 export const SOL_RAW = 255
 /** linux/icmp.h: a set bit keeps that type of message out. */
 export const ICMP_FILTER = 1
+/** linux/icmpv6.h, at level IPPROTO_ICMPV6: 256 bits, a set one keeps that type of message out. */
+export const ICMPV6_FILTER = 1
 export const SO_REUSEADDR = 2
 export const SO_ERROR = 4
 export const SO_SNDBUF = 7
@@ -93,7 +96,9 @@ export const IP_RECVERR = 11
 export const IP_MTU = 14
 export const IPV6_UNICAST_HOPS = 16
 export const IPV6_MTU_DISCOVER = 23
+export const IPV6_MTU = 24
 export const IPV6_RECVERR = 25
+export const IPV6_V6ONLY = 26
 export const IPV6_RECVPKTINFO = 49
 export const IPV6_PKTINFO = 50
 export const TCP_NODELAY = 1
@@ -115,7 +120,10 @@ export type SocketAddress =
   /** A leading NUL makes it abstract; empty is an unnamed socket. */
   | { readonly family: 'unix'; readonly path: string }
 
-/** The 16 bytes of an address given as text, IPv4 mapped. Throws RangeError when it is neither. For the edges. */
+/**
+ * The 16 bytes of an address given as text, IPv4 mapped, a link-local one with its link as a number ("fe80::1%3"). Throws RangeError
+ * when it is neither. For the edges.
+ */
 export function addressBytes(text: string): Uint8Array {
   const out = new Uint8Array(16)
   if (isIPv4(text)) {
@@ -123,8 +131,9 @@ export function addressBytes(text: string): Uint8Array {
     out.set(text.split('.').map(Number), 12)
     return out
   }
-  const bare = text.replace(/%.*$/, '')
-  if (!isIPv6(bare)) throw new RangeError(`"${text}" is not an IP address`)
+  const [bare = '', zone] = text.split('%')
+  if (!isIPv6(bare) || (zone !== undefined && !/^\d{1,9}$/.test(zone)))
+    throw new RangeError(`"${text}" is not an IP address`)
   // An embedded dotted quad is two groups.
   const dotted = bare.replace(/(\d+)\.(\d+)\.(\d+)\.(\d+)$/, (_, a, b, d, e) =>
     [(Number(a) << 8) | Number(b), (Number(d) << 8) | Number(e)].map((n) => n.toString(16)).join(':'),
@@ -143,6 +152,7 @@ export function addressBytes(text: string): Uint8Array {
     out[at] = n >> 8
     out[at + 1] = n & 255
   })
+  if (zone !== undefined && isLinkLocal(out, 0)) new DataView(out.buffer).setUint32(ZONE, Number(zone))
   return out
 }
 
@@ -151,6 +161,15 @@ export function addressText(bytes: Uint8Array, at = 0): string {
   if (isMapped(bytes, at)) return `${bytes[at + 12]}.${bytes[at + 13]}.${bytes[at + 14]}.${bytes[at + 15]}`
   const groups: number[] = []
   for (let i = 0; i < 16; i += 2) groups.push((bytes[at + i]! << 8) | bytes[at + i + 1]!)
+  if (isLinkLocal(bytes, at) && (groups[2] !== 0 || groups[3] !== 0)) {
+    const zone = groups[2]! * 65536 + groups[3]!
+    groups[2] = groups[3] = 0
+    return `${groupsText(groups)}%${zone}`
+  }
+  return groupsText(groups)
+}
+
+function groupsText(groups: readonly number[]): string {
   let best = -1
   let bestLength = 1
   for (let i = 0; i < 8; i++) {
@@ -161,9 +180,15 @@ export function addressText(bytes: Uint8Array, at = 0): string {
       bestLength = n
     }
   }
-  const text = (part: number[]): string => part.map((g) => g.toString(16)).join(':')
+  const text = (part: readonly number[]): string => part.map((g) => g.toString(16)).join(':')
   return best < 0 ? text(groups) : `${text(groups.slice(0, best))}::${text(groups.slice(best + bestLength))}`
 }
+
+/** Where the link of a link-local address lies in its 16 bytes. */
+const ZONE = 4
+
+/** fe80::/10 (RFC 4291 §2.4). */
+export const isLinkLocal = (b: Uint8Array, at: number): boolean => b[at] === 0xfe && (b[at + 1]! & 0xc0) === 0x80
 
 /** Are the 16 bytes at `at` an IPv4 address as ::ffff:a.b.c.d? */
 export function isMapped(b: Uint8Array, at: number): boolean {
@@ -188,6 +213,10 @@ export function fillAddress(s: Scratch, to: number, bytes: Uint8Array, at: numbe
   s.setI32(to + 4, 0)
   for (let i = 0; i < 16; i++) s.bytes[to + 8 + i] = bytes[at + i]!
   s.setI32(to + 24, 0)
+  if (isLinkLocal(bytes, at)) {
+    s.setI32(to + 24, s.view.getInt32(to + 8 + ZONE))
+    s.setI32(to + 8 + ZONE, 0)
+  }
   return 28
 }
 
@@ -200,6 +229,10 @@ export function readAddress(s: Scratch, from: number, bytes: Uint8Array, at: num
     for (let i = 0; i < 4; i++) bytes[at + 12 + i] = s.bytes[from + 4 + i]!
   } else if (family === AF_INET6) {
     for (let i = 0; i < 16; i++) bytes[at + i] = s.bytes[from + 8 + i]!
+    if (isLinkLocal(bytes, at)) {
+      const zone = s.u32(from + 24)
+      for (let i = 0; i < 4; i++) bytes[at + ZONE + i] = zone >>> (24 - 8 * i)
+    }
   } else return -1
   return s.view.getUint16(from + 2)
 }

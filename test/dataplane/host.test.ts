@@ -18,6 +18,7 @@ import {
   bind,
   getsockname,
   IPPROTO_ICMP,
+  IPPROTO_ICMPV6,
   listen,
   SOCK_DGRAM,
   SOCK_RAW,
@@ -219,40 +220,41 @@ describe('TCP', () => {
 })
 
 describe('UDP', () => {
-  test('datagrams of one size go and come together; the last may be shorter', () => {
-    const l = lab()
-    const { fd, port } = bound(SOCK_DGRAM)
-    l.address('127.0.0.1')
-    l.host.adoptUdp(fd)
-    const c = l.host.udpConnect(l.dst, port)
-    for (let i = 0; i < 2500; i++) l.arena.bytes[l.a + i] = i & 255
-    assert.equal(l.host.udpSend(c, l.a, 2500, 1000), 2500)
-    const got: number[] = []
-    let first = 0
-    for (;;) {
-      const n = l.host.udpRecvFrom(fd, l.b, 65536, l.far)
-      if (n < 0) break
-      first ||= n
-      if (l.host.segment === 0) got.push(n)
-      else for (let at = 0; at < n; at += l.host.segment) got.push(Math.min(l.host.segment, n - at))
-    }
-    assert.deepEqual(got, [1000, 1000, 500])
-    assert.deepEqual(l.arena.bytes.slice(l.b, l.b + first), l.arena.bytes.slice(l.a, l.a + first))
-    // back to the client, to its address
-    assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 700, 300), 700)
-    let back = 0
-    for (let n = l.host.udpRecv(c, l.a, 65536); n >= 0; n = l.host.udpRecv(c, l.a, 65536)) back += n
-    assert.equal(back, 700)
-    // a single one longer than the size that was set
-    assert.equal(l.host.udpSend(c, l.a, 1400, 0), 1400)
-    l.host.gather.flush()
-    assert.equal(l.host.udpRecvFrom(fd, l.b, 65536, l.far), 1400)
-    assert.equal(l.host.segment, 0)
-    // more segments than one call takes, and an empty datagram
-    assert.equal(l.host.udpSend(c, l.a, 200, 1), 200)
-    assert.equal(l.host.udpSend(c, l.a, 0, 0), 0)
-    l.host.close(c)
-  })
+  for (const address of ['127.0.0.1', '::1'])
+    test(`${address}: datagrams of one size go and come together; the last may be shorter`, () => {
+      const l = lab()
+      const { fd, port } = bound(SOCK_DGRAM, address)
+      l.address(address)
+      l.host.adoptUdp(fd)
+      const c = l.host.udpConnect(l.dst, port)
+      for (let i = 0; i < 2500; i++) l.arena.bytes[l.a + i] = i & 255
+      assert.equal(l.host.udpSend(c, l.a, 2500, 1000), 2500)
+      const got: number[] = []
+      let first = 0
+      for (;;) {
+        const n = l.host.udpRecvFrom(fd, l.b, 65536, l.far)
+        if (n < 0) break
+        first ||= n
+        if (l.host.segment === 0) got.push(n)
+        else for (let at = 0; at < n; at += l.host.segment) got.push(Math.min(l.host.segment, n - at))
+      }
+      assert.deepEqual(got, [1000, 1000, 500])
+      assert.deepEqual(l.arena.bytes.slice(l.b, l.b + first), l.arena.bytes.slice(l.a, l.a + first))
+      // back to the client, to its address
+      assert.equal(l.host.udpSendTo(fd, l.far, l.host.peerPort, l.b, 700, 300), 700)
+      let back = 0
+      for (let n = l.host.udpRecv(c, l.a, 65536); n >= 0; n = l.host.udpRecv(c, l.a, 65536)) back += n
+      assert.equal(back, 700)
+      // a single one longer than the size that was set
+      assert.equal(l.host.udpSend(c, l.a, 1400, 0), 1400)
+      l.host.gather.flush()
+      assert.equal(l.host.udpRecvFrom(fd, l.b, 65536, l.far), 1400)
+      assert.equal(l.host.segment, 0)
+      // more segments than one call takes, and an empty datagram
+      assert.equal(l.host.udpSend(c, l.a, 200, 1), 200)
+      assert.equal(l.host.udpSend(c, l.a, 0, 0), 0)
+      l.host.close(c)
+    })
 
   test('on all addresses: each client is answered from the address it spoke to', () => {
     for (const [any, spoken] of [
@@ -328,24 +330,64 @@ describe('UDP', () => {
     assert.equal(l.host.udpSend(c, l.a, 10, 0), -9)
   })
 
-  test('a refused port comes through the error queue, and the next datagram is not lost', () => {
+  for (const [address, type, code] of [
+    ['127.0.0.1', 3, 3],
+    ['::1', 1, 4],
+  ] as const)
+    test(`${address}: a refused port comes through the error queue, and the next datagram is not lost`, () => {
+      const l = lab()
+      const { fd, port } = bound(SOCK_DGRAM, address)
+      close(fd)
+      opened.splice(opened.indexOf(fd), 1)
+      l.address(address)
+      const c = l.host.udpConnect(l.dst, port)
+      l.host.watch(c, 5)
+      assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+      l.until(5, FAILED)
+      assert.equal(l.host.recvError(c, l.far), 1)
+      assert.equal(l.host.icmp.errno, ECONNREFUSED)
+      assert.deepEqual([l.host.icmp.type, l.host.icmp.code, l.host.icmp.sequence], [type, code, -1])
+      assert.equal(addressText(l.arena.bytes, l.far), address)
+      assert.equal(l.host.recvError(c, l.far), 0)
+      assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+      assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
+      l.host.close(c)
+    })
+})
+
+describe('one socket for both families', () => {
+  test("TCP: an IPv4 client's address is IPv4's, an IPv6 client's its own", () => {
     const l = lab()
-    const { fd, port } = bound(SOCK_DGRAM)
-    close(fd)
-    opened.splice(opened.indexOf(fd), 1)
-    l.address('127.0.0.1')
-    const c = l.host.udpConnect(l.dst, port)
-    l.host.watch(c, 5)
-    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
-    l.until(5, FAILED)
-    assert.equal(l.host.recvError(c, l.far), 1)
-    assert.equal(l.host.icmp.errno, ECONNREFUSED)
-    assert.deepEqual([l.host.icmp.type, l.host.icmp.code, l.host.icmp.sequence], [3, 3, -1])
-    assert.equal(addressText(l.arena.bytes, l.far), '127.0.0.1')
-    assert.equal(l.host.recvError(c, l.far), 0)
-    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
-    assert.equal(l.host.udpSend(c, l.a, 10, 0), 10)
-    l.host.close(c)
+    const { fd, port } = bound(SOCK_STREAM, '::')
+    assert.equal(listen(fd), 0)
+    l.host.adoptListener(fd)
+    for (const address of ['127.0.0.1', '::1']) {
+      l.address(address)
+      const c = l.host.tcpConnect(l.dst, port)
+      l.host.watch(c, 31)
+      l.until(31, WRITABLE)
+      const s = l.host.tcpAccept(fd, l.far)
+      assert.ok(s >= 0)
+      assert.equal(addressText(l.arena.bytes, l.far), address)
+      // The relay's ways of reading work on it, whichever family speaks.
+      l.put(l.a, 'abcdef')
+      l.host.watch(s, 32)
+      assert.equal(l.host.tcpSend(c, l.a, 6), 6)
+      l.until(32, READABLE)
+      assert.equal(l.host.tcpPeek(s, l.b, 4, 0), 4)
+      assert.equal(l.host.tcpPeek(s, l.b + 4, 4, 4), 2)
+      assert.equal(l.text(l.b, 6), 'abcdef')
+      assert.equal(l.host.tcpConsume(s, 6), 6)
+      l.host.close(c)
+      l.host.close(s)
+    }
+  })
+
+  test('a link-local address carries its link through text, bytes and sockaddr', () => {
+    for (const text of ['fe80::1%7', 'febf::a:b%70000', 'fe80::1', '2001:db8::1', '10.0.0.1', 'fd00:0:1:2::3'])
+      assert.equal(addressText(addressBytes(text)), text)
+    for (const text of ['fe80::1%eth0', 'fe80::1%', '::g', '1.2.3'])
+      assert.throws(() => addressBytes(text), RangeError, text)
   })
 })
 
@@ -364,41 +406,46 @@ describe('routes', () => {
 })
 
 describe('ping', () => {
-  test('two shares of a raw socket get their own replies', {
-    skip: process.getuid?.() === 0 ? false : 'needs root for a raw socket',
-  }, () => {
-    const l = lab()
-    l.address('127.0.0.1')
-    const direct = l.host.pingOpen(l.dst)
-    if (direct >= 0) {
-      l.host.close(direct)
-      return
-    }
-    const raw = socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)
-    assert.ok(raw >= 0)
-    l.host.adoptRawIcmp(raw)
-    const got: string[] = []
-    const p1 = l.host.pingOpen(l.dst)
-    const p2 = l.host.pingOpen(l.dst)
-    l.host.watch(p1, 21)
-    l.host.watch(p2, 22)
-    l.reactor.onSocket = (ref, events) => {
-      assert.equal(events, READABLE)
-      const n = l.host.pingRecv(ref === 21 ? p1 : p2, l.b, 1500)
-      got.push(`${ref}:${l.text(l.b + 8, n - 8)}:${l.arena.bytes[l.b + 7]}`)
-      assert.equal(l.host.pingRecv(ref === 21 ? p2 : p1, l.b, 1500), -EAGAIN)
-    }
-    for (const [p, text, seq] of [
-      [p1, 'one', 1],
-      [p2, 'second', 2],
-    ] as const) {
-      l.arena.bytes.set([8, 0, 0, 0, 0, 0, 0, seq], l.a)
-      l.put(l.a + 8, text)
-      assert.equal(l.host.pingSend(p, l.a, 8 + text.length), 8 + text.length)
-    }
-    for (let i = 0; i < 1000 && got.length < 2; i++) l.reactor.dispatch(l.reactor.wait(20))
-    assert.deepEqual(got.sort(), ['21:one:1', '22:second:2'])
-    l.host.close(p1)
-    l.host.close(p2)
-  })
+  for (const [address, af, protocol, echo, reply] of [
+    ['127.0.0.1', AF_INET, IPPROTO_ICMP, 8, 0],
+    ['::1', AF_INET6, IPPROTO_ICMPV6, 128, 129],
+  ] as const)
+    test(`${address}: two shares of a raw socket get their own replies`, {
+      skip: process.getuid?.() === 0 ? false : 'needs root for a raw socket',
+    }, () => {
+      const l = lab()
+      l.address(address)
+      const direct = l.host.pingOpen(l.dst)
+      if (direct >= 0) {
+        l.host.close(direct)
+        return
+      }
+      const raw = socket(af, SOCK_RAW, protocol)
+      assert.ok(raw >= 0)
+      l.host.adoptRawIcmp(raw)
+      const got: string[] = []
+      const p1 = l.host.pingOpen(l.dst)
+      const p2 = l.host.pingOpen(l.dst)
+      l.host.watch(p1, 21)
+      l.host.watch(p2, 22)
+      l.reactor.onSocket = (ref, events) => {
+        assert.equal(events, READABLE)
+        const n = l.host.pingRecv(ref === 21 ? p1 : p2, l.b, 1500)
+        assert.equal(l.arena.bytes[l.b], reply)
+        got.push(`${ref}:${l.text(l.b + 8, n - 8)}:${l.arena.bytes[l.b + 7]}`)
+        assert.equal(l.host.pingRecv(ref === 21 ? p2 : p1, l.b, 1500), -EAGAIN)
+      }
+      for (const [p, text, seq] of [
+        [p1, 'one', 1],
+        [p2, 'second', 2],
+      ] as const) {
+        l.arena.bytes.set([echo, 0, 0, 0, 0, 0, 0, seq], l.a)
+        l.put(l.a + 8, text)
+        assert.equal(l.host.pingSend(p, l.a, 8 + text.length), 8 + text.length)
+      }
+      for (let i = 0; i < 1000 && got.length < 2; i++) l.reactor.dispatch(l.reactor.wait(20))
+      assert.deepEqual(got.sort(), ['21:one:1', '22:second:2'])
+      l.host.close(p1)
+      l.host.close(p2)
+    })
 })
