@@ -177,6 +177,7 @@ export class Plane {
       name: a.name,
       mac: a.mac,
       address: a.address,
+      address6: a.address6,
       bound: a.bound,
       port: nic,
     })
@@ -212,9 +213,10 @@ export class Plane {
     this.#members.set(m.id, m)
   }
 
-  #join({ id, name, mac, address, bound }: Member): void {
+  #join({ id, name, mac, address, address6, bound }: Member): void {
     if (this.#uplink === undefined) throw new Error('uplink comes first')
-    const index = this.#configured().attach({ id, role: ROLE.vm, name, mac, address, bound, port: this.#uplink })
+    const port = this.#uplink
+    const index = this.#configured().attach({ id, role: ROLE.vm, name, mac, address, address6, bound, port })
     this.#idOfPort[index] = id
     this.#indexOf.set(id, index)
   }
@@ -246,7 +248,7 @@ export class Plane {
 
   #publish(p: Publish, fd: number): void {
     const network = this.#configured()
-    const spec = `${p.proto} ${p.hostAddress}:${p.hostPort} ${p.guestAddress}:${p.guestPort}`
+    const spec = [p.proto, p.hostAddress, p.hostPort, p.guestAddress, p.guestAddress6 ?? '', p.guestPort].join()
     const before = this.#publishes.get(p.id)
     if (before === spec) {
       close(fd)

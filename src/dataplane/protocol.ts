@@ -8,11 +8,24 @@
  */
 import type { DropRow, FlowRow, Ipv6Spec, LeaseRow, PortRow } from '../plugins/contract.ts'
 
-export const PROTOCOL_VERSION = 1
+/**
+ * A data plane of another version is replaced by the daemon that finds it (its flows end, and the log says so).
+ * 2: IPv6.
+ */
+export const PROTOCOL_VERSION = 2
 
 /** The MAC that a data plane answers with for its gateway (on medium `bridge`: for the services address), whose IPv4 address it ends in. */
 export const gatewayMac = (address: string): string =>
   ['02', '6e', ...address.split('.').map((n) => Number(n).toString(16).padStart(2, '0'))].join(':')
+
+export interface Ipv6Config extends Ipv6Spec {
+  /**
+   * Medium `bridge` only: who the router is. The kernel has the gateway's address there; router advertisements are sent on its behalf, from
+   * this link-local address and MAC. Absent: none are sent.
+   */
+  readonly routerLinkLocal?: string
+  readonly routerMac?: string
+}
 
 export interface NetworkConfig {
   readonly id: string
@@ -24,7 +37,7 @@ export interface NetworkConfig {
   /** False: nothing of IPv4 is offered or passed. Absent: IPv4 is there. */
   readonly ipv4?: boolean
   /** Absent: nothing of IPv6 is offered or passed. */
-  readonly ipv6?: Ipv6Spec
+  readonly ipv6?: Ipv6Config
   readonly domain: string
   readonly mtu: number
   readonly isolated: boolean
@@ -51,7 +64,10 @@ export type Request =
       readonly vnetHdr: boolean
       readonly name: string
       readonly mac: string
+      /** Its IPv4 address; empty when it has none. */
       readonly address: string
+      /** Its IPv6 address, when it has one. */
+      readonly address6?: string
       /** The client holds this lease already (a restart of the data plane). */
       readonly bound: boolean
     }
@@ -63,7 +79,9 @@ export type Request =
       readonly id: string
       readonly name: string
       readonly mac: string
+      /** As with attach. */
       readonly address: string
+      readonly address6?: string
       readonly bound: boolean
     }
   | { readonly op: 'detach'; readonly id: string }
@@ -73,16 +91,20 @@ export type Request =
       readonly fds: 1
       readonly id: string
       readonly proto: 'tcp' | 'udp'
+      /** 0.0.0.0, ::, * for both, or one of the host's. */
       readonly hostAddress: string
       readonly hostPort: number
+      /** Empty when the VM has no IPv4 address. */
       readonly guestAddress: string
+      /** When it has one: clients of a family reach the VM's address of that family, or else the other one. */
+      readonly guestAddress6?: string
       readonly guestPort: number
     }
   /** Medium `bridge`: keep the bound socket of a port that the kernel forwards, so that nobody else takes it. fds: 1. */
   | { readonly op: 'hold'; readonly fds: 1; readonly id: string }
   /** Of a publish or a hold. */
   | { readonly op: 'unpublish'; readonly id: string }
-  /** fds: 1, a raw ICMP socket, where ping sockets are not allowed and the daemon is root. */
+  /** fds: 1, a raw ICMP or ICMPv6 socket, where ping sockets are not allowed and the daemon is root. One of each family is kept. */
   | { readonly op: 'rawIcmp'; readonly fds: 1 }
   /**
    * Write pcapng to a stream until its reader closes it. fds: 1, the data plane's end of a stream socket. `attachment`: of that nic alone, and until it is

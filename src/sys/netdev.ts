@@ -1,11 +1,11 @@
 /**
- * Links and routes by ioctl: netdevice(7), rtentry of linux/route.h. IPv4 and what a stage needs to configure one nic.
+ * Links and routes by ioctl: netdevice(7), ipv6(7), rtentry of linux/route.h. What a stage needs to configure one nic.
  *
  * Everything works on the current network namespace and returns ≥ 0 or −errno.
  */
 import { close, ioctl } from './fd.ts'
 import { Scratch } from './libc.ts'
-import { AF_INET, SOCK_DGRAM, socket } from './socket.ts'
+import { AF_INET, AF_INET6, addressBytes, SOCK_DGRAM, socket } from './socket.ts'
 
 // linux/sockios.h
 const SIOCADDRT = 0x890b
@@ -105,6 +105,23 @@ export function setLinkAddress(name: string, address: string, prefix: number): n
   if (r < 0 || address === '0.0.0.0') return r
   putAddress(16, maskText(prefix))
   return request(name, SIOCSIFNETMASK)
+}
+
+/**
+ * Add an IPv6 address to the link (struct in6_ifreq, linux/ipv6.h), beside those that it has; −EEXIST when it is there. Whether it is
+ * probed for duplicates first is the link's accept_dad.
+ */
+export function addLinkAddress6(name: string, address: string, prefix: number): number {
+  const index = linkIndex(name)
+  if (index < 0) return index
+  const fd = socket(AF_INET6, SOCK_DGRAM)
+  if (fd < 0) return fd
+  s.bytes.set(addressBytes(address), 0)
+  s.setI32(16, prefix)
+  s.setI32(20, index)
+  const r = ioctl(fd, SIOCSIFADDR, s.address)
+  close(fd)
+  return r
 }
 
 /** An IPv4 route through the link; "0.0.0.0"/0 is the default route. Without a gateway the destination is on the link. */

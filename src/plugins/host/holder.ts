@@ -6,32 +6,46 @@
  */
 import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename } from 'node:path'
+import { addressBytes } from '../../sys/socket.ts'
 
 /** TCP_LISTEN, include/net/tcp_states.h. A bound UDP socket is TCP_CLOSE (7). */
 const LISTEN = '0A'
 const ANY = /^0+$/
 
-/** "192.168.1.5" as /proc/net/tcp writes it: the 32-bit word in host order. */
-export function procAddress(v4: string): string {
-  return v4
-    .split('.')
-    .reverse()
-    .map((n) => Number(n).toString(16).padStart(2, '0'))
-    .join('')
-    .toUpperCase()
+/** "192.168.1.5" or "fd00::1" as /proc/net/{tcp,tcp6} write it: 32-bit words in host order. */
+export function procAddress(text: string): string {
+  const bytes = addressBytes(text)
+  const from = text.includes(':') ? 0 : 12
+  let hex = ''
+  for (let word = from; word < 16; word += 4)
+    for (let i = 3; i >= 0; i--) hex += (bytes[word + i] as number).toString(16).padStart(2, '0')
+  return hex.toUpperCase()
 }
 
-/** Inodes of sockets in a /proc/net table that keep `address:port` from being bound. */
+/** ::ffff:0:0/96 in a tcp6 table: an IPv4 address of a socket for both families. */
+const MAPPED = /^0{16}FFFF0000/
+
+/**
+ * Inodes of sockets in a /proc/net table that keep `address:port` from being bound.
+ * @param address of either family, 0.0.0.0 or :: for all of one, * for all of both
+ */
 export function holdersIn(table: string, proto: 'tcp' | 'udp', address: string, port: number): string[] {
-  const wanted = procAddress(address)
+  const four = address === '*' || !address.includes(':')
+  const six = address === '*' || address.includes(':')
+  const wanted = address === '*' ? '0' : procAddress(address)
   const hexPort = port.toString(16).padStart(4, '0').toUpperCase()
   const inodes: string[] = []
   for (const line of table.split('\n').slice(1)) {
     const f = line.trim().split(/\s+/)
     const [local = '', localPort] = (f[1] ?? '').split(':')
     if (localPort !== hexPort || (proto === 'tcp' && f[3] !== LISTEN)) continue
-    const v4 = local.length === 8 ? local : local.endsWith(wanted) || ANY.test(local) ? local.slice(24) : undefined
-    if (v4 !== undefined && (v4 === wanted || ANY.test(v4) || ANY.test(wanted)) && f[9]) inodes.push(f[9])
+    const any = ANY.test(local)
+    // [::] may be for both families: whether it is cannot be seen here.
+    const meets =
+      local.length === 8 || MAPPED.test(local)
+        ? four && (any || ANY.test(wanted) || local.slice(-8) === wanted)
+        : any || (six && (ANY.test(wanted) || local === wanted))
+    if (meets && f[9]) inodes.push(f[9])
   }
   return inodes
 }

@@ -6,6 +6,8 @@
  * Theory. Binding in the daemon means that a busy port is refused before anything is created, and that root's VMs may have ports
  * below 1024. TCP listens at once: clients that come before the VM is up wait in the kernel's queue. SO_REUSEADDR lets a port be published again
  * while connections of a former VM are in TIME_WAIT; UDP goes without, as it would let two sockets share a port.
+ * All addresses of both families (`*`) are one socket on [::] that takes IPv4 as well (IPV6_V6ONLY 0, ipv6(7)), so that a port which is busy in
+ * either is busy; on a host without IPv6 it is one on 0.0.0.0. `::` alone is IPv6 alone.
  */
 
 import { NoidError } from '../../errors.ts'
@@ -13,8 +15,11 @@ import { errno, errnoText } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
 import {
   AF_INET,
+  AF_INET6,
   bind,
   getsockname,
+  IPPROTO_IPV6,
+  IPV6_V6ONLY,
   listen,
   SO_REUSEADDR,
   SOCK_DGRAM,
@@ -28,6 +33,9 @@ import type { PublishSpec } from '../contract.ts'
 import { portHolder } from './holder.ts'
 
 const BACKLOG = 4096
+const ANY4 = '0.0.0.0'
+const ANY6 = '::'
+const BOTH = '*'
 
 export interface Bound {
   /** The caller's to close. */
@@ -45,15 +53,15 @@ export function bindPublished(
   holderOf: (proto: 'tcp' | 'udp', address: string, port: number) => string | undefined = () => undefined,
 ): Bound {
   const { proto, hostAddress: address, hostPort: port } = p
-  const where = { proto: proto.toUpperCase(), port, address: address === '0.0.0.0' ? 'this host' : address }
-  const fd = socket(AF_INET, (proto === 'tcp' ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK)
-  if (fd < 0) throw new NoidError('INTERNAL', { why: `no socket: ${errnoText(fd)}` })
-  let r = proto === 'tcp' ? setOption(fd, SOL_SOCKET, SO_REUSEADDR, 1) : 0
-  if (r >= 0) r = bind(fd, { family: 'inet', address, port })
-  if (r >= 0 && proto === 'tcp') r = listen(fd, BACKLOG)
-  const name = r < 0 ? r : getsockname(fd)
-  if (typeof name === 'object' && name.family === 'inet') return { fd, hostPort: name.port }
-  close(fd)
+  const all = address === BOTH || address === ANY4 || address === ANY6
+  const where = { proto: proto.toUpperCase(), port, address: all ? 'this host' : address }
+  let r = open(proto, address === BOTH ? ANY6 : address, port, address !== BOTH)
+  if (address === BOTH && (r === -errno.EAFNOSUPPORT || r === -errno.EADDRNOTAVAIL)) r = open(proto, ANY4, port, false)
+  if (r >= 0) {
+    const name = getsockname(r)
+    if (typeof name === 'object' && name.family !== 'unix') return { fd: r, hostPort: name.port }
+    close(r)
+  }
   switch (-r) {
     case errno.EADDRINUSE:
       throw new NoidError('PORT_BUSY', {
@@ -71,4 +79,26 @@ export function bindPublished(
     default:
       throw new NoidError('INTERNAL', { why: `${proto} port ${port} cannot be opened: ${errnoText(r)}` })
   }
+}
+
+/** The socket, or −errno with nothing left. */
+function open(proto: 'tcp' | 'udp', address: string, port: number, onlyOne: boolean): number {
+  const six = address.includes(':')
+  const fd = socket(six ? AF_INET6 : AF_INET, (proto === 'tcp' ? SOCK_STREAM : SOCK_DGRAM) | SOCK_NONBLOCK)
+  if (fd < 0) return fd
+  // The system's default (net.ipv6.bindv6only) may be either.
+  let r = six ? setOption(fd, IPPROTO_IPV6, IPV6_V6ONLY, onlyOne ? 1 : 0) : 0
+  if (r >= 0 && proto === 'tcp') r = setOption(fd, SOL_SOCKET, SO_REUSEADDR, 1)
+  if (r >= 0) r = bind(fd, { family: six ? 'inet6' : 'inet', address, port })
+  if (r >= 0 && proto === 'tcp') r = listen(fd, BACKLOG)
+  if (r >= 0) return fd
+  close(fd)
+  return r
+}
+
+/** Do two wishes for one port stand in each other's way? Each: an address, 0.0.0.0 or :: for all of a family, * for all of both. */
+export function addressesOverlap(a: string, b: string): boolean {
+  if (a === b || a === BOTH || b === BOTH) return true
+  if (a.includes(':') !== b.includes(':')) return false
+  return [a, b].includes(a.includes(':') ? ANY6 : ANY4)
 }

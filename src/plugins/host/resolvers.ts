@@ -8,12 +8,15 @@
  * Theory. resolv.conf(5) allows several `nameserver` lines, tried in order. 127.0.0.53 is systemd-resolved's stub (systemd-resolved(8));
  * the servers behind it are in /run/systemd/resolve/resolv.conf. The stub knows split DNS, so it is preferred while it answers.
  * No name server at all is a state like others: the machine is offline, and a name is SERVFAIL until it is back.
+ * A router that is its network's name server is often known by its link-local address, with a zone (fe80::1%eth0, RFC 4007 §11). Data planes
+ * are told the link's index instead of its name (fe80::1%3); a link that is made anew has another one, which the poll notices.
  */
 import { createSocket } from 'node:dgram'
 import { type FSWatcher, watch } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { isIP } from 'node:net'
 import { basename, dirname } from 'node:path'
+import { linkIndex } from '../../sys/netdev.ts'
 
 const POLL_MS = 2000
 const STUB = '127.0.0.53'
@@ -28,15 +31,27 @@ export interface ResolverFiles {
 }
 const FILES: ResolverFiles = { conf: '/etc/resolv.conf', behindStub: '/run/systemd/resolve/resolv.conf' }
 
-/** The `nameserver` lines of a resolv.conf, in order, without repetition; zone suffixes (fe80::1%eth0) are kept out: they mean nothing in a NAT. */
-export function parseResolvConf(text: string): string[] {
+/**
+ * The `nameserver` lines of a resolv.conf, in order, without repetition; a zone becomes its link's index.
+ * @param indexOf the index of a link, negative when there is none of that name
+ */
+export function parseResolvConf(text: string, indexOf: (ifname: string) => number = linkIndex): string[] {
   const servers: string[] = []
   for (const line of text.split('\n')) {
     const [keyword, address] = line.trim().split(/\s+/, 2)
-    if (keyword === 'nameserver' && address && isIP(address) && !address.includes('%') && !servers.includes(address))
-      servers.push(address)
+    if (keyword !== 'nameserver' || !address || !isIP(address)) continue
+    const server = numbered(address, indexOf)
+    if (server !== undefined && !servers.includes(server)) servers.push(server)
   }
   return servers.slice(0, SERVERS_MAX)
+}
+
+/** A link-local address with its zone as a number, anything else without one; undefined when the link is not there. */
+function numbered(address: string, indexOf: (ifname: string) => number): string | undefined {
+  const [bare = '', zone] = address.split('%')
+  if (zone === undefined || !/^fe[89ab]/i.test(bare)) return bare
+  const index = /^[1-9]\d*$/.test(zone) ? Number(zone) : indexOf(zone)
+  return index > 0 ? `${bare}%${index}` : undefined
 }
 
 /** Does a DNS server answer at all? Any answer counts, also an error. */

@@ -177,7 +177,7 @@ export class UserspaceBackend implements NetworkBackend {
 
   /** An attachment belongs to the network that was told with it; before it exists, to the only one that can be meant. */
   async #publish(p: PublishSpec, signal: AbortSignal): Promise<{ readonly hostPort: number }> {
-    const network = this.#publishes.get(p.id) ?? this.#attachments.get(p.attachment) ?? this.#networkOf(p.guestAddress)
+    const network = this.#publishes.get(p.id) ?? this.#attachments.get(p.attachment) ?? this.#networkOf(p)
     const answer = await this.#plane(network).publish(p, signal)
     this.#publishes.set(p.id, network)
     return answer
@@ -190,9 +190,9 @@ export class UserspaceBackend implements NetworkBackend {
     this.#publishes.delete(id)
   }
 
-  #networkOf(guestAddress: string): NetworkId {
-    for (const [id, p] of this.#planes) if (p.covers(guestAddress)) return id
-    throw new NoidError('NETWORK_UNKNOWN', { name: guestAddress })
+  #networkOf({ guestAddress, guestAddress6 = '' }: PublishSpec): NetworkId {
+    for (const [id, p] of this.#planes) if (p.covers(guestAddress) || p.covers(guestAddress6)) return id
+    throw new NoidError('NETWORK_UNKNOWN', { name: guestAddress || guestAddress6 })
   }
 
   #plane(id: NetworkId): Plane {

@@ -5,22 +5,26 @@
  * Theory. The device does not persist: the data plane's descriptor keeps it, so whatever ends the data plane removes the device with its
  * address and route, and nothing is left to clean up. Its MAC follows from the network's id, so that guests' ARP caches stay right when it comes back.
  * The host must not become a way around the isolation of networks: `forwarding` is off for what comes in here, whatever ip_forward says; it
- * answers ARP only for its own address on this link and announces only that one (the switch refuses foreign senders); it speaks no IPv6.
+ * answers ARP only for its own address on this link and announces only that one (the switch refuses foreign senders).
+ * Over IPv6 it has ::254 and nothing else: no link-local address, no ear for router advertisements, no probe for duplicates (the switch lets
+ * nobody else have it), so that it can be used at once. The kernel has no switch against forwarding what comes in by one link (`forwarding` of a
+ * link only says how it behaves as a host): there it is the switch that hands the host nothing but what is for ::254 (netstack/switch/switch.ts).
  */
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { writeFileSync } from 'node:fs'
 import { promisify } from 'node:util'
 import { openTap, TunTapError } from '#tun-tap'
-import { must } from '../../sys/errno.ts'
+import { errnoText, must } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
-import { setLinkAddress, setLinkUp } from '../../sys/netdev.ts'
+import { addLinkAddress6, setLinkAddress, setLinkUp } from '../../sys/netdev.ts'
 import type { NetworkSpec } from '../contract.ts'
 
 const run = promisify(execFile)
 /** The data plane's policy knows noid's links by this prefix. */
 const PREFIX = 'noid'
 const LINKS_MAX = 256
+const PREFIX6 = 64
 /** As device.ts has it. */
 const QUEUE = 4000
 
@@ -29,6 +33,8 @@ export interface HostNic {
   readonly fd: number
   readonly ifname: string
   readonly mac: string
+  /** What it is without. */
+  readonly problem: string | undefined
 }
 
 /** A locally administered unicast MAC that only depends on the network. */
@@ -52,20 +58,33 @@ export function openHostNic(n: NetworkSpec): HostNic {
       throw e
     }
     try {
-      sysctl('ipv6', ifname, 'disable_ipv6', 1)
+      quiet6(ifname, n.ipv6 !== undefined)
       sysctl('ipv4', ifname, 'forwarding', 0)
       sysctl('ipv4', ifname, 'arp_ignore', 1)
       sysctl('ipv4', ifname, 'arp_announce', 2)
       sysctl('ipv4', ifname, 'rp_filter', 1)
-      must(`give ${ifname} an address`, setLinkAddress(ifname, n.hostAddress, prefix))
+      if (n.ipv4 !== false) must(`give ${ifname} an address`, setLinkAddress(ifname, n.hostAddress, prefix))
       must(`bring ${ifname} up`, setLinkUp(ifname))
-      return { fd, ifname, mac }
+      const six = n.ipv6 === undefined ? 0 : addLinkAddress6(ifname, n.ipv6.hostAddress, PREFIX6)
+      return { fd, ifname, mac, problem: six < 0 ? `it has no IPv6 address there: ${errnoText(six)}` : undefined }
     } catch (e) {
       close(fd)
       throw e
     }
   }
   throw new Error(`there are ${LINKS_MAX} links named ${PREFIX}N already`)
+}
+
+/** No address but those that are given; `on`: those at once, without probing. */
+function quiet6(ifname: string, on: boolean): void {
+  if (!on) return sysctl('ipv6', ifname, 'disable_ipv6', 1)
+  // linux/if_link.h: IN6_ADDR_GEN_MODE_NONE
+  sysctl('ipv6', ifname, 'addr_gen_mode', 1)
+  sysctl('ipv6', ifname, 'accept_ra', 0)
+  sysctl('ipv6', ifname, 'autoconf', 0)
+  sysctl('ipv6', ifname, 'accept_redirects', 0)
+  sysctl('ipv6', ifname, 'accept_dad', 0)
+  sysctl('ipv6', ifname, 'forwarding', 0)
 }
 
 /**

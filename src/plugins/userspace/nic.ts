@@ -109,8 +109,14 @@ export function attachmentOf(n: NetworkSpec, r: AttachRequest, record: NicRecord
     mac: r.mac,
     mtu: n.mtu,
     addresses: r.addresses,
-    routes: [{ to: '0.0.0.0/0', via: n.gateway }],
-    dns: { servers: [n.services], search: [n.domain] },
+    routes: [
+      ...(n.ipv4 === false ? [] : [{ to: '0.0.0.0/0', via: n.gateway }]),
+      ...(n.ipv6 === undefined ? [] : [{ to: '::/0', via: n.ipv6.gateway }]),
+    ],
+    dns: {
+      servers: [...(n.ipv4 === false ? [] : [n.services]), ...(n.ipv6 === undefined ? [] : [n.ipv6.services])],
+      search: [n.domain],
+    },
     configuredBy: 'dhcp',
     state: record,
   }

@@ -11,6 +11,7 @@
  * Invariants: `#carriedNics` and `#carriedPublishes` are what the data plane has confirmed over this link. A descriptor is closed here once it was sent.
  */
 import { mkdirSync } from 'node:fs'
+import { BlockList, isIP } from 'node:net'
 import type { Readable } from 'node:stream'
 import type { HelloAnswer, StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
@@ -24,10 +25,10 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
-import { networkConfig } from '../dataplane/config.ts'
+import { addressesOf, networkConfig } from '../dataplane/config.ts'
 import { type Link, Refused } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
-import { bindPublished } from '../host/publisher.ts'
+import { addressesOverlap, bindPublished } from '../host/publisher.ts'
 import { openCapture } from './capture.ts'
 import { openHostNic, removeHostNic } from './hostnic.ts'
 import { openRawIcmp } from './icmp.ts'
@@ -84,11 +85,16 @@ export class Plane {
     return this.#spec.name
   }
 
-  /** Is the address in this network's subnet? */
+  /** Is the address, of either family, in this network's subnet? */
   covers(address: string): boolean {
-    const [base = '', bits] = this.#spec.subnet.split('/')
-    const shift = 32 - Number(bits)
-    return word(address) >>> shift === word(base) >>> shift
+    const { subnet, ipv6 } = this.#spec
+    const cidr = address.includes(':') ? ipv6?.subnet : subnet
+    if (cidr === undefined || isIP(address) === 0) return false
+    const [base, bits] = cidr.split('/') as [string, string]
+    const family = address.includes(':') ? 'ipv6' : 'ipv4'
+    const list = new BlockList()
+    list.addSubnet(base, Number(bits), family)
+    return list.check(address, family)
   }
 
   /** Make sure it runs and is configured as `spec` says. */
@@ -206,7 +212,7 @@ export class Plane {
   /** Whose is the host port? The VM's name, if this network publishes it. */
   publisherOf(proto: 'tcp' | 'udp', address: string, port: number): string | undefined {
     for (const { spec, hostPort } of this.#ledger.publishes.values()) {
-      const overlaps = spec.hostAddress === address || spec.hostAddress === '0.0.0.0' || address === '0.0.0.0'
+      const overlaps = addressesOverlap(spec.hostAddress, address)
       if (spec.proto !== proto || hostPort !== port || !overlaps || !this.#carriedPublishes.has(spec.id)) continue
       const vm = this.#ledger.nics.get(spec.attachment)?.request.name
       return vm === undefined ? `another VM on the network ${this.name}` : `the VM "${vm}"`
@@ -346,9 +352,11 @@ export class Plane {
   }
 
   async #giveRawIcmp(link: Link): Promise<void> {
-    const fd = this.#deps.ctx.privileged ? openRawIcmp() : -1
-    if (fd < 0) return
-    await link.give({ op: 'rawIcmp', fds: 1 }, fd)
+    if (!this.#deps.ctx.privileged) return
+    for (const family of [4, 6] as const) {
+      const fd = openRawIcmp(family)
+      if (fd >= 0) await link.give({ op: 'rawIcmp', fds: 1 }, fd)
+    }
   }
 
   async #giveHostNic(link: Link): Promise<void> {
@@ -365,12 +373,15 @@ export class Plane {
           vnetHdr: true,
           name: HOST,
           mac: host.mac,
-          address: this.#spec.hostAddress,
+          address: this.#spec.ipv4 === false ? '' : this.#spec.hostAddress,
+          address6: this.#spec.ipv6?.hostAddress,
           bound: true,
         },
         host.fd,
       )
       this.#carriedNics.add(HOST)
+      if (host.problem !== undefined)
+        this.#deps.ctx.log('info', `${this.name}: the host's nic ${host.ifname}: ${host.problem}`)
     } catch (e) {
       if (!link.open) throw e
       this.#warn(`the host cannot reach VMs by address: ${(e as Error).message}`)
@@ -393,7 +404,7 @@ export class Plane {
           vnetHdr: opened.record.vnetHdr,
           name: r.name,
           mac: r.mac,
-          address: (r.addresses[0] ?? '').split('/')[0] as string,
+          ...addressesOf(r.addresses),
           bound: bound || opened.existed,
         },
         ...opened.fds,
@@ -419,8 +430,9 @@ export class Plane {
   /** Bind and hand over; `wish` is what is remembered when the port was chosen before. Returns the host port. */
   async #open(link: Link, p: PublishSpec, wish: PublishSpec = p): Promise<number> {
     const { fd, hostPort } = bindPublished(p, this.#deps.holderOf)
-    const { id, proto, hostAddress, guestAddress, guestPort } = p
-    await link.give({ op: 'publish', fds: 1, id, proto, hostAddress, hostPort, guestAddress, guestPort }, fd)
+    const { id, proto, hostAddress, guestAddress, guestAddress6, guestPort } = p
+    const guest = { guestAddress, guestAddress6, guestPort }
+    await link.give({ op: 'publish', fds: 1, id, proto, hostAddress, hostPort, ...guest }, fd)
     this.#carriedPublishes.add(id)
     const entry: PublishEntry = { spec: wish, hostPort }
     this.#ledger.publishes.set(id, entry)
@@ -435,9 +447,6 @@ export class Plane {
   }
 }
 
-/** Four bytes as a 32-bit word. Prefixes of a subnet are /8 to /30, so that the shift is never 32. */
-const word = (v4: string): number => v4.split('.').reduce((n, b) => ((n << 8) | Number(b)) >>> 0, 0)
-
 const same = (a: AttachRequest, b: AttachRequest): boolean =>
   a.name === b.name &&
   a.mac === b.mac &&
@@ -451,4 +460,5 @@ const samePublish = (had: PublishEntry, p: PublishSpec): boolean =>
   had.spec.hostAddress === p.hostAddress &&
   (p.hostPort === 0 || p.hostPort === had.hostPort) &&
   had.spec.guestAddress === p.guestAddress &&
+  had.spec.guestAddress6 === p.guestAddress6 &&
   had.spec.guestPort === p.guestPort

@@ -8,17 +8,26 @@ import { join } from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { holdersIn, procAddress } from '../../../src/plugins/host/holder.ts'
-import { bindPublished } from '../../../src/plugins/host/publisher.ts'
+import { addressesOverlap, bindPublished } from '../../../src/plugins/host/publisher.ts'
 import { answers, parseResolvConf, Resolvers, readResolvers } from '../../../src/plugins/host/resolvers.ts'
 import { close } from '../../../src/sys/fd.ts'
 
 test('resolv.conf: addresses in order, once each; anything else is passed over', () => {
   assert.deepEqual(
     parseResolvConf(
-      '# nameserver 9.9.9.9\n nameserver 10.0.0.1 \nnameserver\t2001:db8::1\nnameserver 10.0.0.1\nnameserver fe80::1%eth0\nnameserver dns.example\nsearch a b\n;nameserver 1.1.1.1\n',
+      '# nameserver 9.9.9.9\n nameserver 10.0.0.1 \nnameserver\t2001:db8::1\nnameserver 10.0.0.1\nnameserver fe80::1%nt-none0\nnameserver dns.example\nsearch a b\n;nameserver 1.1.1.1\n',
     ),
     ['10.0.0.1', '2001:db8::1'],
   )
+  // A link-local server is its link's, by number; of a link that is not there it cannot be asked.
+  const indexOf = (ifname: string) => (ifname === 'eth0' ? 7 : -19)
+  const zones = ['fe80::1%eth0', 'fe80::2%wlan0', 'febf::3%12', 'fd00::4%eth0', 'fe80::5', 'fe80::1%7']
+  assert.deepEqual(parseResolvConf(zones.map((z) => `nameserver ${z}\n`).join(''), indexOf), [
+    'fe80::1%7',
+    'febf::3%12',
+    'fd00::4',
+    'fe80::5',
+  ])
   assert.deepEqual(parseResolvConf(''), [])
 })
 
@@ -83,6 +92,18 @@ test('/proc/net: whose socket keeps an address from being bound', () => {
   assert.deepEqual(holdersIn(all, 'tcp', '127.0.0.1', 8080), ['1', '2', '5'])
   assert.deepEqual(holdersIn(all, 'tcp', '192.168.1.5', 8080), ['1', '5'])
   assert.deepEqual(holdersIn(table(row('00000000:0035', '07', 9)), 'udp', '127.0.0.1', 53), ['9'])
+  assert.equal(procAddress('fd00::1'), '000000FD000000000000000001000000')
+  const own = row(`${procAddress('fd00::1')}:1F90`, '0A', 6)
+  const mapped = row('0000000000000000FFFF00000501A8C0:1F90', '0A', 7)
+  const six6 = table(six, own, mapped)
+  assert.deepEqual(holdersIn(six6, 'tcp', '::', 8080), ['5', '6'])
+  assert.deepEqual(holdersIn(six6, 'tcp', 'fd00::1', 8080), ['5', '6'])
+  assert.deepEqual(holdersIn(six6, 'tcp', 'fd00::2', 8080), ['5'])
+  assert.deepEqual(holdersIn(six6, 'tcp', '0.0.0.0', 8080), ['5', '7'])
+  assert.deepEqual(holdersIn(six6, 'tcp', '192.168.1.5', 8080), ['5', '7'])
+  assert.deepEqual(holdersIn(six6, 'tcp', '*', 8080), ['5', '6', '7'])
+  assert.deepEqual(holdersIn(all, 'tcp', '::', 8080), ['5'])
+  assert.deepEqual(holdersIn(all, 'tcp', '*', 8080), ['1', '2', '5'])
 })
 
 test('a port is bound and listens; 0 picks a free one', async () => {
@@ -116,6 +137,50 @@ test('a busy UDP port is refused as well', () => {
     code: 'PORT_BUSY',
   })
   close(first.fd)
+})
+
+test('on all addresses of both families: one socket, and a port busy in either is busy', async () => {
+  for (const proto of ['tcp', 'udp'] as const) {
+    const both = bindPublished({ proto, hostAddress: '*', hostPort: 0 })
+    const port = both.hostPort
+    for (const hostAddress of ['0.0.0.0', '::', '127.0.0.1', '::1', '*'])
+      assert.throws(() => bindPublished({ proto, hostAddress, hostPort: port }), {
+        code: 'PORT_BUSY',
+        message: new RegExp(`node \\(pid ${process.pid}\\)`),
+      })
+    if (proto === 'tcp')
+      for (const address of ['127.0.0.1', '::1'])
+        await new Promise<void>((resolve, reject) => {
+          const s = connect(port, address, () => {
+            s.destroy()
+            resolve()
+          }).on('error', reject)
+        })
+    close(both.fd)
+    // One family leaves the other free; all of both then is not.
+    const six = bindPublished({ proto, hostAddress: '::', hostPort: port })
+    assert.throws(() => bindPublished({ proto, hostAddress: '*', hostPort: port }), { code: 'PORT_BUSY' })
+    const four = bindPublished({ proto, hostAddress: '0.0.0.0', hostPort: port })
+    close(six.fd)
+    assert.throws(() => bindPublished({ proto, hostAddress: '*', hostPort: port }), { code: 'PORT_BUSY' })
+    close(four.fd)
+  }
+})
+
+test('which wishes for a port meet', () => {
+  for (const [a, b, meet] of [
+    ['*', '10.0.0.1', true],
+    ['::', '*', true],
+    ['0.0.0.0', '10.0.0.1', true],
+    ['::', 'fd00::1', true],
+    ['::', '0.0.0.0', false],
+    ['fd00::1', '10.0.0.1', false],
+    ['10.0.0.1', '10.0.0.2', false],
+    ['fd00::1', '0.0.0.0', false],
+  ] as const) {
+    assert.equal(addressesOverlap(a, b), meet, `${a} ${b}`)
+    assert.equal(addressesOverlap(b, a), meet, `${b} ${a}`)
+  }
 })
 
 test('an address that the host does not have is said', () => {
