@@ -100,14 +100,22 @@ export const catalogue = {
   SUBNET_INVALID: entry(
     400,
     (p) => `"${p.subnet}" is not a usable subnet`,
-    () => 'give a private IPv4 subnet of /16 to /28, such as 192.168.120.0/24',
+    (p) =>
+      p.family === 6
+        ? 'give a /64 of unique local or global addresses, such as fd12:3456:789a:1::/64'
+        : 'give a private IPv4 subnet of /16 to /28, such as 192.168.120.0/24',
   ),
   SUBNET_TAKEN: entry(
     409,
     (p) => `the subnet ${p.subnet} overlaps ${p.by}`,
-    () => 'leave out --subnet to take the next free one',
+    (p) => `leave out ${p.family === 6 ? '--subnet6' : '--subnet'} to take the next free one`,
   ),
-  ADDRESS_INVALID: entry(400, (p) => `"${p.address}" is not an IPv4 address`),
+  ADDRESS_INVALID: entry(400, (p) => `"${p.address}" is neither an IPv4 nor an IPv6 address`),
+  ADDRESS_FAMILY: entry(
+    409,
+    (p) => `the address ${p.address} cannot be used on ${p.network}, which has no IPv${p.family}`,
+    (p) => `noid network info ${p.network} shows its subnets`,
+  ),
   ADDRESS_OUTSIDE: entry(400, (p) => `the address ${p.address} is outside the network ${p.network} (${p.subnet})`),
   ADDRESS_RESERVED: entry(409, (p) => `the address ${p.address} is reserved on ${p.network} for the ${p.role}`),
   ADDRESS_TAKEN: entry(
@@ -125,7 +133,7 @@ export const catalogue = {
   PORT_SPEC_INVALID: entry(
     400,
     (p) => `"${p.spec}" is not a port mapping: ${p.why}`,
-    () => 'write [HOSTIP:]HOST:GUEST[/udp], for example 8080:80 or 127.0.0.1:8000-8010:8000-8010/udp',
+    () => 'write [HOSTIP:]HOST:GUEST[/udp], for example 8080:80, [::1]:8080:80 or 127.0.0.1:8000-8010:8000-8010/udp',
   ),
   PORT_BUSY: entry(
     409,

@@ -15,7 +15,7 @@ export const proto = z.enum(['tcp', 'udp'])
 
 export const publish = z.object({
   proto,
-  /** 0.0.0.0 for all addresses. */
+  /** `*` for all addresses, 0.0.0.0 for all of IPv4, :: for all of IPv6. */
   hostAddress: z.string(),
   hostPort: z.number().int(),
   guestPort: z.number().int(),
@@ -34,6 +34,7 @@ export const vm = z.object({
   network: z.string(),
   backend: z.string(),
   address: z.string().nullable(),
+  address6: z.string().nullable(),
   mac: z.string(),
   cpus: z.number(),
   memMib: z.number(),
@@ -49,7 +50,8 @@ export const createVm = z.strictObject({
   name: z.string(),
   networkBackend: z.string().optional(),
   network: z.string().optional(),
-  ip: z.string().optional(),
+  /** Of either family, or one of each. */
+  ip: z.union([z.string(), z.array(z.string())]).optional(),
   mac: z.string().optional(),
   /** "[HOSTIP:]HOST:GUEST[/udp]" as typed; parsed once, by the daemon. */
   ports: z.array(z.string()).default([]),
@@ -78,6 +80,13 @@ export const network = z.object({
   gateway: z.string(),
   services: z.string(),
   hostAddress: z.string(),
+  /** False: an IPv6-only network, which does not use the four above. */
+  ipv4: z.boolean(),
+  /** null, and so are the three that follow: an IPv4-only network. */
+  subnet6: z.string().nullable(),
+  gateway6: z.string().nullable(),
+  services6: z.string().nullable(),
+  hostAddress6: z.string().nullable(),
   /** Whether the host has an interface on it, so that VMs can be reached by address. */
   hostReach: z.boolean(),
   domain: z.string(),
@@ -94,6 +103,9 @@ export const createNetwork = z.strictObject({
   name: z.string(),
   backend: z.string().optional(),
   subnet: z.string().optional(),
+  subnet6: z.string().optional(),
+  /** Left out: both where the backend has both. */
+  family: z.enum(['ipv4', 'ipv6']).optional(),
   mtu: z.number().int().min(576).max(65520).optional(),
   allowHost: z.array(z.number().int().min(1).max(65535)).default([]),
   config: z.record(z.string(), z.unknown()).optional(),
@@ -113,7 +125,7 @@ export const attach = z.strictObject({
   /** Wanted as its DNS name; another one is made of it when it is taken. */
   name: z.string().optional(),
   mac: z.string().optional(),
-  ip: z.string().optional(),
+  ip: z.union([z.string(), z.array(z.string())]).optional(),
   ports: z.array(z.string()).default([]),
 })
 export type Attach = z.input<typeof attach>

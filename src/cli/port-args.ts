@@ -1,4 +1,4 @@
-/** `[NAME] SPEC...`: a name has no colon and begins with a letter, a port spec has one. */
+/** `[NAME] SPEC...`: a name begins with a letter and has no colon, a port spec begins with a digit, `[` or `*`. */
 import { NoidError } from '../errors.ts'
 import { vmNamed } from './active.ts'
 

@@ -3,7 +3,7 @@
  *
  * Own tables and not a library's: the usual one takes 180 ms to load, more than a whole command may cost.
  */
-import type { Publish, Vm } from '../api/contract.ts'
+import type { Network, Publish, Vm } from '../api/contract.ts'
 
 export interface Column<T> {
   readonly head: string
@@ -52,9 +52,28 @@ export function size(bytes: number): string {
   return `${u === 0 ? n : n.toFixed(n < 10 ? 2 : n < 100 ? 1 : 0)} ${units[u]}`
 }
 
-/** "8080→80", "127.0.0.1:53→53/udp": as it was typed, without what is the default. */
+/** What there is of both families, IPv4 first. */
+export function ofFamilies(n: Pick<Network, 'ipv4'>, v4: string, v6: string | null): string[] {
+  return [...(n.ipv4 ? [v4] : []), ...(v6 === null ? [] : [v6])]
+}
+
+export const subnets = (n: Network): string[] => ofFamilies(n, n.subnet, n.subnet6)
+export const gateways = (n: Network): string[] => ofFamilies(n, n.gateway, n.gateway6)
+
+export function addresses(v: Pick<Vm, 'address' | 'address6'>, none: readonly string[] = ['-']): readonly string[] {
+  const all = [v.address, v.address6].filter((a) => a !== null)
+  return all.length === 0 ? none : all
+}
+
+/** On one line. */
+export const both = (list: readonly string[]): string => list.join(' and ')
+
+/** An address before a colon and a port (RFC 3986 §3.2.2). */
+export const hostText = (address: string): string => (address.includes(':') ? `[${address}]` : address)
+
+/** "8080→80", "127.0.0.1:53→53/udp", "[::1]:80→80": as it was typed, without what is the default. */
 export function port(p: Publish): string {
-  const host = p.hostAddress === '0.0.0.0' ? '' : `${p.hostAddress}:`
+  const host = p.hostAddress === '*' ? '' : `${hostText(p.hostAddress)}:`
   return `${host}${p.hostPort}→${p.guestPort}${p.proto === 'udp' ? '/udp' : ''}`
 }
 
@@ -72,7 +91,8 @@ const WEB = new Set([80, 3000, 5000, 8000, 8080, 8888])
 
 /** What a client on this machine uses to reach a published port: a command where it is likely the web. */
 export function reach(p: Publish): string {
-  const host = p.hostAddress === '0.0.0.0' ? 'localhost' : p.hostAddress
+  const { hostAddress: at } = p
+  const host = at === '*' || at === '0.0.0.0' ? 'localhost' : at === '::' ? '[::1]' : hostText(at)
   if (p.proto === 'tcp' && WEB.has(p.guestPort)) return `curl http://${host}:${p.hostPort}`
   return `${host}:${p.hostPort}${p.proto === 'udp' ? '/udp' : ''}`
 }

@@ -23,11 +23,17 @@ export default class Create extends NoidCommand {
       helpValue: 'BACKEND',
     }),
     network: Flags.string({ summary: 'Network to join; made when it does not exist.', helpValue: 'NAME' }),
-    ip: Flags.string({ summary: 'Fixed address on the network.', helpValue: 'ADDRESS' }),
+    ip: Flags.string({
+      summary: 'Fixed address on the network, of either family; given twice, one of each.',
+      multiple: true,
+      multipleNonGreedy: true,
+      helpValue: 'ADDRESS',
+    }),
     mac: Flags.string({ summary: 'Fixed MAC address.' }),
     port: Flags.string({
       char: 'p',
-      summary: 'Forward a port of this machine: [HOSTIP:]HOST:GUEST[/udp]; ranges, and HOST 0 for a free one.',
+      summary:
+        'Forward a port of this machine: [HOSTIP:]HOST:GUEST[/udp]; ranges, and HOST 0 for a free one. An IPv6 HOSTIP is written [::1].',
       multiple: true,
       multipleNonGreedy: true,
       helpValue: 'SPEC',

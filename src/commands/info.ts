@@ -2,7 +2,7 @@ import type { Vm } from '../api/contract.ts'
 import { vmNamed } from '../cli/active.ts'
 import { vmArg } from '../cli/args.ts'
 import { NoidCommand } from '../cli/base.ts'
-import { facts, ports, upFor } from '../cli/text.ts'
+import { addresses, both, facts, ports, upFor } from '../cli/text.ts'
 
 export default class Info extends NoidCommand {
   static override summary = 'Show everything about one VM.'
@@ -17,7 +17,7 @@ export default class Info extends NoidCommand {
       facts([
         ['Name', vm.name],
         ['State', vm.problem ? `${vm.state}: ${vm.problem}` : vm.state],
-        ['Address', vm.address ?? '-'],
+        ['Address', both(addresses(vm))],
         ['MAC', vm.mac],
         ['Network', `${vm.network} (${vm.backend})`],
         ['Ports', ports(vm.ports)],

@@ -19,6 +19,7 @@ export default class List extends NoidCommand {
           { head: 'NAME', cell: (v) => (v.name === active ? `${v.name} *` : v.name) },
           { head: 'STATE', cell: (v) => v.state },
           { head: 'ADDRESS', cell: (v) => v.address ?? '-' },
+          ...(vms.some((v) => v.address6 !== null) ? [{ head: 'IPV6', cell: (v: Vm) => v.address6 ?? '-' }] : []),
           { head: 'NETWORK', cell: (v) => v.network },
           { head: 'BACKEND', cell: (v) => v.backend },
           { head: 'PORTS', cell: (v) => ports(v.ports) },

@@ -3,7 +3,7 @@ import { vmArg } from '../cli/args.ts'
 import { NoidCommand } from '../cli/base.ts'
 import { forEachVm } from '../cli/many.ts'
 import { progressView } from '../cli/progress.ts'
-import { ports } from '../cli/text.ts'
+import { addresses, both, ports } from '../cli/text.ts'
 
 export default class Restart extends NoidCommand {
   static override summary = 'Stop VMs and start them again; address and ports stay.'
@@ -21,7 +21,7 @@ export default class Restart extends NoidCommand {
         const vm = await api.restart(name, view.line)
         view.end()
         this.say(
-          `${vm.name} is running at ${vm.address ?? '-'}${vm.ports.length > 0 ? `, ports ${ports(vm.ports)}` : ''}`,
+          `${vm.name} is running at ${both(addresses(vm))}${vm.ports.length > 0 ? `, ports ${ports(vm.ports)}` : ''}`,
         )
         return vm
       })

@@ -3,7 +3,7 @@ import { vmArg } from '../cli/args.ts'
 import { NoidCommand } from '../cli/base.ts'
 import { forEachVm } from '../cli/many.ts'
 import { progressView } from '../cli/progress.ts'
-import { ports } from '../cli/text.ts'
+import { addresses, both, ports } from '../cli/text.ts'
 
 export default class Start extends NoidCommand {
   static override summary = 'Start VMs that are stopped.'
@@ -21,7 +21,7 @@ export default class Start extends NoidCommand {
         const vm = await api.start(name, view.line)
         view.end()
         this.say(
-          `${vm.name} is running at ${vm.address ?? '-'}${vm.ports.length > 0 ? `, ports ${ports(vm.ports)}` : ''}`,
+          `${vm.name} is running at ${both(addresses(vm))}${vm.ports.length > 0 ? `, ports ${ports(vm.ports)}` : ''}`,
         )
         return vm
       })

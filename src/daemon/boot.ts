@@ -8,11 +8,11 @@
  */
 import { NoidError } from '../errors.ts'
 import type { Attachment, AttachRequest, NetworkBackend } from '../plugins/contract.ts'
-import type { Runtime, VmSpec } from '../runtimes/contract.ts'
+import type { Runtime, StartedNic, VmSpec } from '../runtimes/contract.ts'
 import { bounded, limitMs } from './bounded.ts'
 import { type Control, commonNics, type Progress, specOf } from './control.ts'
-import { type Networks, planOfNetwork } from './networks.ts'
-import { ANY_ADDRESS, clash } from './ports.ts'
+import { type Networks, plan6OfNetwork, planOfNetwork } from './networks.ts'
+import { ANY_ADDRESS, ANY_IPV4, clash } from './ports.ts'
 import type { NetworkRecord, Phase, PublishRecord, VmRecord } from './store.ts'
 
 /** Phases in which a VM's ports are bound, or about to be. */
@@ -67,14 +67,9 @@ export class Boot {
         phase: 'running',
         problem: null,
         startedAt: new Date().toISOString(),
-        ...(external ? { address: nic.address } : {}),
+        ...(external ? given(nic) : {}),
       })
-      store.setLease({
-        attachment: v.id,
-        address: nic.address,
-        state: 'bound',
-        expiresAt: nic.leaseMs === null ? null : Date.now() + nic.leaseMs,
-      })
+      this.#setLeases(v, nic)
     })
     checkpoint('started')
   }
@@ -92,7 +87,10 @@ export class Boot {
       network: n.id,
       name: v.name,
       mac: v.mac,
-      addresses: v.address === null ? [] : [`${v.address}/${planOfNetwork(n).subnet.prefix}`],
+      addresses: [
+        ...(v.address === null ? [] : [`${v.address}/${planOfNetwork(n).subnet.prefix}`]),
+        ...(v.address6 === null ? [] : [`${v.address6}/${plan6OfNetwork(n)?.subnet.prefix}`]),
+      ],
       accepts: commonNics(this.#c.runtimes.descriptor(v.runtime), this.#c.registry.descriptor(n.backend)),
       netns,
       wireNetns,
@@ -124,9 +122,10 @@ export class Boot {
               id: p.id,
               attachment: v.id,
               proto: p.proto,
-              hostAddress: p.hostAddress,
+              hostAddress: boundAddress(p, n),
               hostPort,
               guestAddress: v.address ?? '',
+              ...(v.address6 === null ? {} : { guestAddress6: v.address6 }),
               guestPort: p.guestPort,
             },
             s,
@@ -149,10 +148,15 @@ export class Boot {
 
   /** Which other VM has bound, or is about to bind, this host port. */
   holderOf(p: PublishRecord, self: string): VmRecord | undefined {
-    const q = this.#c.store
-      .publishesAt(p.proto, p.hostPort)
-      .find((o) => o.vm !== self && clash(o, p) && HOLDING.has(this.#c.store.vm(o.vm)?.phase ?? 'stopped'))
-    return q === undefined ? undefined : this.#c.store.vm(q.vm)
+    const { store } = this.#c
+    const bound = (o: PublishRecord, v: VmRecord | undefined): PublishRecord =>
+      v === undefined ? o : { ...o, hostAddress: boundAddress(o, store.network(v.network)) }
+    const mine = bound(p, store.vm(self))
+    for (const o of store.publishesAt(p.proto, p.hostPort)) {
+      const v = store.vm(o.vm)
+      if (v !== undefined && v.id !== self && HOLDING.has(v.phase) && clash(bound(o, v), mine)) return v
+    }
+    return undefined
   }
 
   /** Take it down, whatever state it is in. Throws what went wrong first, after everything was tried. */
@@ -214,20 +218,35 @@ export class Boot {
     this.#lease(v, nic)
   }
 
-  #lease(v: VmRecord, nic: { address: string; leaseMs: number | null }): void {
-    const expiresAt = nic.leaseMs === null ? null : Date.now() + nic.leaseMs
-    this.#c.store.setLease({ attachment: v.id, address: nic.address, state: 'bound', expiresAt })
+  #lease(v: VmRecord, nic: StartedNic): void {
+    this.#setLeases(v, nic)
     // An address that is not noid's to keep may be another one now.
     const n = this.#c.store.network(v.network)
     if (this.#c.registry.descriptor(n.backend).capabilities.addressing === 'external')
-      this.#c.store.updateVm(v.id, { address: nic.address })
+      this.#c.store.updateVm(v.id, given(nic))
+  }
+
+  #setLeases(v: VmRecord, nic: StartedNic): void {
+    const expiresAt = nic.leaseMs === null ? null : Date.now() + nic.leaseMs
+    for (const address of [nic.address, nic.address6])
+      if (address !== undefined) this.#c.store.setLease({ attachment: v.id, address, state: 'bound', expiresAt })
   }
 }
+
+/** The addresses of a nic that its surroundings gave, for the store. */
+const given = (nic: StartedNic): { address: string | null; address6: string | null } => ({
+  address: nic.address ?? null,
+  address6: nic.address6 ?? null,
+})
+
+/** What "all addresses" is on a network: those of IPv4 where it has nothing else. */
+const boundAddress = (p: PublishRecord, n: NetworkRecord): string =>
+  p.hostAddress === ANY_ADDRESS && n.subnet6 === null ? ANY_IPV4 : p.hostAddress
 
 export const busy = (p: PublishRecord, holder: string): NoidError =>
   new NoidError('PORT_BUSY', {
     proto: p.proto.toUpperCase(),
     port: p.hostPort,
-    address: p.hostAddress === ANY_ADDRESS ? 'this host' : p.hostAddress,
+    address: p.hostAddress === ANY_ADDRESS || p.hostAddress === ANY_IPV4 ? 'this host' : p.hostAddress,
     holder,
   })

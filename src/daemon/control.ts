@@ -13,6 +13,7 @@ import type { BackendDescriptor } from '../plugins/contract.ts'
 import type { Registry } from '../plugins/registry.ts'
 import type { Runtime, RuntimeContext, RuntimeDescriptor, VmSpec } from '../runtimes/contract.ts'
 import type { TakenSubnet } from './addressing.ts'
+import type { TakenPrefix6 } from './addressing6.ts'
 import type { KeyedMutex } from './mutex.ts'
 import type { Store, VmRecord } from './store.ts'
 
@@ -34,6 +35,7 @@ export interface Control {
   /** May make interfaces on the host. */
   readonly privileged: boolean
   readonly hostRoutes: () => readonly TakenSubnet[]
+  readonly hostRoutes6: () => readonly TakenPrefix6[]
   /** Called at named points between two steps; tests end the process there. */
   readonly checkpoint: (point: string) => void
 }

@@ -12,6 +12,7 @@ import type { Paths } from '../paths.ts'
 import { Registry, type Source } from '../plugins/registry.ts'
 import type { RuntimeDescriptor } from '../runtimes/contract.ts'
 import { parseRoutes, type TakenSubnet } from './addressing.ts'
+import { parseRoutes6, type TakenPrefix6 } from './addressing6.ts'
 import { bootId, type Control, type Log, Runtimes } from './control.ts'
 import { Foreign } from './foreign.ts'
 import { Lock } from './lock.ts'
@@ -41,6 +42,7 @@ export interface DaemonOptions {
   readonly defaultBackend?: string
   readonly debug?: boolean
   readonly hostRoutes?: () => readonly TakenSubnet[]
+  readonly hostRoutes6?: () => readonly TakenPrefix6[]
   readonly checkpoint?: (point: string) => void
 }
 
@@ -91,6 +93,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     bootId: bootId(),
     privileged: o.privileged,
     hostRoutes: o.hostRoutes ?? hostRoutes,
+    hostRoutes6: o.hostRoutes6 ?? hostRoutes6,
     checkpoint: o.checkpoint ?? (() => {}),
   }
   const networks = new Networks(control)
@@ -195,6 +198,15 @@ function groupId(name: string): number | undefined {
 const hostRoutes = (): readonly TakenSubnet[] => {
   try {
     return parseRoutes(readFileSync('/proc/net/route', 'latin1'))
+  } catch {
+    return []
+  }
+}
+
+/** None on a host without IPv6. */
+const hostRoutes6 = (): readonly TakenPrefix6[] => {
+  try {
+    return parseRoutes6(readFileSync('/proc/net/ipv6_route', 'latin1'))
   } catch {
     return []
   }

@@ -6,6 +6,7 @@
  * life: the first use of each one asks again, because createNetwork is idempotent and a reboot may lie in between.
  * Names: `default` and `isolated` are userspace's; another backend's are `default-BRIDGE`, `isolated-BRIDGE`.
  */
+import { randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
 import { dirname } from 'node:path'
@@ -13,7 +14,7 @@ import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CreateNetwork, Network } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
-import type { CaptureOptions, NetworkSpec, NetworkStats } from '../plugins/contract.ts'
+import type { BackendDescriptor, CaptureOptions, NetworkSpec, NetworkStats } from '../plugins/contract.ts'
 import {
   checkSubnet,
   chooseSubnet,
@@ -26,6 +27,19 @@ import {
   type Subnet,
   type TakenSubnet,
 } from './addressing.ts'
+import {
+  checkSubnet6,
+  chooseSubnet6,
+  formatIpv6,
+  formatPrefix6,
+  type Plan6,
+  type Prefix6,
+  parsePrefix6,
+  parseSubnet6,
+  plan6Of,
+  type TakenPrefix6,
+  ulaOf,
+} from './addressing6.ts'
 import { bounded, limitMs } from './bounded.ts'
 import { type Control, checkName, newId, type Progress } from './control.ts'
 import { Lock } from './lock.ts'
@@ -34,6 +48,8 @@ import type { NetworkRecord } from './store.ts'
 const PLAIN_BACKEND = 'userspace'
 const DOMAIN = 'noid.internal'
 const DEFAULT_MTU = 1500
+/** RFC 8200 §5: a link with less carries no IPv6. */
+const IPV6_MIN_MTU = 1280
 const MAX_WARNINGS = 20
 /** Whose turn it is to make a network, among root's daemons (several only where NOID_HOME is used). */
 const TURN_FILE = '/run/noid-networks.lock'
@@ -43,6 +59,13 @@ const named = (kind: 'default' | 'isolated', backend: string): string =>
   backend === PLAIN_BACKEND ? kind : `${kind}-${backend}`
 
 export const planOfNetwork = (n: NetworkRecord): Plan => planOf(parseCidr(n.subnet) as Subnet)
+
+/** undefined on an IPv4-only network. */
+export const plan6OfNetwork = (n: NetworkRecord): Plan6 | undefined =>
+  n.subnet6 === null ? undefined : plan6Of(parsePrefix6(n.subnet6) as Prefix6)
+
+/** What a person reads of a network's addresses. */
+const subnetsOf = (n: NetworkRecord): string => [n.ipv4 ? [n.subnet] : [], n.subnet6 ?? []].flat().join(' and ')
 
 /** A network as asked for: by name, and of which backend; whether it exists is seen when it is taken. */
 export interface Wanted {
@@ -105,10 +128,10 @@ export class Networks {
           return [made, insert(made)]
         })
         this.#c.checkpoint('reserved')
-        progress('step', `making the network ${n.name} (${n.subnet}, ${n.backend})`)
+        progress('step', `making the network ${n.name} (${subnetsOf(n)}, ${n.backend})`)
         for (const note of n.notes) progress('note', note)
         if (w.name !== named('default', w.backend) && w.name !== named('isolated', w.backend))
-          progress('note', `the network ${n.name} did not exist and is made: ${n.subnet}, backend ${n.backend}`)
+          progress('note', `the network ${n.name} did not exist and is made: ${subnetsOf(n)}, backend ${n.backend}`)
         await this.#carry(n, cancel)
         return result
       })
@@ -178,12 +201,15 @@ export class Networks {
       if (chosen.insteadOf !== undefined)
         notes.push(`192.168.100.0/24 overlaps ${chosen.insteadOf}, so ${w.name} is ${formatSubnet(subnet)}`)
     }
+    const subnet6 = this.#subnet6(d, body, notes)
     return {
       id: newId('n'),
       name: w.name,
       backend: w.backend,
       phase: 'creating',
       subnet: formatSubnet(subnet),
+      subnet6: subnet6 === undefined ? null : formatPrefix6(subnet6),
+      ipv4: body.family !== 'ipv6',
       domain: DOMAIN,
       mtu: body.mtu ?? DEFAULT_MTU,
       isolated,
@@ -195,7 +221,41 @@ export class Networks {
     }
   }
 
+  /** The prefix of a new network, or undefined for one without IPv6. */
+  #subnet6(d: BackendDescriptor, body: Partial<CreateNetwork>, notes: string[]): Prefix6 | undefined {
+    const { store, hostRoutes6 } = this.#c
+    const asked = body.subnet6 !== undefined || body.family === 'ipv6'
+    if (body.family === 'ipv4') return undefined
+    if (!d.capabilities.ipv6 || d.capabilities.addressing === 'external') {
+      if (asked) throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'give a network IPv6' })
+      return undefined
+    }
+    if (body.mtu !== undefined && body.mtu < IPV6_MIN_MTU) {
+      const why = `IPv6 needs an MTU of at least ${IPV6_MIN_MTU}`
+      if (asked) throw new NoidError('INVALID_INPUT', { what: why, hint: 'choose a greater --mtu, or --ipv4-only' })
+      notes.push(`${why}, so this network is IPv4-only`)
+      return undefined
+    }
+    const taken: TakenPrefix6[] = [
+      ...store.networks().flatMap((n) => {
+        const subnet = plan6OfNetwork(n)?.subnet
+        return subnet === undefined ? [] : [{ subnet, by: `the network "${n.name}"` }]
+      }),
+      ...hostRoutes6(),
+    ]
+    if (body.subnet6 === undefined) return chooseSubnet6(this.#ula(), taken)
+    const subnet = parseSubnet6(body.subnet6)
+    checkSubnet6(subnet, taken)
+    return subnet
+  }
+
+  /** This installation's own /48, random once and then kept. */
+  #ula(): Prefix6 {
+    return parsePrefix6(this.#c.store.installation('ula', () => formatPrefix6(ulaOf(randomBytes(5))))) as Prefix6
+  }
+
   async create(body: CreateNetwork): Promise<Network> {
+    checkFamilies(body)
     const w = this.resolve(body.name, body.backend)
     await this.#c.locks.run(`net:${w.name}`, async () => {
       if (this.#c.store.networkNamed(w.name) !== undefined)
@@ -265,6 +325,7 @@ export class Networks {
 
   specOf(n: NetworkRecord): NetworkSpec {
     const p = planOfNetwork(n)
+    const p6 = plan6OfNetwork(n)
     return {
       id: n.id,
       name: n.name,
@@ -272,6 +333,17 @@ export class Networks {
       gateway: formatIpv4(p.gateway),
       services: formatIpv4(p.services),
       hostAddress: formatIpv4(p.host),
+      ...(n.ipv4 ? {} : { ipv4: false }),
+      ...(p6 === undefined
+        ? {}
+        : {
+            ipv6: {
+              subnet: formatPrefix6(p6.subnet),
+              gateway: formatIpv6(p6.gateway),
+              services: formatIpv6(p6.services),
+              hostAddress: formatIpv6(p6.host),
+            },
+          }),
       domain: n.domain,
       mtu: n.mtu,
       isolated: n.isolated,
@@ -331,8 +403,17 @@ export class Networks {
       gateway: spec.gateway,
       services: spec.services,
       hostAddress: spec.hostAddress,
+      ipv4: n.ipv4,
+      subnet6: spec.ipv6?.subnet ?? null,
+      gateway6: spec.ipv6?.gateway ?? null,
+      services6: spec.ipv6?.services ?? null,
+      hostAddress6: spec.ipv6?.hostAddress ?? null,
       // An unprivileged daemon's networks have no host interface: one with that address is another daemon's.
-      hostReach: this.#c.privileged && local.includes(spec.hostAddress),
+      hostReach:
+        this.#c.privileged &&
+        local.some(
+          (a) => (n.ipv4 && a === spec.hostAddress) || (spec.ipv6 !== undefined && a === spec.ipv6.hostAddress),
+        ),
       domain: n.domain,
       mtu: n.mtu,
       isolated: n.isolated,
@@ -342,6 +423,15 @@ export class Networks {
       createdAt: n.createdAt,
     }
   }
+}
+
+function checkFamilies(body: CreateNetwork): void {
+  const unused = body.family === 'ipv4' ? body.subnet6 : body.family === 'ipv6' ? body.subnet : undefined
+  if (unused !== undefined)
+    throw new NoidError('INVALID_INPUT', {
+      what: `${unused} is of the family that the network is not to have`,
+      hint: 'leave out --ipv4-only or --ipv6-only, or the subnet',
+    })
 }
 
 async function parseConfig(parse: (raw: unknown) => unknown, raw: unknown): Promise<unknown> {

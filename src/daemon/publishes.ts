@@ -46,7 +46,7 @@ export class Publishes {
       const { store } = this.#c
       const { boot } = this.#vms
       const ports = parsePorts(specs, store.publishesOf(v.id))
-      this.#vms.mustPublish(store.network(v.network).backend)
+      this.#vms.mustPublish(store.network(v.network).backend, ports)
       const records = store.transaction(() => reserve(store, boot, v.id, ports))
       if (v.phase !== 'running') return records.map(publicPort)
       const undo = new AsyncDisposableStack()

@@ -94,7 +94,8 @@ export class Reconciler {
     if (v === undefined) return
     store.setLease({ attachment: e.attachment, address: e.address, state: e.state, expiresAt: e.expiresAt })
     const external = registry.descriptor(store.network(v.network).backend).capabilities.addressing === 'external'
-    if (external && e.state === 'bound') store.updateVm(v.id, { address: e.address })
+    if (external && e.state === 'bound')
+      store.updateVm(v.id, e.address.includes(':') ? { address6: e.address } : { address: e.address })
   }
 
   async #restored(e: Extract<BackendEvent, { type: 'restored' }>): Promise<void> {

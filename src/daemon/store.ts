@@ -36,6 +36,18 @@ const MIGRATIONS: readonly string[] = [
    CREATE TABLE leases (
      attachment TEXT PRIMARY KEY REFERENCES attachments(id) ON DELETE CASCADE, address TEXT NOT NULL, state TEXT NOT NULL,
      expires_at INTEGER) STRICT;`,
+  // IPv6. What was made before stays IPv4-only until it is made anew: nothing changes below a VM that runs.
+  `CREATE TABLE installation (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+   ALTER TABLE networks ADD COLUMN subnet6 TEXT;
+   ALTER TABLE networks ADD COLUMN ipv4 INTEGER NOT NULL DEFAULT 1;
+   ALTER TABLE vms ADD COLUMN address6 TEXT;
+   CREATE UNIQUE INDEX vm_address6 ON vms(network, address6);
+   CREATE TABLE leases_of_families (
+     attachment TEXT NOT NULL REFERENCES attachments(id) ON DELETE CASCADE, family INTEGER NOT NULL, address TEXT NOT NULL,
+     state TEXT NOT NULL, expires_at INTEGER, PRIMARY KEY (attachment, family)) STRICT;
+   INSERT INTO leases_of_families SELECT attachment, 4, address, state, expires_at FROM leases;
+   DROP TABLE leases;
+   ALTER TABLE leases_of_families RENAME TO leases;`,
 ]
 export const SCHEMA_VERSION = MIGRATIONS.length
 
@@ -48,6 +60,10 @@ export interface NetworkRecord {
   readonly backend: string
   readonly phase: 'creating' | 'ready' | 'deleting'
   readonly subnet: string
+  /** null: an IPv4-only network. */
+  readonly subnet6: string | null
+  /** False: an IPv6-only network; its subnet is not used. */
+  readonly ipv4: boolean
   readonly domain: string
   readonly mtu: number
   readonly isolated: boolean
@@ -69,6 +85,7 @@ export interface VmRecord {
   readonly runtime: string
   readonly network: string
   readonly address: string | null
+  readonly address6: string | null
   readonly mac: string
   readonly cpus: number
   readonly memMib: number
@@ -98,6 +115,7 @@ export interface PublishRecord {
 
 export interface LeaseRecord {
   readonly attachment: string
+  readonly family: 4 | 6
   readonly address: string
   readonly state: LeaseRow['state']
   readonly expiresAt: number | null
@@ -107,7 +125,7 @@ type Row = Record<string, unknown>
 
 /** Columns that are JSON or truth values in SQLite; everything else is as it is. */
 const JSON_COLUMNS = new Set(['allow_host', 'config', 'notes', 'handle', 'body'])
-const BOOLEAN_COLUMNS = new Set(['isolated', 'on_demand', 'picked'])
+const BOOLEAN_COLUMNS = new Set(['isolated', 'on_demand', 'picked', 'ipv4'])
 const snake = (s: string): string => s.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`)
 const camel = (s: string): string => s.replace(/_([a-z])/g, (_, c: string) => c.toUpperCase())
 
@@ -131,7 +149,7 @@ function decode<T>(row: Row): T {
   return out as T
 }
 
-type Table = 'networks' | 'vms' | 'attachments' | 'publishes' | 'leases'
+type Table = 'installation' | 'networks' | 'vms' | 'attachments' | 'publishes' | 'leases'
 
 export class Store {
   readonly #db: DatabaseSync
@@ -206,6 +224,15 @@ export class Store {
     return row === undefined ? undefined : decode<T>(row as Row)
   }
 
+  /** A value of this installation's own, made on first use and the same for ever after. */
+  installation(key: string, make: () => string): string {
+    const kept = this.#one<{ value: string }>('SELECT value FROM installation WHERE key = ?', key)
+    if (kept !== undefined) return kept.value
+    const value = make()
+    this.#insert('installation', { key, value })
+    return value
+  }
+
   // -- networks --------------------------------------------------------------------------------------------------------
   networks = (): NetworkRecord[] => this.#all('SELECT * FROM networks ORDER BY created_at, name')
   network = (id: string): NetworkRecord => {
@@ -254,11 +281,11 @@ export class Store {
     this.#db.prepare('DELETE FROM publishes WHERE id = ?').run(id)
   }
 
-  lease = (attachment: string): LeaseRecord | undefined =>
-    this.#one('SELECT * FROM leases WHERE attachment = ?', attachment)
+  lease = (attachment: string, family: 4 | 6 = 4): LeaseRecord | undefined =>
+    this.#one('SELECT * FROM leases WHERE attachment = ? AND family = ?', attachment, family)
   /** A lease of an attachment that is gone already is forgotten silently. */
-  setLease = (l: LeaseRecord): void => {
+  setLease = (l: Omit<LeaseRecord, 'family'>): void => {
     if (this.#db.prepare('SELECT 1 FROM attachments WHERE id = ?').get(l.attachment) !== undefined)
-      this.#insert('leases', l, true)
+      this.#insert('leases', { ...l, family: l.address.includes(':') ? 6 : 4 }, true)
   }
 }

@@ -9,10 +9,11 @@ import { mkdir, rm } from 'node:fs/promises'
 import type { CreateVm, Publish, Vm } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
 import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
+import { claimAddress6, formatIpv6, type Holder6, nextAddress6, parseIpv6, slaacOf } from './addressing6.ts'
 import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
 import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
-import { type Networks, planOfNetwork, type Wanted } from './networks.ts'
+import { type Networks, plan6OfNetwork, planOfNetwork, type Wanted } from './networks.ts'
 import { parsePorts } from './ports.ts'
 import { publicPort, reserve } from './publishes.ts'
 import type { NetworkRecord, Phase, VmRecord } from './store.ts'
@@ -26,8 +27,15 @@ interface Plan {
   readonly wanted: Wanted
   readonly runtime: string
   readonly mac: string | undefined
+  readonly fixed: FixedAddresses
   readonly ports: readonly Publish[]
   readonly foreign: ForeignOrigin | undefined
+}
+
+/** What `--ip` names, of each family at most one. */
+interface FixedAddresses {
+  readonly v4?: string
+  readonly v6?: string
 }
 
 /** A namespace that somebody else has made, and that one's id for it. */
@@ -115,12 +123,10 @@ export class Vms {
       })
     commonNics(runtime, backend)
     const ports = parsePorts(body.ports ?? [])
-    if (ports.length > 0) this.mustPublish(wanted.backend)
-    if (body.ip !== undefined) {
-      if (backend.capabilities.addressing === 'external')
-        throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
-      if (parseIpv4(body.ip) === undefined) throw new NoidError('ADDRESS_INVALID', { address: body.ip })
-    }
+    this.mustPublish(wanted.backend, ports)
+    const fixed = fixedAddresses(body.ip)
+    if (body.ip !== undefined && backend.capabilities.addressing === 'external')
+      throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
     const mac = body.mac === undefined ? undefined : parseMac(body.mac)
     const b = await registry.backend(wanted.backend)
     const status = await bounded(`asking the backend ${wanted.backend}`, limitMs.status, (s) => b.status(s))
@@ -132,13 +138,16 @@ export class Vms {
         hint: p?.hint,
       })
     }
-    return { body, wanted, runtime: runtime.name, mac, ports, foreign }
+    return { body, wanted, runtime: runtime.name, mac, fixed, ports, foreign }
   }
 
-  /** Throws when the backend forwards no ports. */
-  mustPublish(backend: string): void {
-    if (!this.#c.registry.descriptor(backend).capabilities.publish)
-      throw new NoidError('CAPABILITY_MISSING', { backend, what: 'publish ports' })
+  /** Throws when the backend cannot forward these ports. */
+  mustPublish(backend: string, ports: readonly Publish[]): void {
+    const { publish, ipv6 } = this.#c.registry.descriptor(backend).capabilities
+    if (ports.length > 0 && !publish) throw new NoidError('CAPABILITY_MISSING', { backend, what: 'publish ports' })
+    const six = ports.find((p) => p.hostAddress.includes(':'))
+    if (six !== undefined && !ipv6)
+      throw new NoidError('CAPABILITY_MISSING', { backend, what: `publish ports on ${six.hostAddress}` })
   }
 
   /** The VM's rows: in one transaction, without a pause, so that no two VMs are given one address or MAC. */
@@ -148,6 +157,8 @@ export class Vms {
     const holder = plan.mac === undefined ? undefined : store.vmWithMac(plan.mac)
     if (holder !== undefined) throw new NoidError('MAC_TAKEN', { mac: plan.mac, by: holder.name })
     const external = registry.descriptor(n.backend).capabilities.addressing === 'external'
+    const mac = plan.mac ?? macOf(id, (m) => store.vmWithMac(m) !== undefined)
+    const addresses = external ? { address: null, address6: null } : this.#addresses(plan.fixed, n)
     store.addVm({
       id,
       name: body.name,
@@ -155,8 +166,8 @@ export class Vms {
       problem: null,
       runtime: plan.runtime,
       network: n.id,
-      address: external ? null : this.#address(body.ip, n),
-      mac: plan.mac ?? macOf(id, (m) => store.vmWithMac(m) !== undefined),
+      ...addresses,
+      mac,
       cpus: body.cpus ?? 1,
       memMib: body.memMib ?? 512,
       image: body.image ?? null,
@@ -171,12 +182,39 @@ export class Vms {
     reserve(store, this.boot, id, plan.ports)
   }
 
-  #address(ip: string | undefined, n: NetworkRecord): string {
+  #addresses(fixed: FixedAddresses, n: NetworkRecord): { address: string | null; address6: string | null } {
+    if (fixed.v4 !== undefined && !n.ipv4)
+      throw new NoidError('ADDRESS_FAMILY', { address: fixed.v4, network: n.name, family: 4 })
+    if (fixed.v6 !== undefined && n.subnet6 === null)
+      throw new NoidError('ADDRESS_FAMILY', { address: fixed.v6, network: n.name, family: 6 })
+    const v4 = n.ipv4 ? this.#address(fixed.v4, n) : undefined
+    const v6 = this.#address6(fixed.v6, n, v4)
+    return {
+      address: v4 === undefined ? null : formatIpv4(v4),
+      address6: v6 === undefined ? null : formatIpv6(v6),
+    }
+  }
+
+  #address(ip: string | undefined, n: NetworkRecord): number {
     const holders: Holder[] = this.#c.store
       .vmsOn(n.id)
       .flatMap((v) => (v.address === null ? [] : [{ address: parseIpv4(v.address) as number, vm: v.name }]))
     const p = planOfNetwork(n)
-    return formatIpv4(ip === undefined ? nextAddress(n.name, p, holders) : claimAddress(ip, n.name, p, holders))
+    return ip === undefined ? nextAddress(n.name, p, holders) : claimAddress(ip, n.name, p, holders)
+  }
+
+  #address6(ip: string | undefined, n: NetworkRecord, v4: number | undefined): bigint | undefined {
+    const p = plan6OfNetwork(n)
+    if (p === undefined) return undefined
+    // What others make of their MACs is theirs as well.
+    const holders: Holder6[] = this.#c.store
+      .vmsOn(n.id)
+      .flatMap((v) => [
+        ...(v.address6 === null ? [] : [{ address: parseIpv6(v.address6) as bigint, vm: v.name }]),
+        { address: slaacOf(p, v.mac), vm: v.name },
+      ])
+    if (ip !== undefined) return claimAddress6(ip, n.name, p, holders)
+    return nextAddress6(p, holders, v4 === undefined ? undefined : v4 & 255)
   }
 
   // -- start, stop, restart, destroy -----------------------------------------------------------------------------------
@@ -346,6 +384,7 @@ export class Vms {
       network: n.name,
       backend: n.backend,
       address: v.address,
+      address6: v.address6,
       mac: v.mac,
       cpus: v.cpus,
       memMib: v.memMib,
@@ -357,4 +396,19 @@ export class Vms {
       startedAt: v.startedAt,
     }
   }
+}
+
+function fixedAddresses(ip: CreateVm['ip']): FixedAddresses {
+  const fixed: { v4?: string; v6?: string } = {}
+  for (const address of ip === undefined ? [] : [ip].flat()) {
+    const family = parseIpv4(address) !== undefined ? 'v4' : parseIpv6(address) !== undefined ? 'v6' : undefined
+    if (family === undefined) throw new NoidError('ADDRESS_INVALID', { address })
+    if (fixed[family] !== undefined)
+      throw new NoidError('INVALID_INPUT', {
+        what: `${fixed[family]} and ${address} are of one family`,
+        hint: 'a VM has one fixed address of each family at most',
+      })
+    fixed[family] = address
+  }
+  return fixed
 }

@@ -45,7 +45,10 @@ export interface VmHandle {
 }
 
 export interface StartedNic {
-  readonly address: string
+  /** Absent on an IPv6-only network. */
+  readonly address?: string
+  /** The one by which the VM is known; it may have others (SLAAC). Absent on an IPv4-only network. */
+  readonly address6?: string
   readonly leaseMs: number | null
 }
 

@@ -9,10 +9,11 @@ const paths = ownPaths()
 const world = new World(join(process.env.NOID_HOME as string, 'world'))
 const plain = fakeBackend(world, 'userspace')
 const bare = fakeBackend(world, 'bare', { publish: false, isolation: false })
+const dual = fakeBackend(world, 'dual', { ipv6: true })
 const daemon = await startDaemon({
   paths,
   sources: [
-    { from: 'noid', backends: async () => [plain, bare] },
+    { from: 'noid', backends: async () => [plain, bare, dual] },
     { from: 'broken', backends: () => Promise.reject(new Error('it throws')) },
   ],
   runtimes: [fakeRuntime(world)],
@@ -20,6 +21,7 @@ const daemon = await startDaemon({
   version: '0.0.0-test',
   privileged: false,
   hostRoutes: () => [],
+  hostRoutes6: () => [],
   checkpoint: (point) => {
     if (point === process.env.CRASH_AT) process.kill(process.pid, 'SIGKILL')
   },

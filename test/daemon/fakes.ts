@@ -15,8 +15,10 @@ import type {
   BackendDescriptor,
   CaptureOptions,
   NetworkBackend,
+  NetworkSpec,
+  PublishSpec,
 } from '../../src/plugins/contract.ts'
-import type { Runtime, RuntimeDescriptor } from '../../src/runtimes/contract.ts'
+import type { Runtime, RuntimeDescriptor, StartedNic } from '../../src/runtimes/contract.ts'
 import { isRunning, processStat } from '../../src/sys/process.ts'
 
 /** How the fakes misbehave, read from a file before each call, so that a test can change it while the daemon runs. */
@@ -82,8 +84,9 @@ class FakeBackend implements NetworkBackend {
     if (this.#w.mood.hangStatus) await new Promise(() => {})
     return { ok: true, problems: [] }
   }
-  async createNetwork(n: { id: string }) {
+  async createNetwork(n: NetworkSpec) {
     this.#w.called(`createNetwork ${n.id}`)
+    this.#w.put(`.spec-${n.name}`, JSON.stringify(n))
     this.#w.put(`net-${n.id}`)
   }
   async deleteNetwork(id: string) {
@@ -91,6 +94,7 @@ class FakeBackend implements NetworkBackend {
   }
   async attach(r: Parameters<NetworkBackend['attach']>[0]): Promise<Attachment> {
     this.#w.called(`attach ${r.name}`)
+    this.#w.put(`.attach-${r.name}`, JSON.stringify(r))
     await sleep(this.#w.mood.slowMs ?? 1)
     this.#w.put(`att-${r.network}-${r.id}`)
     if (this.#w.mood.failAttach) throw new Error('the fake does not attach')
@@ -126,7 +130,8 @@ class FakeBackend implements NetworkBackend {
   }
   async close() {}
   ports = {
-    publish: async (p: { id: string; proto: string; hostPort: number; hostAddress: string }) => {
+    publish: async (p: PublishSpec) => {
+      this.#w.put('.publish', JSON.stringify(p))
       const mine = this.#w.list().find((f) => f.startsWith('pub-') && this.#w.get(f) === p.id)
       if (mine !== undefined) return { hostPort: Number(mine.split('-')[2]) }
       let port = p.hostPort
@@ -160,6 +165,16 @@ class FakeBackend implements NetworkBackend {
   }
 }
 
+function nicOf(a: Attachment): StartedNic {
+  const all = a.addresses.map((x) => x.split('/')[0] as string)
+  const [address, address6] = [all.find((x) => !x.includes(':')), all.find((x) => x.includes(':'))]
+  return {
+    ...(address === undefined ? {} : { address }),
+    ...(address6 === undefined ? {} : { address6 }),
+    leaseMs: 3600_000,
+  }
+}
+
 class FakeRuntime implements Runtime {
   readonly #w: World
 
@@ -180,11 +195,11 @@ class FakeRuntime implements Runtime {
   }
   async start(...[, h, a]: Parameters<Runtime['start']>) {
     if (this.#w.mood.failStart) throw new NoidError('VM_START_FAILED', { name: 'x', why: 'the fake does not start' })
-    return { handle: h, nic: { address: (a.addresses[0] ?? '').split('/')[0] as string, leaseMs: 3600_000 } }
+    return { handle: h, nic: nicOf(a) }
   }
   async renic(...[vm, , a]: Parameters<Runtime['renic']>) {
     this.#w.called(`renic ${vm.name}`)
-    return { address: (a.addresses[0] ?? '').split('/')[0] as string, leaseMs: 3600_000 }
+    return nicOf(a)
   }
   async stop(...[vm]: Parameters<Runtime['stop']>) {
     if (!this.#w.has(`vm-${vm.id}`)) return

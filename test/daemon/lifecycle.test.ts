@@ -270,10 +270,11 @@ test('backends are listed with their state; a plug-in that throws is named; one 
     [
       ['userspace', true],
       ['bare', true],
+      ['dual', true],
       ['broken', false],
     ],
   )
-  assert.match(list[2]?.problems[0]?.what ?? '', /it throws/)
+  assert.match(list[3]?.problems[0]?.what ?? '', /it throws/)
 })
 
 test('one daemon serves a store; a second ends by itself, and a stale socket is replaced', async (t) => {

@@ -1,7 +1,7 @@
 import type { Network } from '../../api/contract.ts'
 import { networkArg } from '../../cli/args.ts'
 import { NoidCommand } from '../../cli/base.ts'
-import { facts } from '../../cli/text.ts'
+import { both, facts, gateways, ofFamilies, subnets } from '../../cli/text.ts'
 
 export default class NetworkInfo extends NoidCommand {
   static override summary = 'Show everything about one network.'
@@ -18,16 +18,16 @@ export default class NetworkInfo extends NoidCommand {
         ...(n.addressing === 'external'
           ? ([['Addresses', 'given by what the backend connects to']] as const)
           : ([
-              ['Subnet', n.subnet],
-              ['Gateway', n.gateway],
-              ['DHCP and DNS', n.services],
+              ['Subnet', both(subnets(n))],
+              ['Gateway', both(gateways(n))],
+              ['DHCP and DNS', both(ofFamilies(n, n.services, n.services6))],
             ] as const)),
         [
           'Host',
           n.addressing === 'external'
             ? 'as the backend has it'
             : n.hostReach
-              ? n.hostAddress
+              ? both(ofFamilies(n, n.hostAddress, n.hostAddress6))
               : 'no interface here; reach VMs by published ports',
         ],
         ['Domain', n.domain],

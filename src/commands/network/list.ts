@@ -1,6 +1,6 @@
 import type { Network } from '../../api/contract.ts'
 import { NoidCommand } from '../../cli/base.ts'
-import { table } from '../../cli/text.ts'
+import { ofFamilies, table } from '../../cli/text.ts'
 
 export default class NetworkList extends NoidCommand {
   static override summary = 'List the networks.'
@@ -17,9 +17,12 @@ export default class NetworkList extends NoidCommand {
         table(networks, [
           { head: 'NAME', cell: (n) => n.name },
           { head: 'BACKEND', cell: (n) => n.backend },
-          { head: 'SUBNET', cell: (n) => (n.addressing === 'external' ? '-' : n.subnet) },
-          { head: 'GATEWAY', cell: (n) => (n.addressing === 'external' ? '-' : n.gateway) },
-          { head: 'HOST', cell: (n) => (n.hostReach ? n.hostAddress : '-') },
+          { head: 'SUBNET', cell: (n) => (n.addressing === 'external' || !n.ipv4 ? '-' : n.subnet) },
+          { head: 'GATEWAY', cell: (n) => (n.addressing === 'external' || !n.ipv4 ? '-' : n.gateway) },
+          ...(networks.some((n) => n.subnet6 !== null)
+            ? [{ head: 'IPV6', cell: (n: Network) => n.subnet6 ?? '-' }]
+            : []),
+          { head: 'HOST', cell: (n) => (n.hostReach ? (ofFamilies(n, n.hostAddress, n.hostAddress6)[0] ?? '-') : '-') },
           { head: 'VMS', cell: (n) => n.vms.join(' ') || '-' },
         ]),
       )

@@ -2,7 +2,7 @@ import type { Publish } from '../../api/contract.ts'
 import { vmNamed } from '../../cli/active.ts'
 import { vmArg } from '../../cli/args.ts'
 import { NoidCommand } from '../../cli/base.ts'
-import { reach, table } from '../../cli/text.ts'
+import { hostText, reach, table } from '../../cli/text.ts'
 
 export default class PortList extends NoidCommand {
   static override summary = "List a VM's published ports."
@@ -19,7 +19,7 @@ export default class PortList extends NoidCommand {
       this.say(
         table(list, [
           { head: 'PROTO', cell: (p) => p.proto },
-          { head: 'HOST', cell: (p) => `${p.hostAddress}:${p.hostPort}`, right: true },
+          { head: 'HOST', cell: (p) => `${hostText(p.hostAddress)}:${p.hostPort}`, right: true },
           { head: 'GUEST', cell: (p) => String(p.guestPort), right: true },
           { head: 'TRY', cell: reach },
         ]),
