@@ -112,7 +112,7 @@ const walls: Record<string, Wall> = {
       /^src\/errors\.ts$/,
       /^#tun-tap$/,
       /^(zod|ipaddr\.js|@oclif\/core)$/,
-      /^(#dhcp-packet|dns-packet)$/,
+      /^(#dhcp-packet(\/v6)?|dns-packet)$/,
       NODE,
     ],
     // The conformance kit asks for leases as a sandbox does.
@@ -120,17 +120,17 @@ const walls: Record<string, Wall> = {
   },
   'runtimes know no backend': {
     room: /^src\/runtimes\//,
-    may: [/^src\/(runtimes|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet|tun-tap)$/, NODE],
+    may: [/^src\/(runtimes|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet(\/v6)?|tun-tap)$/, NODE],
     mayType: [/^src\/plugins\/contract\.ts$/],
   },
   'dataplane → netstack, sys': {
     room: /^src\/dataplane\//,
-    may: [/^src\/(dataplane|netstack|sys)\//, /^src\/errors\.ts$/, /^#(tun-tap|dhcp-packet)$/, NODE],
+    may: [/^src\/(dataplane|netstack|sys)\//, /^src\/errors\.ts$/, /^#(tun-tap|dhcp-packet(\/v6)?)$/, NODE],
     mayType: [/^src\/plugins\/contract\.ts$/],
   },
   'the netstack is pure': {
     room: /^src\/netstack\//,
-    may: [/^src\/netstack\//, /^#dhcp-packet$/, /^(dns-packet|lru-cache)$/],
+    may: [/^src\/netstack\//, /^#dhcp-packet(\/v6)?$/, /^(dns-packet|lru-cache)$/],
     // The rows people are shown, and what a network is told to be.
     mayType: [/^src\/plugins\/contract\.ts$/, /^src\/dataplane\/protocol\.ts$/],
   },

@@ -77,7 +77,10 @@ export class DataPlaneProcess {
         const hello = await link.request<HelloAnswer>({ op: 'hello' })
         if (hello.version === PROTOCOL_VERSION)
           return { link, hello, identity: this.#identity(hello.pid), started: false }
-        this.#log('warn', `the data plane of ${this.#network} speaks version ${hello.version}: it is replaced`)
+        this.#log(
+          'warn',
+          `the data plane of ${this.#network} speaks version ${hello.version}: it is replaced, its flows end`,
+        )
         await link.request({ op: 'stop' }).catch(() => {})
       } catch (e) {
         this.#log('warn', `the data plane of ${this.#network} does not answer: ${(e as Error).message}`)

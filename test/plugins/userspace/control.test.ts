@@ -9,6 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { Control, type ControlHandler, type ControlReactor } from '../../../src/dataplane/control.ts'
 import type { Request } from '../../../src/dataplane/protocol.ts'
 import { Link, Refused } from '../../../src/plugins/dataplane/link.ts'
+import { DataPlaneProcess } from '../../../src/plugins/dataplane/process.ts'
 import { isOpen } from '../../../src/sys/scm.ts'
 
 /** Level-triggered by asking everybody again and again. */
@@ -179,4 +180,19 @@ test('a control socket that was replaced or removed is not reachable', () => {
   assert.ok(!control.reachable())
   writeFileSync(control.path, '')
   assert.ok(!control.reachable())
+})
+
+test('a data plane of another version is told to end, and the log says what that means', async () => {
+  const asked: string[] = []
+  handle = (r) => {
+    asked.push(r.op)
+    return r.op === 'hello'
+      ? { version: 1, pid: process.pid, attachments: [], publishes: [], configured: true }
+      : undefined
+  }
+  const said: string[] = []
+  const old = new DataPlaneProcess(dir, 'net', (_, message) => said.push(message))
+  assert.equal(await old.adopt(new AbortController().signal), undefined)
+  assert.deepEqual(asked, ['hello', 'stop'])
+  assert.match(said.join(), /of net speaks version 1.*flows end/)
 })
