@@ -1,9 +1,11 @@
 /**
- * The leases of one network: which attachment has which address, and how far the client has got with it.
+ * The leases of one network in one family: which attachment has which address, and how far the client has got with it.
  *
  * Owns: states and expiry. A lease belongs to a switch port (the attachment behind it), never to a MAC or a client id: the
  * same VM has the same address after a restart, with another MAC, under another operating system. Addresses are given by
  * the control plane, which also stores them; what changes here is reported through `changed`.
+ *
+ * In DHCPv6's words DISCOVER is SOLICIT; CONFIRM changes nothing.
  *
  *   reserved ──DISCOVER──▶ offered ──REQUEST──▶ bound ──time──▶ expired      (RELEASE leads back to reserved)
  *                                                 └──DECLINE──▶ declined ──HOLD_OFF──▶ may be offered again
@@ -64,8 +66,16 @@ export class Leases {
     return this.#byPort.get(port)
   }
 
-  all(): IterableIterator<Lease> {
-    return this.#byPort.values()
+  /** For people. */
+  rows(now: number): LeaseInfo[] {
+    return Array.from(this.#byPort.values(), (l) => ({
+      vm: l.name,
+      address: l.address,
+      mac: l.mac,
+      hostname: l.hostname,
+      state: l.state,
+      expiresInMs: l.state === 'bound' ? Math.max(0, l.expiresAt - now) : null,
+    }))
   }
 
   /** Idempotent: the same address on the same port keeps the lease's state. */

@@ -16,6 +16,7 @@ import { Address, parseIp } from '../wire/address.ts'
 import { LIMITED_BROADCAST } from '../wire/ipv4.ts'
 import { type Binding, type Lease, type LeaseInfo, Leases } from './leases.ts'
 import { type DhcpNetwork, leaseOptions, type ReplyOptions } from './options.ts'
+import { printable, Ration, Reports } from './ration.ts'
 import { BROADCAST_MAC, type Mac, stationOf } from './station.ts'
 
 export const SERVER_PORT = 67
@@ -34,9 +35,6 @@ export const dhcpDrops = {
 } as const
 export type DhcpDrop = keyof typeof dhcpDrops
 
-/** Messages a port may send at once, and per second after that. */
-const BURST = 30
-const RATE = 10
 /** Bytes of IP and UDP headers, which a client's maximum message size includes. */
 const HEADERS = 28
 /** What every client can receive (RFC 2131 §2). */
@@ -49,9 +47,8 @@ export class DhcpServer implements DatagramService {
   readonly #reply: Reply
   readonly #drop: (port: number, reason: DhcpDrop) => void
   readonly #leases: Leases
-  readonly #allowance = new Map<number, { left: number; at: number }>()
-  /** State and time of a port's last report, so that a client which keeps asking does not keep the store writing. */
-  readonly #reported = new Map<number, { state: string; at: number }>()
+  readonly #ration = new Ration()
+  readonly #reports: Reports
   readonly #network: DhcpNetwork
   readonly #serverAddress: Address
 
@@ -61,7 +58,8 @@ export class DhcpServer implements DatagramService {
     this.#drop = drop
     this.#network = network
     this.#serverAddress = parseIp(network.services)
-    this.#leases = new Leases((l) => this.#report(l))
+    this.#reports = new Reports(host)
+    this.#leases = new Leases((l) => this.#reports.lease(l))
   }
 
   /** Give a port its address. Idempotent; another address than before starts over, and the client's next message is NAKed. */
@@ -71,20 +69,12 @@ export class DhcpServer implements DatagramService {
 
   unbind(port: number): void {
     this.#leases.unbind(port)
-    this.#allowance.delete(port)
-    this.#reported.delete(port)
+    this.#ration.forget(port)
+    this.#reports.forget(port)
   }
 
   rows(): LeaseInfo[] {
-    const now = this.#host.now()
-    return Array.from(this.#leases.all(), (l) => ({
-      vm: l.name,
-      address: l.address,
-      mac: l.mac,
-      hostname: l.hostname,
-      state: l.state,
-      expiresInMs: l.state === 'bound' ? Math.max(0, l.expiresAt - now) : null,
-    }))
+    return this.#leases.rows(this.#host.now())
   }
 
   tick(now: number): void {
@@ -99,7 +89,7 @@ export class DhcpServer implements DatagramService {
   #take(d: Datagram, now: number): DhcpDrop | undefined {
     const lease = this.#leases.get(d.port)
     if (lease === undefined) return 'dhcp-unknown-port'
-    if (!this.#allowed(d.port, now)) return 'dhcp-flood'
+    if (!this.#ration.allows(d.port, now)) return 'dhcp-flood'
     try {
       const p = decode(this.#host.arena.bytes.subarray(d.off, d.off + d.len))
       const station = stationOf(p.chaddr)
@@ -218,34 +208,4 @@ export class DhcpServer implements DatagramService {
   get #leaseMs(): number {
     return this.#network.leaseSeconds * 1000
   }
-
-  #allowed(port: number, now: number): boolean {
-    const a = this.#allowance.get(port)
-    if (a === undefined) {
-      this.#allowance.set(port, { left: BURST - 1, at: now })
-      return true
-    }
-    a.left = Math.min(BURST, a.left + ((now - a.at) * RATE) / 1000)
-    a.at = now
-    if (a.left < 1) return false
-    a.left--
-    return true
-  }
-
-  #report(l: Lease): void {
-    const now = this.#host.now()
-    const last = this.#reported.get(l.port)
-    if (last !== undefined && last.state === l.state && now - last.at < 1000) return
-    this.#reported.set(l.port, { state: l.state, at: now })
-    this.#host.notify({
-      type: 'lease',
-      port: l.port,
-      address: l.address,
-      state: l.state,
-      expiresInMs: l.state === 'bound' ? l.expiresAt - now : null,
-    })
-  }
 }
-
-/** What a client calls itself ends up on terminals: nothing but visible ASCII, and not much of it. */
-const printable = (s: string): string => s.replace(/[^\x21-\x7e]/g, '?').slice(0, 63)
