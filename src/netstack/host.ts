@@ -3,8 +3,8 @@
  *
  * The data plane implements it over libc (src/dataplane/host.ts); tests implement it in memory (test/sim). Everything is
  * synchronous and non-blocking; results are numbers, ≥ 0 or −errno (linux/errno); further results of a call are left in
- * the public fields below it, valid until the next call. Addresses are 16 bytes in the arena (IPv4 as ::ffff:a.b.c.d),
- * ports are numbers. No call allocates.
+ * the public fields below it, valid until the next call. Addresses are 16 bytes in the arena (IPv4 as ::ffff:a.b.c.d; a link-local one has the
+ * index of the host's link in bytes 4 to 7), ports are numbers. No call allocates.
  *
  * Readiness is edge-triggered: after `watch(sock, ref)` the reactor calls `network.ready(ref, events)`, on every new
  * arrival and, once a send came up short or `armWrite` was called, when there is space again. After `close` no event of

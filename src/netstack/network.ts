@@ -19,6 +19,7 @@ import { Publishes, type PublishRequest } from './flow/publish.ts'
 import type { Relay } from './flow/relay.ts'
 import { FlowTable, ICMP, OUT, TCP, UDP } from './flow/table.ts'
 import { Frame } from './frame.ts'
+import { RouterAdvertiser } from './gateway/advertise.ts'
 import { Gateway } from './gateway/gateway.ts'
 import { IcmpErrors } from './gateway/icmp.ts'
 import { Out } from './gateway/out.ts'
@@ -34,10 +35,11 @@ import { Timers } from './timers.ts'
 import { Capture, Captures } from './trace/capture.ts'
 import { DROP, Drops } from './trace/drops.ts'
 import { UdpRelay } from './udp/relay.ts'
+import { Address, endpointText, parseIp, parsePrefix64, wordsText } from './wire/address.ts'
 import { put32 } from './wire/bytes.ts'
 import { ETHERNET, parseMac } from './wire/ethernet.ts'
 import { addressText, parseAddress, parseSubnet } from './wire/ipv4.ts'
-import { parse } from './wire/parse.ts'
+import { CARRIES_IPV4, CARRIES_IPV6, parse } from './wire/parse.ts'
 
 // A reference of a host socket: what it belongs to, and which one of those.
 const KIND_FLOW = 0
@@ -86,6 +88,8 @@ export class Network {
   readonly #publishes: Publishes
   /** Every VM is behind one and the same port (a kernel's bridge) and told by its MAC. */
   readonly #shared: boolean
+  /** Families, as parse is told. */
+  readonly #carries: number
   #housekeepingAt = 0
 
   constructor(host: Host, config: NetworkConfig, limits: Partial<Limits> = {}) {
@@ -99,7 +103,10 @@ export class Network {
     const hostAddress = this.#shared ? 0 : parseAddress(config.hostAddress)
     const isolated = this.#shared || config.isolated
     const { mtu } = config
-    const net = { subnet, mask, gateway, services, hostAddress, gatewayHi: GATEWAY_HI, gatewayLo: gateway, isolated }
+    const macs = { gatewayHi: GATEWAY_HI, gatewayLo: gateway }
+    const ipv6 = config.ipv6 === undefined ? undefined : addresses6(config.ipv6, this.#shared)
+    this.#carries = (config.ipv4 === false ? 0 : CARRIES_IPV4) | (ipv6 === undefined ? 0 : CARRIES_IPV6)
+    const net = { subnet, mask, gateway, services, hostAddress, ...macs, isolated, ipv6 }
     this.#host = host
     this.#b = arena.bytes
     const ports = new Ports(l.ports)
@@ -113,7 +120,18 @@ export class Network {
       floodCopiesPerSecond: l.floodCopiesPerSecond,
     })
     const errors = (out: Out): IcmpErrors =>
-      new IcmpErrors(host, arena, out, flows, drops, l.ports, gateway, subnet | ~mask, l.icmpPerSecond)
+      new IcmpErrors(
+        host,
+        arena,
+        out,
+        flows,
+        drops,
+        l.ports,
+        gateway,
+        ipv6?.gateway ?? new Address(),
+        subnet | ~mask,
+        l.icmpPerSecond,
+      )
     const out = new Out(host, arena, sw, ports, flows, errors, { ...net, mtu })
     const farAt = arena.alloc(16)
     const context: RelayContext = {
@@ -143,6 +161,26 @@ export class Network {
     this.#tcp = new TcpRelay({ ...context, host: this.#local })
     this.#udp = new UdpRelay(context)
     this.#ping = new PingRelay(context)
+    const six =
+      ipv6 === undefined || sw.bindings === undefined
+        ? undefined
+        : {
+            bindings: sw.bindings,
+            advertiser: new RouterAdvertiser(host, arena, out, ports, {
+              ...ipv6,
+              linkLocal: ipv6.router,
+              mac: this.#shared ? undefined : { hi: GATEWAY_HI, lo: gateway },
+              domain: config.domain,
+              mtu,
+              isolated: config.isolated,
+              managed: false,
+              shared: this.#shared,
+            }),
+            config: { ...ipv6, ...macs, isolated },
+          }
+    if (ipv6 !== undefined)
+      for (const a of [ipv6.gateway, ipv6.services, ipv6.linkLocal, ipv6.router])
+        sw.guard6?.reserve(a.w0, a.w1, a.w2, a.w3, GATEWAY_HI, gateway)
     this.#gateway = new Gateway(
       context,
       arena,
@@ -151,6 +189,7 @@ export class Network {
       ports,
       { tcp: this.#tcp, udp: this.#udp, ping: this.#ping },
       net,
+      six,
     )
     sw.connect(this.#gateway)
     this.#gateway.allowHostPorts(config.allowHostPorts)
@@ -179,8 +218,10 @@ export class Network {
       config,
     )
     this.#gateway.connect({ dhcp: this.#dhcp, dns: this.#dns })
-    this.#local.listen(services, 53, this.#dns)
-    this.#local.listen(gateway, 53, this.#dns)
+    this.#local.listen(new Address().set4(services), 53, this.#dns)
+    this.#local.listen(new Address().set4(gateway), 53, this.#dns)
+    if (ipv6 !== undefined)
+      for (const a of [ipv6.services, ipv6.gateway, ipv6.linkLocal]) this.#local.listen(a, 53, this.#dns)
   }
 
   // -- ports --------------------------------------------------------------------------------------------------------
@@ -192,11 +233,16 @@ export class Network {
    */
   attach(a: AttachOptions): number {
     const { hi, lo } = parseMac(a.mac)
-    const address = parseAddress(a.address.split('/')[0])
-    const who: Identity = { id: a.id, role: a.role, name: a.name, macHi: hi, macLo: lo, address }
+    // A VM of a network without IPv4 has no such address.
+    const four = (this.#carries & CARRIES_IPV4) !== 0 && a.address !== ''
+    const address = four ? parseAddress(a.address.split('/')[0]) : 0
+    const six = (this.#carries & CARRIES_IPV6) !== 0 && a.address6 !== undefined
+    const address6 = six ? parseIp((a.address6 as string).split('/')[0]) : undefined
+    const who: Identity = { id: a.id, role: a.role, name: a.name, macHi: hi, macLo: lo, address, address6 }
     let index = this.#ports.indexOf(a.id)
     if (index >= 0) {
-      if (this.#ports.address[index] !== address) this.#abortFlows(index)
+      const same6 = this.#ports.has6(index, address6 ?? NOWHERE)
+      if (this.#ports.address[index] !== address || !same6) this.#abortFlows(index)
       this.#switch.release(index)
       this.#ports.replace(index, who, a.port)
     } else {
@@ -204,10 +250,11 @@ export class Network {
       this.#drops.clear(index)
     }
     this.#switch.assign(index)
-    if (a.role === ROLE.vm) {
+    this.#gateway.attach(index)
+    if (a.role === ROLE.vm && four) {
       const text = addressText(address)
       this.#dhcp.bind(index, { name: a.name, mac: a.mac, address: text, bound: a.bound })
-      this.#dns.bind(index, a.name, text)
+      this.#dns.bind(index, a.name, [text])
     }
     return index
   }
@@ -247,7 +294,7 @@ export class Network {
     f.off = off
     f.len = len
     f.port = index
-    const bad = parse(this.#b, f, port.offload)
+    const bad = parse(this.#b, f, port.offload, this.#carries)
     if (bad !== 0) return this.#drops.count(index, bad)
     this.#switch.receive(f)
     if (captures.active) captures.settle()
@@ -364,6 +411,11 @@ export class Network {
     if (!this.#captures.active) this.#drops.observer = undefined
   }
 
+  /** The network ends (not: its process is started again): guests learn that this is no router any more. */
+  retire(): void {
+    this.#gateway.retire()
+  }
+
   // -- for people ---------------------------------------------------------------------------------------------------
 
   stats(): StatsAnswer {
@@ -383,13 +435,15 @@ export class Network {
     for (let i = 0; i < flows.capacity; i++) {
       if (!flows.inUse(i)) continue
       const proto = flows.proto[i]
-      const guest = addressText(flows.guest3[i])
-      const peer = addressText(flows.peer3[i])
+      const { guest0, guest1, guest2, guest3, peer0, peer1, peer2, peer3 } = flows
+      const end = proto === ICMP ? wordsText : endpointText
+      const guest = end(guest0[i], guest1[i], guest2[i], guest3[i], flows.guestPort[i])
+      const peer = end(peer0[i], peer1[i], peer2[i], peer3[i], flows.peerPort[i])
       rows.push({
         proto: proto === TCP ? 'tcp' : proto === UDP ? 'udp' : 'icmp',
         vm: this.#ports.name[flows.port[i]],
-        guest: proto === ICMP ? guest : `${guest}:${flows.guestPort[i]}`,
-        peer: proto === ICMP ? peer : `${peer}:${flows.peerPort[i]}`,
+        guest,
+        peer,
         direction: flows.direction[i] === OUT ? 'out' : 'in',
         state: this.#relayOf(i).stateName(i),
         ageMs: now - flows.createdAt[i],
@@ -408,3 +462,19 @@ export class Network {
 }
 
 const powerOfTwo = (n: number): number => 2 ** Math.ceil(Math.log2(n))
+
+const NOWHERE = new Address()
+
+/** The addresses of the IPv6 side; on a bridge of the kernel ::1 and fe80::1 are the bridge's own, and services answer at ::2 and fe80::2 alone. */
+function addresses6(spec: NonNullable<NetworkConfig['ipv6']>, shared: boolean) {
+  const services = parseIp(spec.services)
+  const router = parseIp('fe80::1')
+  return {
+    ...parsePrefix64(spec.subnet),
+    services,
+    gateway: shared ? services : parseIp(spec.gateway),
+    hostAddress: shared ? new Address() : parseIp(spec.hostAddress),
+    router,
+    linkLocal: shared ? parseIp('fe80::2') : router,
+  }
+}

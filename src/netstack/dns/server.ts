@@ -12,7 +12,7 @@
  */
 import type { Datagram, DatagramService, Reply, StreamHandler, StreamService } from '../gateway/service.ts'
 import type { Host, Ref } from '../host.ts'
-import { Address } from '../wire/address.ts'
+import { Address, parseIp } from '../wire/address.ts'
 import { be16, put16 } from '../wire/bytes.ts'
 import { Cache, type Entry, entryOf } from './cache.ts'
 import { GuestStream } from './guest-stream.ts'
@@ -51,6 +51,7 @@ const MAX_CROWDED = 600
 const MAX_STREAMS_PER_PORT = 32
 /** UDP and IP headers of a datagram that is not to be fragmented. */
 const HEADERS = 28
+const HEADERS6 = 48
 const MAX_MESSAGE = 65535
 
 /** Who waits for an answer: a datagram's sender, or a stream. */
@@ -74,8 +75,10 @@ export class DnsServer implements DatagramService, StreamService {
   readonly #upstream: Upstream<Waiter>
   readonly #cache = new Cache()
   readonly #zone: Zone
-  readonly #own: readonly string[]
+  readonly #own: readonly Address[]
+  /** The longest datagram of an answer, without and with IPv6's header. */
   readonly #udpLimit: number
+  readonly #udpLimit6: number
   readonly #inFlight = new Map<number, number>()
   readonly #streams = new Set<GuestStream>()
   readonly #q = new dns.Query()
@@ -87,8 +90,11 @@ export class DnsServer implements DatagramService, StreamService {
     this.#s = s
     this.#seed = s.host.random32()
     this.#zone = new Zone(network)
-    this.#own = [network.services, network.gateway]
+    this.#own = [network, network.ipv6].flatMap((n) =>
+      n === undefined ? [] : [parseIp(n.services), parseIp(n.gateway)],
+    )
     this.#udpLimit = Math.max(dns.CLASSIC_SIZE, network.mtu - HEADERS)
+    this.#udpLimit6 = Math.max(dns.CLASSIC_SIZE, network.mtu - HEADERS6)
     this.#upstream = new Upstream<Waiter>(s.host, this.#servers, s.ref, {
       answered: (p, b, len) => this.#answered(p, b, len),
       failed: (p, reached) => this.#failed(p, reached),
@@ -97,7 +103,7 @@ export class DnsServer implements DatagramService, StreamService {
   }
 
   /**
-   * The host's resolvers, "ADDRESS" or "ADDRESS#PORT", in order; returns those that cannot be used. Another list than before
+   * The host's resolvers, "ADDRESS" or "ADDRESS#PORT" (servers.ts), in order; returns those that cannot be used. Another list than before
    * empties the cache and asks again what is in flight.
    */
   setServers(list: readonly string[]): string[] {
@@ -106,7 +112,7 @@ export class DnsServer implements DatagramService, StreamService {
     for (const text of list) {
       const server = parseServer(text)
       // This very service, through the host's interface on the network, would be asked for ever.
-      if (server === undefined || this.#own.includes(server.text)) useless.push(text)
+      if (server === undefined || this.#own.some((a) => a.equals(server.address))) useless.push(text)
       else usable.push(server)
     }
     if (this.#servers.set(usable)) {
@@ -116,9 +122,9 @@ export class DnsServer implements DatagramService, StreamService {
     return useless
   }
 
-  /** A VM's name and address; idempotent. */
-  bind(port: number, name: string, address: string): void {
-    this.#zone.bind(port, name, address)
+  /** A VM's name and addresses (zone.ts); idempotent. */
+  bind(port: number, name: string, addresses: readonly string[]): void {
+    this.#zone.bind(port, name, addresses)
     // Its bare name may have been asked before, and been unknown.
     this.#cache.clear()
   }
@@ -168,7 +174,7 @@ export class DnsServer implements DatagramService, StreamService {
     }
     const n = this.#now(q, rcode, d.port)
     if (n > 0) {
-      const len = this.#cut(q, n, Math.min(q.size, this.#udpLimit))
+      const len = this.#cut(q, n, this.#datagramLimit(q, d.src))
       this.#s.reply(d.port, d.dst, d.dstPort, d.src, d.srcPort, this.#out, len)
     } else this.#ask(q, d.port, undefined, d)
   }
@@ -234,6 +240,10 @@ export class DnsServer implements DatagramService, StreamService {
       if (e !== undefined) return e.write(out, q, now)
     }
     return this.#zone.answer(out, q, port)
+  }
+
+  #datagramLimit(q: dns.Query, to: Address): number {
+    return Math.min(q.size, to.family === 4 ? this.#udpLimit : this.#udpLimit6)
   }
 
   /** Length of the answer at out[0] once it fits. */
@@ -311,7 +321,7 @@ export class DnsServer implements DatagramService, StreamService {
       w.stream.answer(this.#out, this.#cut(w.q, n, MAX_MESSAGE))
       return
     }
-    const len = this.#cut(w.q, n, Math.min(w.q.size, this.#udpLimit))
+    const len = this.#cut(w.q, n, this.#datagramLimit(w.q, w.src))
     this.#s.reply(w.port, w.dst, w.dstPort, w.src, w.srcPort, this.#out, len)
   }
 }

@@ -8,60 +8,53 @@
  *    it answers.
  * So a server that is gone costs one try, and one that comes back is used again, without a state that forbids asking.
  */
-import { put16 } from '../wire/bytes.ts'
-import { parseAddress } from '../wire/ipv4.ts'
+import { type Address, parseIp } from '../wire/address.ts'
 
 const PROBE = 10_000
 /** Of a longer list the first are used, as resolv.conf(5) does with its three. */
 const MAX_SERVERS = 3
 const DNS_PORT = 53
+/** fe80::/10. */
+const LINK_LOCAL = 0xfe800000 | 0
+const LINK_LOCAL_MASK = 0xffc00000 | 0
 
 export class Server {
   readonly text: string
-  /** 16 bytes, IPv4 as ::ffff:a.b.c.d. */
-  readonly address: Uint8Array
+  /** A link-local one has its link's index in its second word, as host sockets take it (host.ts). */
+  readonly address: Address
   readonly l4port: number
   /** Counters for people. */
   answers = 0
   failures = 0
 
-  constructor(text: string, address: Uint8Array, l4port: number) {
+  constructor(text: string, address: Address, l4port: number) {
     this.text = text
     this.address = address
     this.l4port = l4port
   }
 }
 
-/** "10.0.0.1", "fd00::1", each with "#PORT" if it is not 53; undefined when it is none (a zone id is not served). */
+/** "10.0.0.1", "fd00::1", "fe80::1%3" (the link's index), each with "#PORT" if it is not 53; undefined when it is none. */
 export function parseServer(text: string): Server | undefined {
-  const [address, port, ...rest] = text.trim().split('#')
+  const [name, port, ...rest] = text.trim().split('#')
   const l4port = port === undefined ? DNS_PORT : Number(port)
   if (rest.length > 0 || !Number.isInteger(l4port) || l4port < 1 || l4port > 65535) return undefined
-  const bytes = address.includes(':') ? parse6(address) : parse4(address)
-  return bytes === undefined ? undefined : new Server(text.trim(), bytes, l4port)
+  const address = parseScoped(name)
+  return address === undefined ? undefined : new Server(text.trim(), address, l4port)
 }
 
-function parse4(text: string): Uint8Array | undefined {
-  if (!/^\d{1,3}(\.\d{1,3}){3}$/.test(text) || !text.split('.').every((n) => Number(n) <= 255)) return undefined
-  const b = new Uint8Array(16)
-  b[10] = b[11] = 0xff
-  const a = parseAddress(text)
-  for (let i = 0; i < 4; i++) b[12 + i] = a >>> (24 - 8 * i)
-  return b
-}
-
-function parse6(text: string): Uint8Array | undefined {
-  const halves = text.split('::')
-  if (halves.length > 2) return undefined
-  const groups = halves.map((h) => (h === '' ? [] : h.split(':')))
-  const all = groups.flat()
-  if (!all.every((g) => /^[0-9a-f]{1,4}$/i.test(g))) return undefined
-  if (halves.length === 1 ? all.length !== 8 : all.length > 7) return undefined
-  const b = new Uint8Array(16)
-  for (let i = 0; i < groups[0].length; i++) put16(b, i * 2, Number.parseInt(groups[0][i], 16))
-  const tail = groups[1] ?? []
-  for (let i = 0; i < tail.length; i++) put16(b, (8 - tail.length + i) * 2, Number.parseInt(tail[i], 16))
-  return b
+function parseScoped(text: string): Address | undefined {
+  const [bare, zone] = text.split('%')
+  let a: Address
+  try {
+    a = parseIp(bare)
+  } catch {
+    return undefined
+  }
+  const linkLocal = a.family === 6 && (a.w0 & LINK_LOCAL_MASK) === LINK_LOCAL
+  if (linkLocal !== (zone !== undefined)) return undefined
+  if (zone === undefined) return a
+  return /^[1-9]\d{0,8}$/.test(zone) ? a.set(a.w0, Number(zone), a.w2, a.w3) : undefined
 }
 
 export class Servers {

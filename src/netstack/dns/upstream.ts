@@ -216,7 +216,7 @@ export class Upstream<W> {
     const index = this.#free.pop()
     if (index === undefined) return false
     const host = this.#host
-    host.arena.bytes.set(server.address, this.#address)
+    server.address.write(host.arena.bytes, this.#address)
     const { l4port } = server
     const sock = p.tcp ? host.tcpConnect(this.#address, l4port) : host.udpConnect(this.#address, l4port)
     if (sock < 0) {

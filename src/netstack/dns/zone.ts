@@ -1,26 +1,34 @@
 /**
  * The network's own names: what is answered here, with authority, and never leaves.
  *
- * Owns: NAME and NAME.noid.internal of every VM, host., gateway. and dns.noid.internal, the addresses of the subnet in
- * in-addr.arpa, and localhost (RFC 6761 §6.3). A name of a VM alone, without the domain, is answered while there is such a
- * VM; any other single label goes upstream, because a host's own resolver may know it.
- * A known name without records of the type is NODATA, an unknown one NXDOMAIN, both with the zone's SOA (RFC 2308).
+ * Owns: NAME and NAME.noid.internal of every VM, host., gateway. and dns.noid.internal, the addresses of the network in
+ * in-addr.arpa and ip6.arpa (reverse.ts), and localhost (RFC 6761 §6.3). A name of a VM alone, without the domain, is answered while there is
+ * such a VM; any other single label goes upstream, because a host's own resolver may know it.
+ * A known name without records of the type (a VM that has only the other family) is NODATA, an unknown one NXDOMAIN, both with the zone's SOA
+ * (RFC 2308).
  * On `isolated` a VM knows its own name and nobody else's.
  * Records are encoded by dns-packet, without compression, so that they can stand behind any question.
  */
 import dnsPacket from 'dns-packet'
+import { type Address, parseIp } from '../wire/address.ts'
 import { put16 } from '../wire/bytes.ts'
-import { addressText, parseAddress, parseSubnet } from '../wire/ipv4.ts'
 import { CLASS_IN, FLAG, nameText, type Query, RCODE, TYPE, writeHead, writeOpt } from './message.ts'
+import { Reverse4, Reverse6, type ReverseTree } from './reverse.ts'
 
 /** Seconds. Names move when a VM is made again; a client asks again soon. */
 const TTL = 5
 
-export interface DnsNetwork {
+interface OwnAddresses {
   readonly subnet: string
   readonly gateway: string
   readonly services: string
   readonly hostAddress: string
+}
+
+export interface DnsNetwork extends OwnAddresses {
+  /** False: the IPv4 addresses above are not used. */
+  readonly ipv4?: boolean
+  readonly ipv6?: OwnAddresses
   readonly domain: string
   readonly isolated: boolean
 }
@@ -29,7 +37,9 @@ interface Host {
   /** −1 for what belongs to the network itself. */
   readonly port: number
   readonly name: string
-  readonly address: number
+  /** What the name leads to, in each family. */
+  readonly a: Address | undefined
+  readonly aaaa: Address | undefined
 }
 
 type Records = NonNullable<dnsPacket.Packet['answers']>
@@ -37,37 +47,51 @@ type Records = NonNullable<dnsPacket.Packet['answers']>
 export class Zone {
   readonly #domain: string
   readonly #isolated: boolean
-  readonly #subnet: ReturnType<typeof parseSubnet>
-  /** The subnet's reverse zone: the part of in-addr.arpa above it, in whole octets. */
-  readonly #reverse: string
+  readonly #reverse: readonly ReverseTree[]
   readonly #byName = new Map<string, Host>()
-  readonly #byAddress = new Map<number, Host>()
+  /** By the address's text. */
+  readonly #byAddress = new Map<string, Host>()
 
   constructor(n: DnsNetwork) {
     this.#domain = n.domain.toLowerCase()
     this.#isolated = n.isolated
-    this.#subnet = parseSubnet(n.subnet)
-    const octets = addressText(this.#subnet.base)
-      .split('.')
-      .slice(0, this.#subnet.bits >> 3)
-    this.#reverse = [...octets.reverse(), 'in-addr', 'arpa'].join('.')
-    this.#own('gateway', n.gateway)
-    this.#own('dns', n.services)
-    this.#own('host', n.hostAddress)
+    const families: OwnAddresses[] = []
+    const reverse: ReverseTree[] = []
+    if (n.ipv4 !== false) {
+      families.push(n)
+      reverse.push(new Reverse4(n.subnet))
+    }
+    if (n.ipv6 !== undefined) {
+      families.push(n.ipv6)
+      reverse.push(new Reverse6(n.ipv6.subnet))
+    }
+    this.#reverse = reverse
+    for (const [name, which] of [
+      ['gateway', 'gateway'],
+      ['dns', 'services'],
+      ['host', 'hostAddress'],
+    ] as const)
+      this.#enter(
+        -1,
+        name,
+        families.map((f) => parseIp(f[which])),
+      )
   }
 
-  #own(name: string, address: string): void {
-    const h = { port: -1, name, address: parseAddress(address) }
-    this.#byName.set(name, h)
-    this.#byAddress.set(h.address, h)
+  #enter(port: number, name: string, addresses: readonly Address[]): void {
+    const of = (family: 4 | 6): Address | undefined => addresses.find((a) => a.family === family)
+    const h: Host = { port, name, a: of(4), aaaa: of(6) }
+    if (!this.#byName.has(name)) this.#byName.set(name, h)
+    for (const a of addresses) if (!this.#byAddress.has(`${a}`)) this.#byAddress.set(`${a}`, h)
   }
 
-  /** Idempotent. The network's own names cannot be taken. */
-  bind(port: number, name: string, address: string): void {
+  /**
+   * Idempotent. The network's own names cannot be taken.
+   * @param addresses all of them lead back to the name; the name leads to the first of each family
+   */
+  bind(port: number, name: string, addresses: readonly string[]): void {
     this.unbind(port)
-    const h = { port, name: name.toLowerCase(), address: parseAddress(address) }
-    if (!this.#byName.has(h.name)) this.#byName.set(h.name, h)
-    if (!this.#byAddress.has(h.address)) this.#byAddress.set(h.address, h)
+    this.#enter(port, name.toLowerCase(), addresses.map(parseIp))
   }
 
   unbind(port: number): void {
@@ -88,30 +112,33 @@ export class Zone {
       if (host === undefined || host.port < 0) return 0
     } else if (label === '') return this.#answerApex(out, q, this.#domain)
     if (host === undefined) return this.#write(out, q, RCODE.NXDOMAIN, [], this.#soa(this.#domain))
-    if (q.type !== TYPE.A && q.type !== TYPE.ANY)
-      return this.#write(out, q, RCODE.NOERROR, [], this.#soa(inside ? this.#domain : name))
-    return this.#write(out, q, RCODE.NOERROR, [{ type: 'A', name, ttl: TTL, data: addressText(host.address) }])
+    const records: Records = []
+    const wants = (type: number): boolean => q.type === type || q.type === TYPE.ANY
+    if (wants(TYPE.A) && host.a !== undefined) records.push({ type: 'A', name, ttl: TTL, data: `${host.a}` })
+    if (wants(TYPE.AAAA) && host.aaaa !== undefined)
+      records.push({ type: 'AAAA', name, ttl: TTL, data: `${host.aaaa}` })
+    return this.#write(
+      out,
+      q,
+      RCODE.NOERROR,
+      records,
+      records.length > 0 ? [] : this.#soa(inside ? this.#domain : name),
+    )
   }
 
   #answerReverse(out: Uint8Array, q: Query, port: number, name: string): number {
-    const labels = name.split('.').slice(0, -2).reverse()
-    if (!name.endsWith('.in-addr.arpa') || labels.length === 0) return 0
-    // Below the subnet, by its first four octets; with fewer, the zone's own top.
-    const octets = labels.slice(0, 4).map((l) => (/^(0|[1-9]\d{0,2})$/.test(l) ? Number(l) : 256))
-    const whole = (this.#subnet.bits & 7) === 0
-    const below = whole && name.endsWith(`.${this.#reverse}`)
-    const soa = this.#soa(this.#reverse)
-    if (octets.some((n) => n > 255)) return below ? this.#write(out, q, RCODE.NXDOMAIN, [], soa) : 0
-    if (octets.length < 4) {
-      if (whole && name === this.#reverse) return this.#answerApex(out, q, name)
-      return below ? this.#write(out, q, RCODE.NOERROR, [], soa) : 0
+    for (const tree of this.#reverse) {
+      const at = tree.place(name)
+      if (at.kind === 'elsewhere') continue
+      if (at.kind === 'top') return this.#answerApex(out, q, at.apex)
+      const soa = this.#soa(at.apex)
+      if (at.kind === 'between') return this.#write(out, q, RCODE.NOERROR, [], soa)
+      const host = at.kind === 'address' ? this.#visible(this.#byAddress.get(`${at.address}`), port) : undefined
+      if (host === undefined) return this.#write(out, q, RCODE.NXDOMAIN, [], soa)
+      if (q.type !== TYPE.PTR && q.type !== TYPE.ANY) return this.#write(out, q, RCODE.NOERROR, [], soa)
+      return this.#write(out, q, RCODE.NOERROR, [{ type: 'PTR', name, ttl: TTL, data: `${host.name}.${this.#domain}` }])
     }
-    const address = (octets[0] << 24) | (octets[1] << 16) | (octets[2] << 8) | octets[3]
-    if ((address & this.#subnet.mask) !== this.#subnet.base) return 0
-    const host = labels.length === 4 ? this.#visible(this.#byAddress.get(address), port) : undefined
-    if (host === undefined) return this.#write(out, q, RCODE.NXDOMAIN, [], soa)
-    if (q.type !== TYPE.PTR && q.type !== TYPE.ANY) return this.#write(out, q, RCODE.NOERROR, [], soa)
-    return this.#write(out, q, RCODE.NOERROR, [{ type: 'PTR', name, ttl: TTL, data: `${host.name}.${this.#domain}` }])
+    return 0
   }
 
   #answerApex(out: Uint8Array, q: Query, apex: string): number {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { beforeEach, describe, it } from 'node:test'
 import dnsPacket from 'dns-packet'
-import { type Asked, edeOf, idOf, isTruncated, query, type Reply, rcodeOf, World } from './world.ts'
+import { type Asked, edeOf, idOf, ipv6, isTruncated, query, type Reply, rcodeOf, World } from './world.ts'
 
 let w: World
 beforeEach(() => {
@@ -360,11 +360,19 @@ describe('servers', () => {
     assert.deepEqual(servers(), ['fd000000000000000000000000000053:53', '127.0.0.1:5300'])
   })
 
+  it('may be link-local, with the index of the link', () => {
+    const useless = ['fe80::1', 'fe80::1%', 'fe80::1%eth0', 'fd00::1%3', 'fe80::1%0', '10.0.0.1%3']
+    assert.deepEqual(w.dns.setServers(['fe80::1%259', 'fe80::2%3#5353', ...useless]), useless)
+    w.upstream = (a) => (a.server.endsWith(':53') ? 'refuse' : w.answer(a, []))
+    assert.ok(w.send(fresh()))
+    // Where host sockets look for it: in bytes 4 to 7.
+    assert.deepEqual(servers(), ['fe800000000001030000000000000001:53', 'fe800000000000030000000000000002:5353'])
+  })
+
   it('are never the service itself', () => {
-    assert.deepEqual(w.dns.setServers(['192.168.100.2', '10.0.0.9', '192.168.100.1']), [
-      '192.168.100.2',
-      '192.168.100.1',
-    ])
+    w = new World({ ipv6 })
+    const own = ['192.168.100.2', '192.168.100.1', 'fd12:3456:789a:1::2', 'fd12:3456:789A:0001::1']
+    assert.deepEqual(w.dns.setServers([...own, '10.0.0.9']), own)
     w.send(fresh())
     assert.deepEqual(servers(), ['10.0.0.9:53'])
   })

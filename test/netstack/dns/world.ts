@@ -20,6 +20,15 @@ export const network = {
 }
 const SERVICES = parseIp(network.services)
 
+/** The same network's other family: give it to a World that is to have both. */
+export const ipv6 = {
+  subnet: 'fd12:3456:789a:1::/64',
+  gateway: 'fd12:3456:789a:1::1',
+  services: 'fd12:3456:789a:1::2',
+  hostAddress: 'fd12:3456:789a:1::254',
+}
+const SERVICES6 = parseIp(ipv6.services)
+
 export interface Asked {
   readonly sock: MemorySocket
   /** "10.0.0.53:53" */
@@ -86,16 +95,19 @@ export class World {
   policy: DnsPolicy | undefined
   upstream: (a: Asked) => Reply = (a) =>
     this.answer(a, [{ type: 'A', name: a.packet.questions![0].name, ttl: 300, data: '93.184.216.34' }])
+  /** The family in which guests ask. */
+  family: 4 | 6 = 4
   readonly #at: number
 
-  constructor(options: Partial<typeof network> & { servers?: string[] } = {}) {
+  constructor(options: Partial<typeof network> & { servers?: string[]; ipv4?: boolean; ipv6?: typeof ipv6 } = {}) {
     this.#at = this.host.arena.alloc(70000)
     this.dns = new DnsServer(
       {
         host: this.host,
         reply: (port, src, srcPort, dst, dstPort, bytes, len) => {
-          assert.ok(src.equals(SERVICES))
+          assert.ok(src.equals(this.family === 4 ? SERVICES : SERVICES6))
           assert.equal(srcPort, 53)
+          assert.equal(dst.family, this.family)
           this.told.push({ port, to: `${dst}:${dstPort}`, bytes: bytes.slice(0, len) })
         },
         drop: (_port, reason) => this.drops.push(reason),
@@ -105,8 +117,8 @@ export class World {
       { ...network, ...options },
     )
     this.dns.setServers(options.servers ?? ['10.0.0.53'])
-    this.dns.bind(1, 'web', '192.168.100.10')
-    this.dns.bind(2, 'db', '192.168.100.11')
+    this.dns.bind(1, 'web', ['192.168.100.10'])
+    this.dns.bind(2, 'db', ['192.168.100.11'])
   }
 
   answer(a: Asked, answers: Packet['answers'], extra: Partial<Packet> & { rcode?: number } = {}): Packet {
@@ -125,8 +137,10 @@ export class World {
   send(bytes: Uint8Array, port = 1, srcPort = 40000): Uint8Array | undefined {
     const before = this.told.length
     this.host.arena.bytes.set(bytes, this.#at)
-    const src = parseIp(`192.168.100.${10 + port - 1}`)
-    this.dns.receive({ port, off: this.#at, len: bytes.length, src, srcPort, dst: SERVICES, dstPort: 53 })
+    const four = this.family === 4
+    const src = parseIp(four ? `192.168.100.${10 + port - 1}` : `fd12:3456:789a:1::${10 + port - 1}`)
+    const dst = four ? SERVICES : SERVICES6
+    this.dns.receive({ port, off: this.#at, len: bytes.length, src, srcPort, dst, dstPort: 53 })
     this.settle()
     return this.told[before]?.bytes
   }

@@ -80,7 +80,7 @@ it('maps addresses of the subnet back, and no question about them leaves', () =>
 
 it('a subnet that is not cut at an octet keeps its own addresses, and only those', () => {
   w = new World({ subnet: '10.1.16.0/20', gateway: '10.1.16.1', services: '192.168.100.2', hostAddress: '10.1.31.254' })
-  w.dns.bind(3, 'far', '10.1.17.5')
+  w.dns.bind(3, 'far', ['10.1.17.5'])
   assert.deepEqual(data('5.17.1.10.in-addr.arpa', 'PTR'), ['far.noid.internal'])
   assert.equal(rcode('6.17.1.10.in-addr.arpa', 'PTR'), 3)
   assert.equal(w.asked.length, 0)
@@ -91,9 +91,9 @@ it('a subnet that is not cut at an octet keeps its own addresses, and only those
 it('follows VMs that come, move and go', () => {
   w.upstream = (a) => w.answer(a, [], { rcode: 3, authorities: [] })
   assert.equal(rcode('late'), 3, 'a single label that is nobody is asked upstream')
-  w.dns.bind(3, 'late', '192.168.100.30')
+  w.dns.bind(3, 'late', ['192.168.100.30'])
   assert.deepEqual(data('late'), ['192.168.100.30'])
-  w.dns.bind(3, 'late', '192.168.100.31')
+  w.dns.bind(3, 'late', ['192.168.100.31'])
   assert.deepEqual(data('late.noid.internal'), ['192.168.100.31'])
   assert.equal(rcode('30.100.168.192.in-addr.arpa', 'PTR'), 3)
   w.dns.unbind(3)
@@ -101,7 +101,7 @@ it('follows VMs that come, move and go', () => {
 })
 
 it('a VM cannot take the network’s own names', () => {
-  w.dns.bind(3, 'gateway', '192.168.100.66')
+  w.dns.bind(3, 'gateway', ['192.168.100.66'])
   assert.deepEqual(data('gateway.noid.internal'), ['192.168.100.1'])
 })
 
