@@ -32,4 +32,8 @@ export class Frame {
   dstPort = 0
   /** 1 when it is an IP fragment (offset ≠ 0 or MF). */
   fragment = 0
+  /** IPv6: where its fragment header lies, when it is a fragment. */
+  fragmentAt = 0
+  /** 1 when it was put together from fragments. */
+  joined = 0
 }

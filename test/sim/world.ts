@@ -8,12 +8,14 @@ import { DEFAULT_LIMITS, type Limits } from '../../src/netstack/flow/context.ts'
 import { FlowTable, IN, MAPPED, OUT, TCP } from '../../src/netstack/flow/table.ts'
 import { Frame } from '../../src/netstack/frame.ts'
 import type { Egress } from '../../src/netstack/gateway/egress.ts'
+import { codeOf, typeOf } from '../../src/netstack/gateway/say.ts'
 import type { StreamService } from '../../src/netstack/gateway/service.ts'
 import type { TcpContext } from '../../src/netstack/tcp/context.ts'
 import { LocalStreams } from '../../src/netstack/tcp/local.ts'
 import { TcpRelay } from '../../src/netstack/tcp/relay.ts'
 import { Timers } from '../../src/netstack/timers.ts'
 import { Drops } from '../../src/netstack/trace/drops.ts'
+import { Address } from '../../src/netstack/wire/address.ts'
 import { Clock } from './clock.ts'
 import { buildSegment, Guest, type GuestOptions, parseSegment } from './guest.ts'
 import { type Impairment, Link, type Packet, tcpChecksum } from './link.ts'
@@ -81,7 +83,7 @@ export class World {
     this.down = new Link(this.clock, this.random, is.down ?? {}, (p) => this.toGuest(p))
     this.up = new Link(this.clock, this.random, is.up ?? {}, (p) => this.#arrive(p))
     this.streams = new LocalStreams(this.host, (ref) => this.flows.port[ref])
-    if (is.listen) this.streams.listen(is.listen.address, is.listen.l4port, is.listen.service)
+    if (is.listen) this.streams.listen(new Address().set4(is.listen.address), is.listen.l4port, is.listen.service)
     const x: TcpContext = {
       host: this.streams,
       arena: this.arena,
@@ -93,7 +95,9 @@ export class World {
       mtu: 1500,
       ref: (i) => i,
       far: (i) => {
-        new DataView(this.arena.bytes.buffer).setInt32(this.#far + 12, this.flows.far3[i])
+        const v = new DataView(this.arena.bytes.buffer)
+        v.setInt32(this.#far + 8, this.flows.far2[i])
+        v.setInt32(this.#far + 12, this.flows.far3[i])
         return this.#far
       },
     }
@@ -148,7 +152,7 @@ export class World {
       return 0
     }
     return {
-      l4at: () => at,
+      l4at: at,
       l4max: 65535 - IPV4,
       flow: (i, l4len, csum, gsoType, gsoSize, hdr) => {
         if (csum !== 16 || hdr !== this.arena.bytes[at + 12] >> 2) throw new Error('bad header metadata')
@@ -156,9 +160,10 @@ export class World {
         return emit(i, l4len, gsoType === 0 ? 0 : gsoSize)
       },
       icmpError: () => {},
-      icmpErrorOfFlow: (_i, type, code) => {
-        this.icmp.push({ type, code })
+      icmpErrorOfFlow: (_i, say) => {
+        this.icmp.push({ type: typeOf(say, 4), code: codeOf(say, 4) })
       },
+      icmpErrorPassed: () => {},
       reset: (f) => {
         const b = this.arena.bytes
         const p = b.slice(f.l3, f.l3 + IPV4 + f.l4len)

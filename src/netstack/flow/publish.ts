@@ -4,20 +4,19 @@
  * Owns: the published sockets, the flows that clients begin (their tuple, by nat.ts), the budget of each turn. Never does:
  * what happens on a flow afterwards (the relays). A TCP client has a socket of its own; all UDP clients of a port share one, and are
  * told apart by the flow's far address.
- * The VM is found anew for each client, by its address: it may be attached later than the port is published.
+ * The VM is found anew for each client, by its address: it may be attached later than the port is published. A client reaches it in its own family
+ * where the VM has that, whichever of its addresses the port was published for.
  */
 import type { Arena } from '../arena.ts'
 import { FAILED, type Host, type Sock } from '../host.ts'
-import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import { DROP } from '../trace/drops.ts'
-import { be32 } from '../wire/bytes.ts'
-import { parseAddress } from '../wire/ipv4.ts'
+import { Address, parseIp } from '../wire/address.ts'
 import type { RelayContext } from './context.ts'
-import { setFar, shownPort, showsItself, TRIES } from './nat.ts'
+import { type Subnets, setFar, shownPort, showsItself, TRIES } from './nat.ts'
 import type { Relay } from './relay.ts'
 import { IN, TCP, UDP } from './table.ts'
-import { find4, insert4, mapped } from './tuple.ts'
+import { findAny, insertAny } from './tuple.ts'
 
 export interface PublishRequest {
   readonly id: string
@@ -34,7 +33,7 @@ interface Published {
   readonly id: string
   readonly proto: number
   readonly sock: Sock
-  readonly guest: number
+  readonly guest: Address
   readonly guestPort: number
 }
 
@@ -48,10 +47,9 @@ export interface UdpFlows extends Relay {
   forgetErrors(sock: Sock): void
 }
 
-export interface PublishConfig {
-  readonly subnet: number
-  readonly mask: number
+export interface PublishConfig extends Subnets {
   readonly hostAddress: number
+  readonly ipv6?: { readonly p0: number; readonly p1: number; readonly hostAddress: Address }
   readonly isolated: boolean
 }
 
@@ -66,8 +64,13 @@ export class Publishes {
   readonly #ref: (index: number) => number
   readonly #published: (Published | null)[] = []
   readonly #client: number
-  // What #find found out about the client at #client: how to show it (port −1: no way), and which flow of an earlier connection is in the way.
-  #shown = 0
+  /** The client, as the host says it. */
+  readonly #from = new Address()
+  /** The VM's address that the client is led to, and the host's of that family. */
+  readonly #guest = new Address()
+  readonly #hosts = new Address()
+  // What #find found out about the client: how to show it (port −1: no way), and which flow of an earlier connection is in the way.
+  readonly #shown = new Address()
   #shownPort = 0
   #stale = -1
 
@@ -99,7 +102,7 @@ export class Publishes {
       id: p.id,
       proto: p.proto === 'tcp' ? TCP : UDP,
       sock: p.sock,
-      guest: parseAddress(p.guestAddress),
+      guest: parseIp(p.guestAddress),
       guestPort: p.guestPort,
     }
     this.#host.watch(p.sock, this.#ref(index))
@@ -157,7 +160,7 @@ export class Publishes {
 
   #receive(p: Published, index: number): boolean {
     const { host, egress, limits } = this.#x
-    const at = egress.l4at(4) + 8
+    const at = egress.l4at + 8
     for (let n = 0; n < limits.datagramsPerTurn; n++) {
       const len = host.udpRecvFrom(p.sock, at, egress.l4max - 8, this.#client)
       if (len < 0) return false
@@ -182,25 +185,42 @@ export class Publishes {
 
   #guestOf(p: Published): number {
     const port = this.#ports.withAddress(p.guest)
-    if (port >= 0 && this.#ports.role[port] === ROLE.vm && !this.#config.isolated) return port
+    if (port >= 0 && !this.#config.isolated && this.#lead(port)) return port
     this.#x.drops.count(-1, DROP['publish-no-guest'])
     return -1
   }
 
+  /** Fill #from, and #guest and #hosts in the client's family, or the other where the VM has that alone. */
+  #lead(port: number): boolean {
+    const { ipv6: six, hostAddress } = this.#config
+    const four = this.#ports.address[port]
+    const from = this.#from.read(this.#arena.bytes, this.#client)
+    const guest = this.#ports.read6(port, this.#guest)
+    if (six !== undefined && (guest.w0 | guest.w1) !== 0 && (from.family === 6 || four === 0)) {
+      const h = six.hostAddress
+      this.#hosts.set(h.w0, h.w1, h.w2, h.w3)
+      return true
+    }
+    if (four === 0) return false
+    guest.set4(four)
+    this.#hosts.set4(hostAddress)
+    return true
+  }
+
   /**
    * The UDP flow of the client at #client, or −1. A client that could show itself but whose tuple is taken (it uses one port of its
-   * own for two published ones) is shown as .254 too.
+   * own for two published ones) is shown as the host too.
    */
   #find(p: Published, index: number, port: number): number {
     const { flows, host } = this.#x
     const b = this.#arena.bytes
-    const config = this.#config
     const clientPort = host.peerPort
     this.#stale = -1
-    if (showsItself(b, this.#client, config.subnet, config.mask)) {
-      this.#shown = mapped(b, this.#client)
+    const from = this.#from
+    if (from.family === this.#guest.family && showsItself(from, this.#config)) {
+      this.#shown.set(from.w0, from.w1, from.w2, from.w3)
       this.#shownPort = clientPort
-      const i = find4(flows, port, p.proto, p.guest, p.guestPort, this.#shown, clientPort)
+      const i = findAny(flows, port, p.proto, this.#guest, p.guestPort, this.#shown, clientPort)
       if (i < 0) return -1
       if (flows.publish[i] === index) {
         if (p.proto === UDP) return i
@@ -209,11 +229,12 @@ export class Publishes {
         return -1
       }
     }
-    this.#shown = config.hostAddress
+    const h = this.#hosts
+    this.#shown.set(h.w0, h.w1, h.w2, h.w3)
     this.#shownPort = -1
     for (let n = 0; n < TRIES; n++) {
       const candidate = shownPort(b, this.#client, clientPort, p.guestPort, n)
-      const i = find4(flows, port, p.proto, p.guest, p.guestPort, config.hostAddress, candidate)
+      const i = findAny(flows, port, p.proto, this.#guest, p.guestPort, h, candidate)
       if (i < 0) {
         if (this.#shownPort < 0) this.#shownPort = candidate
       } else if (p.proto === UDP && flows.publish[i] === index && this.#isFar(i, clientPort)) return i
@@ -223,20 +244,18 @@ export class Publishes {
 
   #isFar(i: number, clientPort: number): boolean {
     const { flows } = this.#x
-    const b = this.#arena.bytes
-    const at = this.#client
+    const { w0, w1, w2, w3 } = this.#from
     return (
       flows.farPort[i] === clientPort &&
-      flows.far3[i] === be32(b, at + 12) &&
-      flows.far2[i] === be32(b, at + 8) &&
-      flows.far1[i] === be32(b, at + 4) &&
-      flows.far0[i] === be32(b, at)
+      flows.far3[i] === w3 &&
+      flows.far2[i] === w2 &&
+      flows.far1[i] === w1 &&
+      flows.far0[i] === w0
     )
   }
 
   #insert(p: Published, index: number, port: number, proto: number): number {
     const { flows, host, drops } = this.#x
-    const b = this.#arena.bytes
     const clientPort = host.peerPort
     this.#find(p, index, port)
     if (this.#shownPort < 0) {
@@ -244,13 +263,13 @@ export class Publishes {
       return -1
     }
     if (this.#stale >= 0) this.#tcp.abort(this.#stale)
-    const i = insert4(flows, port, proto, p.guest, p.guestPort, this.#shown, this.#shownPort, IN, host.now())
+    const i = insertAny(flows, port, proto, this.#guest, p.guestPort, this.#shown, this.#shownPort, IN, host.now())
     if (i < 0) {
       drops.count(port, DROP['flow-table-full'])
       return -1
     }
-    const at = this.#client
-    setFar(flows, i, be32(b, at), be32(b, at + 4), be32(b, at + 8), be32(b, at + 12))
+    const { w0, w1, w2, w3 } = this.#from
+    setFar(flows, i, w0, w1, w2, w3)
     flows.farPort[i] = clientPort
     flows.publish[i] = index
     flows.sock[i] = proto === UDP ? p.sock : -1

@@ -39,6 +39,8 @@ export class FlowTable {
   readonly guestPort: Uint16Array
   readonly peerPort: Uint16Array
   readonly proto: Uint8Array
+  /** 4 or 6: what the guest speaks. */
+  readonly family: Uint8Array
   /** The switch port of the guest. */
   readonly port: Int32Array
   // Where the host side goes, when it is not `peer` (--allow-host: the host's loopback).
@@ -94,6 +96,7 @@ export class FlowTable {
     this.peerPort = new Uint16Array(capacity)
     this.farPort = new Uint16Array(capacity)
     this.proto = new Uint8Array(capacity)
+    this.family = new Uint8Array(capacity)
     this.direction = new Uint8Array(capacity)
     this.port = words().fill(NONE)
     this.sock = words().fill(NONE)
@@ -188,6 +191,7 @@ export class FlowTable {
     this.#bucket[h & this.#mask] = i
     this.port[i] = port
     this.proto[i] = proto
+    this.family[i] = p2 === MAPPED && p1 === 0 && p0 === 0 ? 4 : 6
     this.guest0[i] = g0
     this.guest1[i] = g1
     this.guest2[i] = g2

@@ -1,7 +1,8 @@
 /**
- * Reassembly of what guests send in fragments (RFC 791 §3.2; overlaps: RFC 5722's rule, for IPv4 too).
+ * Reassembly of what guests send in fragments (RFC 791 §3.2, RFC 8200 §4.5; overlaps: RFC 5722's rule, for IPv4 too).
  *
- * Owns: a fixed number of slots, each one packet of one guest, keyed by port, source, destination, protocol and identification.
+ * Owns: a fixed number of slots, each one packet of one guest, keyed by port, source, destination, identification and, in IPv4, protocol.
+ * The packet that comes of it has a plain header: options and extension headers before the fragment header are gone.
  * A map of 8-byte blocks says what has arrived (RFC 815's holes, as bits). Never does: fragments between VMs; those pass the
  * switch as they are. From outside the host's kernel reassembles.
  * Invariants: memory is bounded, also for each port (one guest cannot take all slots); a fragment that repeats what is there is
@@ -10,9 +11,13 @@
 import { type Arena, VNET } from '../arena.ts'
 import { Frame } from '../frame.ts'
 import { DROP, type Drops } from '../trace/drops.ts'
-import { ETHERNET } from '../wire/ethernet.ts'
+import { be32 } from '../wire/bytes.ts'
+import { ETHERNET, TYPE_IPV4, TYPE_IPV6 } from '../wire/ethernet.ts'
+import { arrivedTtl } from '../wire/hops.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import { IPV4 } from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
+import { IPV6 } from '../wire/ipv6.ts'
 import * as vnet from '../wire/vnet.ts'
 
 /** RFC 791's 15 s. */
@@ -20,14 +25,17 @@ export const TIMEOUT = 15_000
 
 const BLOCKS = 8192 / 32
 const L4_MAX = 65535 - IPV4
+/** Its length field does not count the header. */
+const L4_MAX_6 = 65535
 
 interface Pending {
   readonly slot: number
   readonly have: Int32Array
   /** −1: free. */
   port: number
-  src: number
-  dst: number
+  family: number
+  /** Source and destination as they lie in the header: two words, or eight. */
+  readonly addresses: Int32Array
   proto: number
   id: number
   startedAt: number
@@ -54,8 +62,8 @@ export class Fragments {
       slot: arena.slot(),
       have: new Int32Array(BLOCKS),
       port: -1,
-      src: 0,
-      dst: 0,
+      family: 4,
+      addresses: new Int32Array(8),
       proto: 0,
       id: 0,
       startedAt: 0,
@@ -69,10 +77,13 @@ export class Fragments {
   /** Take a fragment. True: `frame` is the whole packet now, valid until the next call. */
   add(f: Frame, now: number): boolean {
     const b = this.#b
-    const { l3, l4, l4len } = f
-    const offset = ipv4.fragmentOffset(b, l3)
-    const last = !ipv4.moreFragments(b, l3)
-    if (l4len === 0 || offset + l4len > L4_MAX || (!last && (l4len & 7) !== 0)) {
+    const four = f.family === 4
+    // All that lies behind the fragment header: what parsing took for further headers, too.
+    const l4 = four ? f.l4 : f.fragmentAt + ipv6.FRAGMENT_HEADER
+    const l4len = f.l4 + f.l4len - l4
+    const offset = four ? ipv4.fragmentOffset(b, f.l3) : ipv6.fragmentOffset(b, f.fragmentAt)
+    const last = four ? !ipv4.moreFragments(b, f.l3) : !ipv6.moreFragments(b, f.fragmentAt)
+    if (l4len === 0 || offset + l4len > (four ? L4_MAX : L4_MAX_6) || (!last && (l4len & 7) !== 0)) {
       this.#drops.count(f.port, DROP['fragment-malformed'])
       return false
     }
@@ -88,12 +99,13 @@ export class Fragments {
     if (there === blocks) return false
     if (there > 0) return this.#giveUp(p, 'fragment-overlap')
     for (let k = offset >>> 3; k < to; k++) p.have[k >>> 5] |= 1 << (k & 31)
-    b.copyWithin(p.slot + ETHERNET + IPV4 + offset, l4, l4 + l4len)
+    b.copyWithin(p.slot + ETHERNET + (four ? IPV4 : IPV6) + offset, l4, l4 + l4len)
     p.got += l4len
     if (last) p.whole = end
     if (offset === 0) {
       p.first = true
-      p.ttl = ipv4.ttl(b, l3)
+      p.ttl = arrivedTtl(b, f)
+      p.proto = four ? f.proto : ipv6.fragmentNext(b, f.fragmentAt)
       b.copyWithin(p.slot, f.off, f.off + ETHERNET)
     }
     if (p.got !== p.whole) return false
@@ -111,28 +123,35 @@ export class Fragments {
   /** Describe the packet in `frame`, with a header of its own without options. */
   #fill(p: Pending, l4len: number): void {
     const f = this.frame
+    const header = p.family === 4 ? IPV4 : IPV6
     f.off = p.slot
-    f.len = ETHERNET + IPV4 + l4len
+    f.len = ETHERNET + header + l4len
     f.port = p.port
-    f.gsoType = f.gsoSize = f.partialChecksum = f.fragment = 0
-    f.etherType = 0x0800
-    f.family = 4
+    f.gsoType = f.gsoSize = f.partialChecksum = f.fragment = f.fragmentAt = 0
+    f.joined = 1
+    f.etherType = p.family === 4 ? TYPE_IPV4 : TYPE_IPV6
+    f.family = p.family
     f.l3 = p.slot + ETHERNET
-    f.l4 = f.l3 + IPV4
+    f.l4 = f.l3 + header
     f.l4len = l4len
     f.proto = p.proto
     f.srcPort = f.dstPort = 0
-    vnet.clear(this.#b, p.slot - VNET)
-    ipv4.write(this.#b, f.l3, IPV4 + l4len, p.id, 0, p.ttl, p.proto, p.src, p.dst)
+    const b = this.#b
+    const a = p.addresses
+    vnet.clear(b, p.slot - VNET)
+    if (p.family === 4) return ipv4.write(b, f.l3, IPV4 + l4len, p.id, 0, p.ttl, p.proto, a[0], a[1])
+    ipv6.write(b, f.l3, l4len, p.proto, p.ttl)
+    ipv6.setSrc(b, f.l3, a[0], a[1], a[2], a[3])
+    ipv6.setDst(b, f.l3, a[4], a[5], a[6], a[7])
   }
 
   #find(f: Frame): Pending | undefined {
     const b = this.#b
-    const src = ipv4.src(b, f.l3)
-    const dst = ipv4.dst(b, f.l3)
-    const id = ipv4.id(b, f.l3)
+    const { family } = f
+    const id = family === 4 ? ipv4.id(b, f.l3) : ipv6.fragmentId(b, f.fragmentAt)
     for (const p of this.#pending)
-      if (p.port === f.port && p.id === id && p.src === src && p.dst === dst && p.proto === f.proto) return p
+      if (p.port === f.port && p.id === id && p.family === family && (family === 6 || p.proto === f.proto))
+        if (sameAddresses(b, f, p.addresses)) return p
     return undefined
   }
 
@@ -158,15 +177,16 @@ export class Fragments {
     if (p.port >= 0) this.#drops.count(p.port, DROP['fragment-limit'])
     p.have.fill(0)
     p.port = f.port
-    p.src = ipv4.src(b, f.l3)
-    p.dst = ipv4.dst(b, f.l3)
+    p.family = f.family
+    const at = addressesAt(f)
+    for (let n = 0; n < wordsOf(f); n++) p.addresses[n] = be32(b, at + (n << 2))
     p.proto = f.proto
-    p.id = ipv4.id(b, f.l3)
+    p.id = f.family === 4 ? ipv4.id(b, f.l3) : ipv6.fragmentId(b, f.fragmentAt)
     p.startedAt = now
     p.got = 0
     p.whole = -1
     p.first = false
-    p.ttl = ipv4.ttl(b, f.l3)
+    p.ttl = arrivedTtl(b, f)
     return p
   }
 
@@ -193,4 +213,13 @@ export class Fragments {
   clear(port: number): void {
     for (const p of this.#pending) if (p.port === port) p.port = -1
   }
+}
+
+const addressesAt = (f: Frame): number => f.l3 + (f.family === 4 ? 12 : ipv6.SRC)
+const wordsOf = (f: Frame): number => (f.family === 4 ? 2 : 8)
+
+function sameAddresses(b: Uint8Array, f: Frame, words: Int32Array): boolean {
+  const at = addressesAt(f)
+  for (let n = wordsOf(f) - 1; n >= 0; n--) if (be32(b, at + (n << 2)) !== words[n]) return false
+  return true
 }

@@ -1,5 +1,5 @@
 /**
- * The gateway: the network's own layer 3. What is for its addresses it answers; what is for elsewhere becomes a flow.
+ * The gateway: the network's own layer 3. What is for its addresses it answers; what is for elsewhere becomes a flow. IPv6: gateway6.ts.
  *
  * Its addresses: .1 (the router), .2 (services: DHCP, DNS; asked at .1 they answer too) and .254 where no host interface has it.
  * Owns: the order of decisions for a packet that goes up from the switch: neighbour, fragments, own address or not, TTL, flow
@@ -16,6 +16,7 @@ import { OUT } from '../flow/table.ts'
 import { find4, insert4, writeMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
 import { ROUTE } from '../host.ts'
+import type { Bindings } from '../switch/bindings.ts'
 import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import type { Switch, Uplink } from '../switch/switch.ts'
@@ -30,9 +31,13 @@ import * as ipv4 from '../wire/ipv4.ts'
 import { parseL4 } from '../wire/parse.ts'
 import * as tcp from '../wire/tcp.ts'
 import * as udp from '../wire/udp.ts'
+import { type Relays, room } from './admission.ts'
+import type { RouterAdvertiser } from './advertise.ts'
 import { answer } from './arp.ts'
 import { Fragments } from './fragments.ts'
+import { Gateway6, type Gateway6Config } from './gateway6.ts'
 import type { Out } from './out.ts'
+import { FROM_GATEWAY, FROM_PEER, SAY } from './say.ts'
 import type { Datagram, DatagramService, Reply } from './service.ts'
 
 const DHCP_SERVER = 67
@@ -47,17 +52,6 @@ export interface GatewayConfig {
   readonly subnet: number
   readonly mask: number
   readonly isolated: boolean
-}
-
-/** A relay whose flows are given up, the oldest first, when a VM has too many. */
-export interface Evicting extends Relay {
-  makeRoom(port: number): boolean
-}
-
-export interface Relays {
-  readonly tcp: Relay
-  readonly udp: Evicting
-  readonly ping: Evicting
 }
 
 export interface Services {
@@ -82,6 +76,7 @@ export class Gateway implements Uplink {
   readonly #scratch: number
   readonly #datagram = { port: 0, off: 0, len: 0, src: new Address(), srcPort: 0, dst: new Address(), dstPort: 0 }
   readonly #allowHost = new Uint8Array(65536)
+  readonly #six: Gateway6 | undefined
   #services!: Services
 
   constructor(
@@ -92,6 +87,7 @@ export class Gateway implements Uplink {
     ports: Ports,
     relays: Relays,
     config: GatewayConfig,
+    six?: { readonly bindings: Bindings; readonly advertiser: RouterAdvertiser; readonly config: Gateway6Config },
   ) {
     this.#x = x
     this.#b = arena.bytes
@@ -103,10 +99,24 @@ export class Gateway implements Uplink {
     this.#broadcast = config.subnet | ~config.mask
     this.#fragments = new Fragments(arena, x.drops, x.limits.reassemblies)
     this.#scratch = arena.alloc(16)
+    if (six !== undefined)
+      this.#six = new Gateway6(
+        x,
+        arena,
+        out,
+        ports,
+        six.bindings,
+        relays,
+        this.#fragments,
+        six.advertiser,
+        six.config,
+        (f) => this.#opensHost(f),
+      )
   }
 
   connect(services: Services): void {
     this.#services = services
+    this.#six?.connect(services)
   }
 
   allowHostPorts(list: readonly number[]): void {
@@ -118,18 +128,19 @@ export class Gateway implements Uplink {
   readonly reply: Reply = (port, src, srcPort, dst, dstPort, bytes, len, dstMac) => {
     let hi = dstMac?.hi ?? -1
     let lo = dstMac?.lo ?? 0
-    if (hi < 0 && dst.w3 === ipv4.LIMITED_BROADCAST) {
+    if (hi < 0 && dst.w3 === ipv4.LIMITED_BROADCAST && dst.family === 4) {
       hi = ethernet.BROADCAST_HI
       lo = ethernet.BROADCAST_LO
     }
-    this.#out.datagram(port, hi, lo, src.w3, srcPort, dst.w3, dstPort, bytes, len)
+    this.#out.datagram(port, hi, lo, src, srcPort, dst, dstPort, bytes, len)
   }
 
   // -- in -----------------------------------------------------------------------------------------------------------
 
   receive(f: Frame): void {
-    if (f.etherType === TYPE_ARP) this.#arp(f)
-    else this.#ipv4(f)
+    if (f.family === 4) this.#ipv4(f)
+    else if (f.etherType === TYPE_ARP) this.#arp(f)
+    else (this.#six as Gateway6).receive(f)
   }
 
   #arp(f: Frame): void {
@@ -173,7 +184,7 @@ export class Gateway implements Uplink {
     if (dst === config.hostAddress) return this.#toHost(f, dst)
     if (ipv4.ttl(b, f.l3) <= 1) {
       drops.count(f.port, DROP.ttl)
-      return this.#out.icmpError(f, icmp.TIME_EXCEEDED, icmp.IN_TRANSIT, 0, 0)
+      return this.#out.icmpError(f, SAY.ttl, 0, FROM_GATEWAY)
     }
     this.#forward(f, dst)
   }
@@ -189,7 +200,7 @@ export class Gateway implements Uplink {
       case ipv4.UDP:
         if (f.dstPort === DNS || f.dstPort === DHCP_SERVER) return this.#toService(f, dst)
         drops.count(f.port, DROP.closed)
-        return this.#out.icmpError(f, icmp.UNREACHABLE, icmp.PORT, 0, dst)
+        return this.#out.icmpError(f, SAY.port, 0, FROM_PEER)
       case ipv4.TCP: {
         const i = find4(this.#x.flows, f.port, ipv4.TCP, ipv4.src(b, f.l3), f.srcPort, dst, f.dstPort)
         if (i >= 0) return this.#relays.tcp.receive(i, f)
@@ -199,7 +210,7 @@ export class Gateway implements Uplink {
       }
       default:
         drops.count(f.port, DROP.protocol)
-        return this.#out.icmpError(f, icmp.UNREACHABLE, icmp.PROTOCOL, 0, dst)
+        return this.#out.icmpError(f, SAY.protocol, 0, FROM_PEER)
     }
   }
 
@@ -208,7 +219,7 @@ export class Gateway implements Uplink {
     const { drops } = this.#x
     if (icmp.type(b, f.l4) !== icmp.ECHO) return drops.count(f.port, DROP['icmp-unhandled'])
     if (!icmp.sound(b, f.l4, f.l4len)) return drops.count(f.port, DROP.checksum)
-    const at = this.#out.l4at(4)
+    const at = this.#out.l4at
     b.copyWithin(at, f.l4, f.l4 + f.l4len)
     icmp.setType(b, at, icmp.ECHO_REPLY)
     this.#out.send(f.port, dst, ipv4.src(b, f.l3), ipv4.ICMP, f.l4len, icmp.CHECKSUM, 0, 0, icmp.ICMP)
@@ -240,6 +251,7 @@ export class Gateway implements Uplink {
   // -- the host's address -------------------------------------------------------------------------------------------
 
   takesFromHost(f: Frame): boolean {
+    if (f.family === 6) return (this.#six as Gateway6).takesFromHost(f)
     const b = this.#b
     if (ipv4.dst(b, f.l3) !== this.#config.hostAddress) return false
     if (f.proto !== ipv4.TCP && f.proto !== ipv4.UDP) return false
@@ -300,7 +312,7 @@ export class Gateway implements Uplink {
         break
       default:
         drops.count(f.port, DROP.protocol)
-        return this.#out.icmpError(f, icmp.UNREACHABLE, icmp.PROTOCOL, 0, 0)
+        return this.#out.icmpError(f, SAY.protocol, 0, FROM_GATEWAY)
     }
     const i = this.#findOut(f, dst)
     if (i >= 0) return relay.receive(i, f)
@@ -324,25 +336,15 @@ export class Gateway implements Uplink {
   /** Say no: RST to TCP, ICMP to the rest. Where there is merely no way, that is what is said. */
   #refuse(f: Frame, rule: Drop): void {
     this.#x.drops.count(f.port, rule)
-    if (rule === DROP.unreachable) return this.#out.icmpError(f, icmp.UNREACHABLE, icmp.NET, 0, 0)
-    if (rule === DROP['no-route']) return this.#out.icmpError(f, icmp.UNREACHABLE, icmp.HOST, 0, 0)
+    if (rule === DROP.unreachable) return this.#out.icmpError(f, SAY.net, 0, FROM_GATEWAY)
+    if (rule === DROP['no-route']) return this.#out.icmpError(f, SAY.host, 0, FROM_GATEWAY)
     if (f.proto === ipv4.TCP) return this.#out.reset(f)
-    this.#out.icmpError(f, icmp.UNREACHABLE, icmp.PROHIBITED, 0, 0)
+    this.#out.icmpError(f, SAY.prohibited, 0, FROM_GATEWAY)
   }
 
   #begin(f: Frame, dst: number, relay: Relay, loopback: boolean): void {
     const { flows, drops, host } = this.#x
-    const { udp: udpRelay, ping } = this.#relays
-    const room =
-      relay === udpRelay
-        ? udpRelay.makeRoom(f.port)
-        : relay === ping
-          ? ping.makeRoom(f.port)
-          : flows.ofPort(f.port) < this.#x.limits.flowsPerVm
-    if (!room) {
-      if (relay === this.#relays.tcp) drops.count(f.port, DROP['flow-limit'])
-      return
-    }
+    if (!room(this.#x, this.#relays, relay, f.port)) return
     const src = ipv4.src(this.#b, f.l3)
     const i = insert4(flows, f.port, f.proto, src, f.srcPort, dst, f.dstPort, OUT, host.now())
     if (i < 0) return drops.count(f.port, DROP['flow-table-full'])
@@ -354,11 +356,22 @@ export class Gateway implements Uplink {
 
   tick(now: number): void {
     this.#fragments.tick(now, this.#late)
+    this.#six?.advertiser.tick(now)
   }
 
-  readonly #late = (f: Frame): void => this.#out.icmpError(f, icmp.TIME_EXCEEDED, icmp.REASSEMBLY, 0, 0)
+  readonly #late = (f: Frame): void => this.#out.icmpError(f, SAY.reassembly, 0, FROM_GATEWAY)
+
+  attach(port: number): void {
+    this.#six?.advertiser.attach(port)
+  }
+
+  /** The network ends: guests are told that this is no router any more. */
+  retire(): void {
+    this.#six?.advertiser.retire()
+  }
 
   detach(port: number): void {
+    this.#six?.advertiser.detach(port)
     this.#fragments.clear(port)
   }
 }

@@ -8,18 +8,20 @@
 import type { RelayContext } from '../flow/context.ts'
 import type { Relay } from '../flow/relay.ts'
 import { ICMP } from '../flow/table.ts'
-import { isMapped, mapped } from '../flow/tuple.ts'
+import { isMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
+import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
 import { EACCES, EAGAIN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
+import { be32 } from '../wire/bytes.ts'
+import { DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
 import * as icmp from '../wire/icmp.ts'
+import * as icmpv6 from '../wire/icmpv6.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 
 export const IDLE = 60_000
 
 const EPERM = 1
-const ORDINARY_TTL = 48
-const DEFAULT_TTL = 64
 const ERRORS_PER_TURN = 4
 
 export class PingRelay implements Relay {
@@ -71,7 +73,7 @@ export class PingRelay implements Relay {
       const forbidden = sock === -EACCES || sock === -EPERM
       drops.count(f.port, DROP[forbidden ? 'ping-forbidden' : 'host-socket'])
       if (forbidden) this.#warn()
-      egress.icmpError(f, icmp.UNREACHABLE, forbidden ? icmp.PROHIBITED : this.#codeOf(-sock), 0, 0)
+      egress.icmpError(f, forbidden ? SAY.prohibited : this.#sayOf(-sock), 0, FROM_GATEWAY)
       return this.#remove(i)
     }
     flows.sock[i] = sock
@@ -98,17 +100,17 @@ export class PingRelay implements Relay {
   receive(i: number, f: Frame): void {
     const { flows, host, drops, egress } = this.#x
     const b = this.#b
-    if (!icmp.sound(b, f.l4, f.l4len)) return drops.count(f.port, DROP.checksum)
+    const sound = f.family === 4 ? icmp.sound(b, f.l4, f.l4len) : icmpv6.sound(b, f.l3, f.l4, f.l4len)
+    if (!sound) return drops.count(f.port, DROP.checksum)
     flows.touch(i, host.now())
     flows.bytesOut[i] += f.l4len
     const sock = flows.sock[i]
-    const arrived = ipv4.ttl(b, f.l3)
-    const ttl = arrived > ORDINARY_TTL ? DEFAULT_TTL : arrived - 1
+    const ttl = leavingTtl(b, f)
     if (this.#ttl[i] !== ttl) {
       this.#ttl[i] = ttl
       host.setTtl(sock, ttl)
     }
-    const df = ipv4.dontFragment(b, f.l3) ? 1 : 0
+    const df = keptWhole(b, f)
     if (this.#dontFragment[i] !== df) {
       this.#dontFragment[i] = df
       host.setDontFragment(sock, df)
@@ -123,13 +125,13 @@ export class PingRelay implements Relay {
     if (r >= 0) return
     drops.count(f.port, DROP[r === -EMSGSIZE ? 'too-big' : 'host-send'])
     if (r !== -EAGAIN && this.#reportErrors(i) === 0)
-      egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(-r), 0, 0, this.#second(i, this.#sequence[i]))
+      egress.icmpErrorOfFlow(i, this.#sayOf(-r), 0, FROM_GATEWAY, this.#second(i, this.#sequence[i]))
   }
 
-  #codeOf(errno: number): number {
-    if (errno === ENETUNREACH) return icmp.NET
-    if (errno === EMSGSIZE) return icmp.FRAGMENTATION_NEEDED
-    return errno === EACCES || errno === EPERM ? icmp.PROHIBITED : icmp.HOST
+  #sayOf(errno: number): Say {
+    if (errno === ENETUNREACH) return SAY.net
+    if (errno === EMSGSIZE) return SAY.tooBig
+    return errno === EACCES || errno === EPERM ? SAY.prohibited : SAY.host
   }
 
   /** The second word of a quoted echo request. */
@@ -141,7 +143,8 @@ export class PingRelay implements Relay {
     const { flows, host, egress, limits } = this.#x
     const b = this.#b
     if ((events & (FAILED | HANGUP)) !== 0) this.#reportErrors(i)
-    const at = egress.l4at(4)
+    const at = egress.l4at
+    const reply = flows.family[i] === 4 ? icmp.ECHO_REPLY : icmpv6.ECHO_REPLY
     let errors = 0
     for (let n = 0; n < limits.datagramsPerTurn; n++) {
       const len = host.pingRecv(flows.sock[i], at, egress.l4max)
@@ -150,7 +153,7 @@ export class PingRelay implements Relay {
         this.#reportErrors(i)
         continue
       }
-      if (len < icmp.ICMP || icmp.type(b, at) !== icmp.ECHO_REPLY) continue
+      if (len < icmp.ICMP || icmp.type(b, at) !== reply) continue
       icmp.setId(b, at, flows.guestPort[i])
       this.#answered[i] = 1
       flows.touch(i, host.now())
@@ -170,12 +173,12 @@ export class PingRelay implements Relay {
       const second = this.#second(i, sequence >= 0 ? sequence : this.#sequence[i])
       if (type === 0 && code === 0) {
         if (errno === EHOSTUNREACH || errno === ENETUNREACH || errno === EACCES || errno === EMSGSIZE)
-          egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, this.#codeOf(errno), errno === EMSGSIZE ? mtu : 0, 0, second)
+          egress.icmpErrorOfFlow(i, this.#sayOf(errno), errno === EMSGSIZE ? mtu : 0, FROM_GATEWAY, second)
         continue
       }
-      const from = isMapped(b, this.#offender) ? mapped(b, this.#offender) : 0
-      const info = type === icmp.UNREACHABLE && code === icmp.FRAGMENTATION_NEEDED ? mtu : 0
-      egress.icmpErrorOfFlow(i, type, code, info, ipv4.isLoopback(from) ? 0 : from, second)
+      const hidden = isMapped(b, this.#offender) && ipv4.isLoopback(be32(b, this.#offender + 12))
+      const from = hidden ? FROM_GATEWAY : this.#offender
+      egress.icmpErrorPassed(i, type, code, errno === EMSGSIZE ? mtu : 0, from, second)
     }
     if (n === 0) host.error(flows.sock[i])
     return n

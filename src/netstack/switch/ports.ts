@@ -5,8 +5,11 @@
  * Invariants: at most one port of role `host`; a free index has port null.
  */
 import type { PortRow } from '../../plugins/contract.ts'
+import { Address } from '../wire/address.ts'
 import { macText } from '../wire/ethernet.ts'
 import { type Port, ROLE, type Role } from './port.ts'
+
+const NONE = new Address()
 
 export interface Identity {
   readonly id: string
@@ -15,7 +18,9 @@ export interface Identity {
   readonly name: string
   readonly macHi: number
   readonly macLo: number
+  /** 0: none. */
   readonly address: number
+  readonly address6?: Address
 }
 
 export class Ports {
@@ -32,6 +37,8 @@ export class Ports {
   readonly macHi: Int32Array
   readonly macLo: Int32Array
   readonly address: Int32Array
+  /** Four words for each port; all 0: none. */
+  readonly address6: Int32Array
   /** Where the port's address was seen last: what frames of the gateway are sent to. */
   readonly neighbourHi: Int32Array
   readonly neighbourLo: Int32Array
@@ -49,6 +56,7 @@ export class Ports {
     this.macHi = new Int32Array(capacity)
     this.macLo = new Int32Array(capacity)
     this.address = new Int32Array(capacity)
+    this.address6 = new Int32Array(capacity * 4)
     this.neighbourHi = new Int32Array(capacity)
     this.neighbourLo = new Int32Array(capacity)
     this.framesIn = new Float64Array(capacity)
@@ -62,11 +70,26 @@ export class Ports {
     return -1
   }
 
-  /** The VM that has an address, or −1. */
-  withAddress(address: number): number {
+  /** The VM that has an address of either family, or −1. */
+  withAddress(a: Address): number {
+    const four = a.family === 4
     for (let i = 0; i < this.end; i++)
-      if (this.port[i] !== null && this.role[i] === ROLE.vm && this.address[i] === address) return i
+      if (this.port[i] !== null && this.role[i] === ROLE.vm && (four ? this.address[i] === a.w3 : this.has6(i, a)))
+        return i
     return -1
+  }
+
+  has6(i: number, a: Address): boolean {
+    const { address6 } = this
+    const at = i << 2
+    return address6[at + 3] === a.w3 && address6[at + 2] === a.w2 && address6[at + 1] === a.w1 && address6[at] === a.w0
+  }
+
+  /** The port's IPv6 address; :: when it has none. */
+  read6(i: number, a: Address): Address {
+    const { address6 } = this
+    const at = i << 2
+    return a.set(address6[at], address6[at + 1], address6[at + 2], address6[at + 3])
   }
 
   /** Throws RangeError when every index is taken, or a second host port is given. */
@@ -97,6 +120,8 @@ export class Ports {
     this.macHi[i] = this.neighbourHi[i] = who.macHi
     this.macLo[i] = this.neighbourLo[i] = who.macLo
     this.address[i] = who.address
+    const a = who.address6 ?? NONE
+    this.address6.set([a.w0, a.w1, a.w2, a.w3], i << 2)
   }
 
   remove(i: number): void {

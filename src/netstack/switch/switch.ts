@@ -7,7 +7,7 @@
  * The guard (who may say what):
  *  - a VM sends from any MAC that is nobody else's: not another port's (assigned or learned), not the gateway's, not a group's;
  *  - it sends IPv4 from its own address only; from 0.0.0.0 only DHCP requests; ARP only in its own name (or a probe, RFC 5227);
- *  - it gives no DHCP answers, no ICMP redirects, no router advertisements;
+ *  - it gives no DHCP answers, no ICMP redirects, no router advertisements; IPv6 and its neighbour discovery: guard6.ts;
  *  - the host's port sends from its own MAC and from .254 only, so that the host never routes into the network.
  * The host's port receives only what is for .254, and broadcasts of the subnet: the host's kernel must never become a router for a guest.
  * On an isolated network a VM's frames go to the gateway and nowhere else.
@@ -20,13 +20,18 @@ import type { Frame } from '../frame.ts'
 import { EAGAIN, ENOBUFS, type Host } from '../host.ts'
 import type { Captures } from '../trace/capture.ts'
 import { DROP, type Drop, type Drops, dropComment } from '../trace/drops.ts'
+import type { Address } from '../wire/address.ts'
 import * as arp from '../wire/arp.ts'
 import * as ethernet from '../wire/ethernet.ts'
 import { TYPE_ARP } from '../wire/ethernet.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
+import * as ndp from '../wire/ndp.ts'
 import * as vnet from '../wire/vnet.ts'
+import { Bindings, PER_PORT } from './bindings.ts'
 import type { Fdb } from './fdb.ts'
+import { DHCP6_SERVER, Guard6 } from './guard6.ts'
 import { ROLE } from './port.ts'
 import type { Ports } from './ports.ts'
 import { SoftwareOffload } from './segment.ts'
@@ -36,7 +41,7 @@ import { StormControl } from './storm.ts'
 export interface Uplink {
   /** A frame for the gateway's MAC, or a broadcast. It may use the frame's bytes. */
   receive(f: Frame): void
-  /** Is this IPv4 packet for .254 one of a flow of the gateway's (a published port's client, --allow-host)? */
+  /** Is this packet for the host's address one of a flow of the gateway's (a published port's client, --allow-host)? */
   takesFromHost(f: Frame): boolean
 }
 
@@ -46,6 +51,8 @@ export interface SwitchConfig {
   readonly subnet: number
   readonly mask: number
   readonly hostAddress: number
+  /** Undefined: the network has no IPv6. */
+  readonly ipv6?: { readonly p0: number; readonly p1: number; readonly hostAddress: Address }
   readonly isolated: boolean
   readonly macsPerPort: number
   readonly floodCopiesPerSecond: number
@@ -68,6 +75,9 @@ export class Switch {
   readonly #software: SoftwareOffload
   readonly #storm: StormControl
   readonly #warnedAt: Float64Array
+  /** Whose an IPv6 address is; undefined on a network without. */
+  readonly bindings: Bindings | undefined
+  readonly guard6: Guard6 | undefined
   #uplink!: Uplink
 
   constructor(
@@ -90,6 +100,11 @@ export class Switch {
     this.#software = new SoftwareOffload(arena)
     this.#storm = new StormControl(ports.capacity, config.floodCopiesPerSecond)
     this.#warnedAt = new Float64Array(ports.capacity).fill(-Infinity)
+    const { ipv6: six } = config
+    if (six !== undefined) {
+      this.bindings = new Bindings(powerOfTwo(ports.capacity * (PER_PORT + 4)), ports.capacity, host.random32())
+      this.guard6 = new Guard6(arena.bytes, ports, this.bindings, six.p0, six.p1)
+    }
   }
 
   connect(uplink: Uplink): void {
@@ -116,13 +131,28 @@ export class Switch {
   #unicast(f: Frame, to: number): void {
     if (to === f.port) return this.#drops.count(f.port, DROP.hairpin)
     if (this.#ports.role[to] === ROLE.host) {
-      if (f.family === 4) {
+      if (f.family !== 0) {
         if (this.#uplink.takesFromHost(f)) return this.#uplink.receive(f)
-        if (ipv4.dst(this.#b, f.l3) !== this.#config.hostAddress) return this.#drops.count(f.port, DROP['host-foreign'])
+        if (!this.#isHosts(f)) return this.#drops.count(f.port, DROP['host-foreign'])
       }
     }
     if (this.#config.isolated) return this.#drops.count(f.port, DROP.isolated)
     this.deliver(to, f.off, f.len, true)
+  }
+
+  /** Is it for an address of the host's interface? */
+  #isHosts(f: Frame): boolean {
+    const b = this.#b
+    if (f.family === 4) return ipv4.dst(b, f.l3) === this.#config.hostAddress
+    const w0 = ipv6.dst(b, f.l3, 0)
+    if (ipv6.isLinkLocal(w0)) return true
+    const own = this.#config.ipv6?.hostAddress
+    return (
+      own?.w0 === w0 &&
+      own.w1 === ipv6.dst(b, f.l3, 1) &&
+      own.w2 === ipv6.dst(b, f.l3, 2) &&
+      own.w3 === ipv6.dst(b, f.l3, 3)
+    )
   }
 
   /** Broadcast and multicast: to the gateway and, unless isolated, to every port that may see it. */
@@ -132,11 +162,21 @@ export class Switch {
       if (!this.#config.isolated) this.#flood(f, true)
       return this.#uplink.receive(f)
     }
+    if (f.family === 6) return this.#group6(f)
     if (f.proto === ipv4.UDP && f.dstPort === DHCP_SERVER) return this.#uplink.receive(f)
     if (!this.#config.isolated) {
       const dst = ipv4.dst(b, f.l3)
       this.#flood(f, dst === ipv4.LIMITED_BROADCAST || dst === this.#broadcast)
     }
+    this.#uplink.receive(f)
+  }
+
+  /** What is for routers and DHCP servers the gateway alone sees; the host is asked for its MAC like everybody, and hears of nothing else. */
+  #group6(f: Frame): void {
+    const type = f.proto === ipv6.ICMPV6 && f.fragment === 0 ? icmp.type(this.#b, f.l4) : -1
+    const routers = type === ndp.ROUTER_SOLICITATION || (f.proto === ipv4.UDP && f.dstPort === DHCP6_SERVER)
+    if (!this.#config.isolated && !routers)
+      this.#flood(f, type === ndp.NEIGHBOUR_SOLICITATION || type === ndp.NEIGHBOUR_ADVERTISEMENT)
     this.#uplink.receive(f)
   }
 
@@ -206,8 +246,9 @@ export class Switch {
         const type = icmp.type(b, f.l4)
         if (type === icmp.REDIRECT || type === icmp.ROUTER_ADVERTISEMENT) return DROP['guard-redirect']
       }
-      return src === own ? 0 : DROP['guard-address']
+      return src === own && own !== 0 ? 0 : DROP['guard-address']
     }
+    if (f.family === 6) return (this.guard6 as Guard6).check(f, this.#host.now())
     const sender = arp.senderIp(b, l3)
     if (sender !== own && sender !== ipv4.ANY) return DROP['guard-arp']
     if (arp.senderHi(b, l3) !== ethernet.srcHi(b, f.off) || arp.senderLo(b, l3) !== ethernet.srcLo(b, f.off))
@@ -252,6 +293,7 @@ export class Switch {
       if (f.proto === ipv4.UDP && f.dstPort === DHCP_CLIENT) return DROP['guard-dhcp-server']
       return ipv4.src(b, l3) === own ? 0 : DROP['guard-host']
     }
+    if (f.family === 6) return (this.guard6 as Guard6).check(f, this.#host.now()) === 0 ? 0 : DROP['guard-host']
     const sender = arp.senderIp(b, l3)
     return sender === own || sender === ipv4.ANY ? 0 : DROP['guard-host']
   }
@@ -287,6 +329,7 @@ export class Switch {
   assign(port: number): void {
     const { macHi, macLo, name } = this.#ports
     const now = this.#host.now()
+    this.guard6?.assign(port, now)
     const entry = this.#fdb.find(macHi[port], macLo[port])
     if (entry >= 0) {
       const other = this.#fdb.portOf(entry)
@@ -305,6 +348,7 @@ export class Switch {
   release(port: number): void {
     const { macHi, macLo, end, port: ports } = this.#ports
     this.#fdb.clear(port)
+    this.guard6?.release(port)
     this.#storm.clear(port)
     this.#warnedAt[port] = -Infinity
     for (let p = 0; p < end; p++)
@@ -313,5 +357,8 @@ export class Switch {
 
   tick(now: number): void {
     this.#fdb.age(now)
+    this.bindings?.age(now)
   }
 }
+
+const powerOfTwo = (n: number): number => 2 ** Math.ceil(Math.log2(n))

@@ -11,6 +11,7 @@
  * A handshake that has ended well is told by the return value: what follows (data, the host's first bytes) is the relay's.
  */
 import type { Frame } from '../frame.ts'
+import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
 import { EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT, WRITABLE } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import * as tcp from '../wire/tcp.ts'
@@ -35,10 +36,6 @@ const MSS_DEFAULT = 536
 const MSS_MIN = 88
 
 const EPERM = 1
-const ICMP_UNREACHABLE = 3
-const UNREACHABLE_NET = 0
-const UNREACHABLE_HOST = 1
-const UNREACHABLE_PROHIBITED = 13
 
 /** What became of a segment within a handshake. */
 export const PENDING = 0
@@ -177,16 +174,16 @@ export class Handshakes {
   /** The host's connect failed with `errno`, or could not even begin. */
   refuse(i: number, errno: number): void {
     const x = this.#x
-    const code =
+    const say: Say | undefined =
       errno === ENETUNREACH
-        ? UNREACHABLE_NET
+        ? SAY.net
         : errno === EHOSTUNREACH || errno === ETIMEDOUT
-          ? UNREACHABLE_HOST
+          ? SAY.host
           : errno === EACCES || errno === EPERM
-            ? UNREACHABLE_PROHIBITED
-            : -1
-    if (code >= 0) x.egress.icmpErrorOfFlow(i, ICMP_UNREACHABLE, code, 0, 0, this.#c.irs[i])
-    if (code >= 0 || errno === ECONNREFUSED || errno === ECONNRESET) this.#segments.rst(i)
+            ? SAY.prohibited
+            : undefined
+    if (say !== undefined) x.egress.icmpErrorOfFlow(i, say, 0, FROM_GATEWAY, this.#c.irs[i])
+    if (say !== undefined || errno === ECONNREFUSED || errno === ECONNRESET) this.#segments.rst(i)
     // Descriptors, ports or memory ran out: silence, the guest asks again.
     else x.drops.count(x.flows.port[i], DROP['host-socket'])
     this.#ends.remove(i)

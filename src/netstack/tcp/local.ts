@@ -12,7 +12,7 @@
 
 import type { StreamHandler, StreamService } from '../gateway/service.ts'
 import { EAGAIN, ECONNREFUSED, EPIPE, HANGUP, READABLE, type Ref, type Sock, WRITABLE } from '../host.ts'
-import { be32 } from '../wire/bytes.ts'
+import { Address } from '../wire/address.ts'
 import type { TcpHost } from './context.ts'
 
 export const LOCAL_SOCK = 0x4000_0000
@@ -71,7 +71,8 @@ export class LocalStreams implements TcpHost {
   readonly arena
   readonly #host: TcpHost
   readonly #portOf: (ref: Ref) => number
-  readonly #services = new Map<string, StreamService>()
+  readonly #services: { readonly address: Address; readonly l4port: number; readonly service: StreamService }[] = []
+  readonly #to = new Address()
   readonly #streams: (LocalStream | undefined)[] = []
   #waiting: number[] = []
 
@@ -82,9 +83,14 @@ export class LocalStreams implements TcpHost {
     this.#portOf = portOf
   }
 
-  /** Connections to `address` (IPv4) and `l4port` are `service`'s from now on. */
-  listen(address: number, l4port: number, service: StreamService): void {
-    this.#services.set(`${address} ${l4port}`, service)
+  /** Connections to `address` and `l4port` are `service`'s from now on. */
+  listen(address: Address, l4port: number, service: StreamService): void {
+    this.#services.push({ address, l4port, service })
+  }
+
+  #serviceAt(address: Address, l4port: number): StreamService | undefined {
+    for (const s of this.#services) if (s.l4port === l4port && s.address.equals(address)) return s.service
+    return undefined
   }
 
   /** Give out gathered events, those that arise meanwhile too. */
@@ -123,7 +129,7 @@ export class LocalStreams implements TcpHost {
 
   tcpConnect(dst: number, l4port: number): Sock {
     const service =
-      this.#services.size === 0 ? undefined : this.#services.get(`${be32(this.arena.bytes, dst + 12)} ${l4port}`)
+      this.#services.length === 0 ? undefined : this.#serviceAt(this.#to.read(this.arena.bytes, dst), l4port)
     if (service === undefined) return this.#host.tcpConnect(dst, l4port)
     let k = this.#streams.indexOf(undefined)
     if (k < 0) {

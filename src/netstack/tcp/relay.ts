@@ -18,8 +18,7 @@ import type { Relay } from '../flow/relay.ts'
 import type { Frame } from '../frame.ts'
 import { FAILED, HANGUP, READABLE, WRITABLE } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
-import { finish, pseudo4, sum } from '../wire/checksum.ts'
-import * as ipv4 from '../wire/ipv4.ts'
+import { finish, pseudo, sum } from '../wire/checksum.ts'
 import * as tcp from '../wire/tcp.ts'
 import { seqDiff } from '../wire/tcp.ts'
 import { Alarms, KEEPALIVE_PROBES } from './alarms.ts'
@@ -101,8 +100,7 @@ export class TcpRelay implements Relay {
       return false
     }
     if (f.partialChecksum) return true
-    const pseudo = pseudo4(ipv4.src(b, f.l3), ipv4.dst(b, f.l3), ipv4.TCP, f.l4len)
-    if (finish(sum(b, f.l4, f.l4len, pseudo)) === 0) return true
+    if (finish(sum(b, f.l4, f.l4len, pseudo(b, f))) === 0) return true
     this.#x.drops.count(f.port, DROP.checksum)
     return false
   }

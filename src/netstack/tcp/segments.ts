@@ -6,7 +6,6 @@
  * Never does: deciding when; copying payload (the sender has peeked it behind the header already).
  */
 import type { FlowTable } from '../flow/table.ts'
-import { MAPPED } from '../flow/table.ts'
 import type { Egress } from '../gateway/egress.ts'
 import type { Seq } from '../wire/tcp.ts'
 import * as tcp from '../wire/tcp.ts'
@@ -43,25 +42,21 @@ export class Segments {
     this.#mtu = mtu
   }
 
-  #family(i: number): number {
-    const t = this.#table
-    return t.peer2[i] === MAPPED && t.peer1[i] === 0 && t.peer0[i] === 0 ? 4 : 6
-  }
-
   /** The MSS that we announce: what fits the link. */
   ownMss(i: number): number {
-    return this.#mtu - (this.#family(i) === 4 ? HEADERS4 : HEADERS6)
+    return this.#mtu - (this.#table.family[i] === 4 ? HEADERS4 : HEADERS6)
   }
 
   /** Where payload is to be put before `data`. */
-  payloadAt(i: number): number {
-    return this.#egress.l4at(this.#family(i)) + tcp.TCP
+  payloadAt(): number {
+    return this.#egress.l4at + tcp.TCP
   }
 
   /** Most payload of one `data` call: whole segments. */
   payloadMax(i: number): number {
     const mss = this.#c.mss[i]
-    const room = this.#egress.l4max - tcp.TCP
+    // A packet of either family is at most 64 KiB with its headers: so long are the buffers of those who take it whole.
+    const room = this.#egress.l4max - (this.#table.family[i] === 4 ? tcp.TCP : HEADERS6 - HEADERS4 + tcp.TCP)
     return room < mss ? room : room - (room % mss)
   }
 
@@ -80,7 +75,7 @@ export class Segments {
     c.flags[i] &= ~ACK_OWED
     let options = 0
     if (c.held[i] >= 0 && c.has(i, SACK)) {
-      const at = this.#egress.l4at(this.#family(i)) + tcp.TCP
+      const at = this.#egress.l4at + tcp.TCP
       options = this.#disorder.writeSack(this.#bytes, at, i)
     }
     return this.#send(i, c.sndNxt[i], c.rcvNxt[i], tcp.ACK, windowField(c, i), options, 0)
@@ -101,7 +96,7 @@ export class Segments {
   syn(i: number): number {
     const c = this.#c
     const answer = c.state[i] !== STATE.synSent
-    const at = this.#egress.l4at(this.#family(i))
+    const at = this.#egress.l4at
     let end = tcp.putMss(this.#bytes, at + tcp.TCP, this.ownMss(i))
     if (!answer || c.has(i, SACK)) end = tcp.putSackPermitted(this.#bytes, end)
     if (!answer || c.has(i, SCALED)) end = tcp.putScale(this.#bytes, end, WINDOW_SHIFT)
@@ -127,14 +122,13 @@ export class Segments {
   }
 
   #send(i: number, seq: Seq, ack: Seq, flags: number, wnd: number, options: number, len: number): number {
-    const family = this.#family(i)
-    const at = this.#egress.l4at(family)
+    const at = this.#egress.l4at
     if ((flags & tcp.ACK) !== 0) this.#c.rcvTold[i] = ack
     const header = tcp.TCP + options
     const t = this.#table
     tcp.write(this.#bytes, at, t.peerPort[i], t.guestPort[i], seq, ack, header, flags, wnd)
     const mss = this.#c.mss[i]
-    const gso = len <= mss ? GSO_NONE : family === 4 ? GSO_TCPV4 : GSO_TCPV6
+    const gso = len <= mss ? GSO_NONE : t.family[i] === 4 ? GSO_TCPV4 : GSO_TCPV6
     return this.#egress.flow(i, header + len, tcp.CHECKSUM, gso, gso === GSO_NONE ? 0 : mss, header)
   }
 }

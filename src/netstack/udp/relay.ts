@@ -15,8 +15,9 @@
 import type { RelayContext } from '../flow/context.ts'
 import type { UdpFlows } from '../flow/publish.ts'
 import { UDP } from '../flow/table.ts'
-import { isMapped, mapped } from '../flow/tuple.ts'
+import { isMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
+import { FROM_GATEWAY, FROM_PEER, SAY } from '../gateway/say.ts'
 import {
   EACCES,
   EAGAIN,
@@ -29,9 +30,11 @@ import {
   type Sock,
 } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
-import { fold, pseudo4, sum } from '../wire/checksum.ts'
-import * as icmp from '../wire/icmp.ts'
+import { be32 } from '../wire/bytes.ts'
+import { fold, pseudo, sum } from '../wire/checksum.ts'
+import { DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
 import * as ipv4 from '../wire/ipv4.ts'
+import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
 import { GSO_UDP_L4 } from '../wire/vnet.ts'
 
@@ -42,9 +45,6 @@ export const IDLE_DNS = 10_000
 
 const DNS = 53
 const WELL_KNOWN = 1024
-/** TTLs at and above this are a guest's ordinary ones (64, 128, 255); below it somebody traces a route. */
-const ORDINARY_TTL = 48
-const DEFAULT_TTL = 64
 const ERRORS_PER_TURN = 4
 
 export class UdpRelay implements UdpFlows {
@@ -168,23 +168,18 @@ export class UdpRelay implements UdpFlows {
     if (f.partialChecksum === 1) return true
     const b = this.#b
     if (udp.checksum(b, f.l4) === 0) return true
-    const pseudo = pseudo4(ipv4.src(b, f.l3), ipv4.dst(b, f.l3), ipv4.UDP, f.l4len)
-    return fold(sum(b, f.l4, f.l4len, pseudo)) === 0xffff
+    return fold(sum(b, f.l4, f.l4len, pseudo(b, f))) === 0xffff
   }
 
-  /**
-   * What the guest's IP header asks of the way: the gateway is a hop, so what arrives with a small TTL leaves with one less, and
-   * traceroute sees the routers behind; "do not fragment" stays, so that the guest learns the path's MTU (RFC 1191).
-   */
+  /** What the guest's IP header asks of the way (wire/hops.ts). */
   #carry(i: number, sock: Sock, f: Frame): void {
     const { host } = this.#x
-    const arrived = ipv4.ttl(this.#b, f.l3)
-    const ttl = arrived > ORDINARY_TTL ? DEFAULT_TTL : arrived - 1
+    const ttl = leavingTtl(this.#b, f)
     if (this.#ttl[i] !== ttl) {
       this.#ttl[i] = ttl
       host.setTtl(sock, ttl)
     }
-    const df = ipv4.dontFragment(this.#b, f.l3) ? 1 : 0
+    const df = keptWhole(this.#b, f)
     if (this.#dontFragment[i] !== df) {
       this.#dontFragment[i] = df
       host.setDontFragment(sock, df)
@@ -210,7 +205,7 @@ export class UdpRelay implements UdpFlows {
     const { flows, host, egress, limits } = this.#x
     const sock = flows.sock[i]
     if ((events & (FAILED | HANGUP)) !== 0) this.#reportErrors(i)
-    const at = egress.l4at(4) + udp.UDP
+    const at = egress.l4at + udp.UDP
     let errors = 0
     for (let n = 0; n < limits.datagramsPerTurn; n++) {
       const len = host.udpRecv(sock, at, egress.l4max - udp.UDP)
@@ -230,13 +225,14 @@ export class UdpRelay implements UdpFlows {
     flows.touch(i, host.now())
     flows.bytesIn[i] += len
     if (flows.publish[i] < 0) this.#answered[i] = 1
-    if (segment > 0 && len > segment && ipv4.IPV4 + udp.UDP + segment > mtu) return this.#split(i, len, segment)
+    const header = flows.family[i] === 4 ? ipv4.IPV4 : ipv6.IPV6
+    if (segment > 0 && len > segment && header + udp.UDP + segment > mtu) return this.#split(i, len, segment)
     this.#send(i, len, segment)
   }
 
   #send(i: number, len: number, segment: number): void {
     const { flows, egress } = this.#x
-    udp.write(this.#b, egress.l4at(4), flows.peerPort[i], flows.guestPort[i], udp.UDP + len)
+    udp.write(this.#b, egress.l4at, flows.peerPort[i], flows.guestPort[i], udp.UDP + len)
     const gso = segment > 0 && len > segment ? GSO_UDP_L4 : 0
     egress.flow(i, udp.UDP + len, udp.CHECKSUM, gso, segment, udp.UDP)
   }
@@ -244,7 +240,7 @@ export class UdpRelay implements UdpFlows {
   /** Each datagram is longer than the guest's MTU: they leave one by one, in fragments. */
   #split(i: number, len: number, segment: number): void {
     const b = this.#b
-    const at = this.#x.egress.l4at(4) + udp.UDP
+    const at = this.#x.egress.l4at + udp.UDP
     b.copyWithin(this.#joined, at, at + len)
     for (let done = 0; done < len; done += segment) {
       const part = Math.min(segment, len - done)
@@ -258,7 +254,6 @@ export class UdpRelay implements UdpFlows {
   /** What the host's error queue holds becomes ICMP to the guest, from the router that said it. How many there were. */
   #reportErrors(i: number): number {
     const { flows, host, egress, limits } = this.#x
-    const b = this.#b
     const sock = flows.sock[i]
     if (flows.publish[i] >= 0) return 0
     let n = 0
@@ -269,21 +264,23 @@ export class UdpRelay implements UdpFlows {
         this.#tell(i, errno)
         continue
       }
-      let from = 0
-      if (isMapped(b, this.#offender)) {
-        from = mapped(b, this.#offender)
-        // The destination itself answers: under the name the guest knows it by.
-        if (from === flows.far3[i]) from = flows.peer3[i]
-        else if (ipv4.isLoopback(from)) from = 0
-      }
-      const info = type === icmp.UNREACHABLE && code === icmp.FRAGMENTATION_NEEDED ? mtu : 0
-      egress.icmpErrorOfFlow(i, type, code, info, from)
+      egress.icmpErrorPassed(i, type, code, errno === EMSGSIZE ? mtu : 0, this.#reporter(i))
     }
     if (n === 0) {
       const errno = host.error(sock)
       if (errno !== 0) this.#tell(i, errno)
     }
     return n
+  }
+
+  /** Who said what lies at #offender. The destination itself is told under the name that the guest knows it by. */
+  #reporter(i: number): number {
+    const { flows } = this.#x
+    const b = this.#b
+    const at = this.#offender
+    const w3 = be32(b, at + 12)
+    if (w3 === flows.far3[i] && be32(b, at + 8) === flows.far2[i] && be32(b, at + 4) === flows.far1[i]) return FROM_PEER
+    return isMapped(b, at) && ipv4.isLoopback(w3) ? FROM_GATEWAY : at
   }
 
   forgetErrors(sock: Sock): void {
@@ -293,19 +290,24 @@ export class UdpRelay implements UdpFlows {
 
   /** A local error, said in ICMP's words. */
   #tell(i: number, errno: number): void {
-    const { egress, host, flows } = this.#x
+    const { egress, host } = this.#x
     switch (errno) {
       case ECONNREFUSED:
-        return egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, icmp.PORT, 0, flows.peer3[i])
+        return egress.icmpErrorOfFlow(i, SAY.port, 0, FROM_PEER)
       case EHOSTUNREACH:
-        return egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, icmp.HOST, 0, 0)
+        return egress.icmpErrorOfFlow(i, SAY.host, 0, FROM_GATEWAY)
       case ENETUNREACH:
-        return egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, icmp.NET, 0, 0)
+        return egress.icmpErrorOfFlow(i, SAY.net, 0, FROM_GATEWAY)
       case EACCES:
-        return egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, icmp.PROHIBITED, 0, 0)
+        return egress.icmpErrorOfFlow(i, SAY.prohibited, 0, FROM_GATEWAY)
       case EMSGSIZE:
-        return egress.icmpErrorOfFlow(i, icmp.UNREACHABLE, icmp.FRAGMENTATION_NEEDED, host.icmp.mtu || 576, 0)
+        return egress.icmpErrorOfFlow(i, SAY.tooBig, host.icmp.mtu || this.#leastMtu(i), FROM_GATEWAY)
     }
+  }
+
+  /** What every path carries. */
+  #leastMtu(i: number): number {
+    return this.#x.flows.family[i] === 4 ? 576 : ipv6.MTU_MIN
   }
 
   // -- ends ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@
  * `sum` reads 32-bit words; the sum of 16-bit halves in memory order is byte-swapped on a little-endian machine (RFC 1071 §2.B), so
  * one swap at the end replaces one for each word. A view over the last buffer is kept, because making one costs more than a header.
  */
+import type { Frame } from '../frame.ts'
+import { be32 } from './bytes.ts'
 
 let buffer: ArrayBufferLike = new ArrayBuffer(4)
 let words: Uint32Array = new Uint32Array(buffer)
@@ -82,6 +84,19 @@ export const finish = (s: number): number => ~fold(s) & 0xffff
 /** Sum of the IPv4 pseudo header. */
 export const pseudo4 = (src: number, dst: number, proto: number, len: number): number =>
   (src >>> 16) + (src & 0xffff) + (dst >>> 16) + (dst & 0xffff) + proto + len
+
+/** Sum of the IPv6 pseudo header (RFC 8200 §8.1), whose addresses lie in the IPv6 header at `l3`. */
+export function pseudo6(b: Uint8Array, l3: number, proto: number, len: number): number {
+  let s = proto + len
+  for (let o = l3 + 8; o < l3 + 40; o += 2) s += (b[o] << 8) | b[o + 1]
+  return s
+}
+
+/** Sum of the pseudo header of the frame's packet, whichever family it has. */
+export const pseudo = (b: Uint8Array, f: Frame): number =>
+  f.family === 4
+    ? pseudo4(be32(b, f.l3 + 12), be32(b, f.l3 + 16), f.proto, f.l4len)
+    : pseudo6(b, f.l3, f.proto, f.l4len)
 
 /** The checksum field after a 16-bit word below it changed from `from` to `to` (RFC 1624, equation 3). */
 export const update = (field: number, from: number, to: number): number =>
