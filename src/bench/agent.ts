@@ -104,7 +104,7 @@ async function attach(
     const argv = g.enter.length === 0 ? ['nsenter', ...place] : [...g.enter, ...place]
     const answer = JSON.parse((await finished(argv)).stdout) as ClientAnswer
     if (!answer.ok) throw new Error(answer.why)
-    address = answer.lease.address
+    address = answer.lease?.address ?? address
   }
   if (address === undefined) throw new Error('a guest got no address')
   return { netns: g.place.netns, address, ifname, attachment }

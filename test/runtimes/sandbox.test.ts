@@ -448,6 +448,78 @@ describe(`the nic of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
     assert.match(l.log(), /eth0 has 192\.168\.77\.100\/24 for 3600 s, from 192\.168\.77\.2/)
   })
 
+  const SIX = '192.168.77.100/24 fd77::100/64'.split(' ')
+
+  it('has both families: an address by DHCPv6, one by SLAAC, the default route by the router', async () => {
+    await using l = await lab()
+    const h = await l.runtime.prepare(l.vm, never)
+    const a = { ...(await l.plug(h, { ipv6: { silent: 1, advertises: true } })), addresses: SIX }
+    const { nic } = await l.runtime.start(l.vm, h, a, undefined, never)
+    assert.deepEqual(nic, { address: '192.168.77.100', address6: 'fd77::100', leaseMs: 3_600_000 })
+    const files = 'cat /etc/resolv.conf /etc/hosts /etc/network/interfaces'
+    const shown = (await l.run(h, ['sh', '-c', `ip -6 addr show; ip -6 route; ip route; ${files}`])).out
+    assert.match(shown, /inet6 fd77::100\/64 scope global nodad/)
+    assert.match(shown, /inet6 fd77::ff:fe00:11\/64 scope global [^\n]*dynamic/)
+    assert.match(shown, /inet6 ::1\/128 scope host/)
+    assert.match(shown, /^default via fe80::1 dev eth0/m)
+    assert.match(shown, /^default via 192\.168\.77\.1 dev eth0/m)
+    assert.match(shown, /^nameserver 192\.168\.77\.2\nnameserver fd77::2\nsearch noid\.internal$/m)
+    assert.match(shown, /^192\.168\.77\.100\tweb\.noid\.internal web\nfd77::100\tweb\.noid\.internal web$/m)
+    assert.match(shown, /^iface eth0 inet dhcp\niface eth0 inet6 dhcp\n {4}accept_ra 1/m)
+    assert.match(l.log(), /eth0 has fd77::100\/64 for 3600 s, from DHCPv6/)
+    // The nic is made again and the network has another mind; what was is gone, in the files too.
+    await l.run(h, ['ip', 'link', 'delete', 'eth0'])
+    const other = { ...(await l.plug(h, { ipv6: { address: 'fd77::101', refuse: 1 } })), addresses: SIX }
+    assert.equal((await l.runtime.renic(l.vm, h, other, never)).address6, 'fd77::101')
+    const again = (await l.run(h, ['sh', '-c', 'ip -6 addr show; cat /etc/hosts'])).out
+    assert.match(again, /fd77::101\tweb/)
+    assert.doesNotMatch(again, /fd77::100/)
+  })
+
+  it('may have IPv6 alone, and asks for no IPv4 then', async () => {
+    await using l = await lab()
+    const h = await l.runtime.prepare(l.vm, never)
+    const a = { ...(await l.plug(h, { silent: 1000, ipv6: {} })), addresses: ['fd77::100/64'] }
+    const { nic } = await l.runtime.start(l.vm, h, a, undefined, never)
+    assert.deepEqual(nic, { address6: 'fd77::100', leaseMs: 3_600_000 })
+    const shown = (await l.run(h, ['sh', '-c', 'ip -o -4 addr show eth0; cat /etc/resolv.conf /etc/hosts'])).out
+    assert.doesNotMatch(shown, /192\.168/)
+    assert.match(shown, /^nameserver fd77::2$/m)
+    assert.match(shown, /^fd77::100\tweb\.noid\.internal web$/m)
+    assert.doesNotMatch((await l.run(h, ['cat', '/etc/network/interfaces'])).out, /inet dhcp/)
+  })
+
+  it('starts with the address that is reserved where IPv4 is there and nobody speaks IPv6, and says so', async () => {
+    await using l = await lab()
+    const h = await l.runtime.prepare(l.vm, never)
+    const a = { ...(await l.plug(h, {})), addresses: SIX }
+    const dns = { servers: ['192.168.77.2', 'fd77::2'], search: ['noid.internal'] }
+    const { nic } = await l.runtime.start(l.vm, h, a, dns, never)
+    assert.deepEqual(nic, { address: '192.168.77.100', address6: 'fd77::100', leaseMs: 3_600_000 })
+    assert.match((await l.run(h, ['cat', '/etc/resolv.conf'])).out, /^nameserver 192\.168\.77\.2\nnameserver fd77::2$/m)
+    assert.match(l.log(), /no DHCPv6 server answered/)
+    assert.match(l.log(), /no router advertisement/)
+  })
+
+  it('renews both leases, and IPv6 alone', async () => {
+    for (const addresses of [SIX, SIX.slice(1)]) {
+      await using l = await lab()
+      const h = await l.runtime.prepare(l.vm, never)
+      await l.runtime.start(l.vm, h, { ...(await l.plug(h, { ipv6: {} })), addresses }, undefined, never)
+      const file = join(l.vm.dir, 'lease.json')
+      const kept = JSON.parse(readFileSync(file, 'utf8'))
+      kept.ipv6.lease.boundAt -= 1_801_000
+      writeFileSync(file, JSON.stringify(kept))
+      const other = await l.again()
+      assert.equal(other.alive(h), true)
+      const now = () => JSON.parse(readFileSync(file, 'utf8'))
+      await until('it is renewed', () => now().ipv6.lease.boundAt > kept.ipv6.lease.boundAt + 1_000_000)
+      assert.equal(now().ipv6.lease.address, 'fd77::100')
+      assert.equal(now().lease?.address, addresses.length === 1 ? undefined : '192.168.77.100')
+      await other.stop(l.vm, h, 1000)
+    }
+  })
+
   it('takes classless routes, and another address after NAK', async () => {
     await using l = await lab()
     const h = await l.runtime.prepare(l.vm, never)

@@ -51,7 +51,7 @@ async function station(e: Environment, n: NetworkSpec): Promise<Station> {
     }
     const answer = JSON.parse(await guest.run(...CLIENT, JSON.stringify(request))) as ClientAnswer
     assert.ok(answer.ok, answer.ok ? '' : answer.why)
-    address = answer.lease.address
+    address = answer.lease?.address ?? address
   }
   assert.ok(address, 'no address')
   return { guest, attachment, name: asked.name, address, ifname }

@@ -10,7 +10,18 @@ export interface LeaseRoute {
   readonly gateway?: string
 }
 
-export interface Lease {
+/** How long it lasts. */
+export interface Term {
+  /** null: for ever. */
+  readonly leaseMs: number | null
+  readonly t1Ms: number
+  readonly t2Ms: number
+  readonly boundAt: number
+  /** The last attempt at renewal that had no answer. */
+  readonly triedAt?: number
+}
+
+export interface Lease extends Term {
   readonly address: string
   readonly prefix: number
   readonly server: string
@@ -20,13 +31,15 @@ export interface Lease {
   readonly dns: readonly string[]
   readonly search: readonly string[]
   readonly mtu?: number
-  /** null: for ever. */
-  readonly leaseMs: number | null
-  readonly t1Ms: number
-  readonly t2Ms: number
-  readonly boundAt: number
-  /** The last attempt at renewal that had no answer. */
-  readonly triedAt?: number
+}
+
+/** Of DHCPv6: an address without a prefix, which is the router's to tell. */
+export interface Lease6 extends Term {
+  readonly address: string
+  /** The server's DUID, in hex. */
+  readonly server: string
+  readonly dns: readonly string[]
+  readonly search: readonly string[]
 }
 
 export interface ClientRequest {
@@ -38,11 +51,32 @@ export interface ClientRequest {
   /** The network's, unless the server says another. */
   readonly mtu?: number
   readonly lease?: Lease
+  /** Absent: yes. */
+  readonly ipv4?: boolean
+  /** Absent: no. */
+  readonly ipv6?: {
+    /** What the network has reserved; taken when no DHCPv6 server answers beside one of IPv4. */
+    readonly address: string
+    readonly prefix: number
+    readonly lease?: Lease6
+  }
   /** Gives up after that. */
   readonly budgetMs: number
 }
 
-export type ClientAnswer = { readonly ok: true; readonly lease: Lease } | { readonly ok: false; readonly why: string }
+/** What a link has of IPv6. */
+export interface Granted6 {
+  readonly address: string
+  readonly prefix: number
+  /** A router has announced itself. */
+  readonly router: boolean
+  /** Absent: no DHCPv6 server answered. */
+  readonly lease?: Lease6
+}
+
+export type ClientAnswer =
+  | { readonly ok: true; readonly lease?: Lease; readonly ipv6?: Granted6 }
+  | { readonly ok: false; readonly why: string }
 
 const MIN_RETRY_MS = 60_000
 
@@ -51,7 +85,7 @@ const MIN_RETRY_MS = 60_000
  * within a minute (RFC 2131 §4.4.5); after expiry, every minute. null: never. A lease shorter than minutes is tried more
  * often, or it would run out between two tries.
  */
-export function renewAt(l: Lease, now: number): number | null {
+export function renewAt(l: Term, now: number): number | null {
   if (l.leaseMs === null) return null
   const tried = l.triedAt ?? 0
   if (tried < l.boundAt + l.t1Ms) return l.boundAt + l.t1Ms

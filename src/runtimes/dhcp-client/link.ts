@@ -7,15 +7,18 @@
 import { errno, must, SysError } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
 import { addressOf, declare, result } from '../../sys/libc.ts'
+import { giveAddress6, takeAddress6 } from '../../sys/netaddr.ts'
 import { addRoute, linkIndex, linkMac, linkMtu, setLinkAddress, setLinkMtu, setLinkUp } from '../../sys/netdev.ts'
 import { bindPacket } from '../../sys/packet.ts'
 import { AF_PACKET, recv, SOCK_NONBLOCK, SOCK_RAW, send, setOption, socket } from '../../sys/socket.ts'
+import { hasIpv6, prepare6 } from './ipv6.ts'
 import type { Lease } from './lease.ts'
 
 const c = {
   poll: declare<(fds: number, n: number, timeoutMs: number) => number>('int poll(uintptr_t, unsigned long, int)'),
 }
 const ETH_P_IP = 0x0800
+const ETH_P_IPV6 = 0x86dd
 const SOL_PACKET = 263
 const PACKET_IGNORE_OUTGOING = 23
 const POLLIN = 1
@@ -23,45 +26,59 @@ const POLLIN = 1
 export class Link {
   readonly name: string
   readonly mac: string
-  readonly #fd: number
+  /** For IPv4, and for IPv6 when it is wanted. */
+  readonly #fds: readonly number[]
   readonly #buffer = Buffer.alloc(65536)
   readonly #address = addressOf(this.#buffer)
-  readonly #pollfd = new Int32Array(2)
+  /** struct pollfd, two words each. */
+  readonly #pollfd = new Int32Array(4)
   readonly #poll = addressOf(new Uint8Array(this.#pollfd.buffer))
 
-  constructor(name: string) {
+  constructor(name: string, ipv6 = false) {
     this.name = name
     const index = must(`the device ${name}`, linkIndex(name))
     const mac = linkMac(name)
     if (typeof mac === 'number') throw new SysError(`the device ${name}`, mac)
     this.mac = [...mac].map((x) => x.toString(16).padStart(2, '0')).join(':')
     must(`${name} up`, setLinkUp(name))
-    this.#fd = must('packet socket', socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0))
-    setOption(this.#fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
-    must(`packet socket on ${name}`, bindPacket(this.#fd, index, ETH_P_IP))
-    this.#pollfd[0] = this.#fd
-    this.#pollfd[1] = POLLIN
+    if (ipv6 && !hasIpv6(name)) throw new Error(`the kernel has no IPv6 for ${name}`)
+    this.#fds = (ipv6 ? [ETH_P_IP, ETH_P_IPV6] : [ETH_P_IP]).map((etherType) => {
+      const fd = must('packet socket', socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0))
+      setOption(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)
+      must(`packet socket on ${name}`, bindPacket(fd, index, etherType))
+      return fd
+    })
+    this.#fds.forEach((fd, i) => {
+      this.#pollfd[2 * i] = fd
+      this.#pollfd[2 * i + 1] = POLLIN
+    })
+    if (ipv6) prepare6(name)
   }
 
   /** Lost when the device has no carrier yet: retransmission is the client's. */
   send(frame: Buffer): void {
-    send(this.#fd, addressOf(frame), frame.length)
+    send(this.#fds[0]!, addressOf(frame), frame.length)
   }
 
   /** Wait for a frame, at most so long; undefined when there is none. The frame is valid until the next call. */
   receive(timeoutMs: number): Buffer | undefined {
-    const n = recv(this.#fd, this.#address, this.#buffer.length)
-    if (n > 0) return this.#buffer.subarray(0, n)
-    if (timeoutMs <= 0) return undefined
-    result(c.poll(this.#poll, 1, Math.ceil(timeoutMs)))
-    const again = recv(this.#fd, this.#address, this.#buffer.length)
-    return again > 0 ? this.#buffer.subarray(0, again) : undefined
+    const there = this.#take()
+    if (there !== undefined || timeoutMs <= 0) return there
+    result(c.poll(this.#poll, this.#fds.length, Math.ceil(timeoutMs)))
+    return this.#take()
+  }
+
+  #take(): Buffer | undefined {
+    for (const fd of this.#fds) {
+      const n = recv(fd, this.#address, this.#buffer.length)
+      if (n > 0) return this.#buffer.subarray(0, n)
+    }
+    return undefined
   }
 
   /** Give the link what a lease grants. What is so already is left alone, and flows with it. */
   configure(l: Lease, before: Lease | undefined, mtu: number | undefined): void {
-    const size = l.mtu ?? mtu
-    if (size !== undefined && size !== linkMtu(this.name)) must(`MTU ${size}`, setLinkMtu(this.name, size))
+    this.setMtu(l.mtu ?? mtu)
     if (before === undefined || before.address !== l.address || before.prefix !== l.prefix)
       must(`address ${l.address}`, setLinkAddress(this.name, l.address, l.prefix))
     // What lies on the link first: a gateway may be reachable by such a route only.
@@ -72,7 +89,17 @@ export class Link {
     }
   }
 
+  setMtu(mtu: number | undefined): void {
+    if (mtu !== undefined && mtu !== linkMtu(this.name)) must(`MTU ${mtu}`, setLinkMtu(this.name, mtu))
+  }
+
+  /** The link's IPv6 address, beside those that SLAAC makes. */
+  configure6(address: string, prefix: number, before: string | undefined): void {
+    must(`address ${address}`, giveAddress6(this.name, address, prefix))
+    if (before !== undefined && before !== address) takeAddress6(this.name, before, prefix)
+  }
+
   close(): void {
-    close(this.#fd)
+    for (const fd of this.#fds) close(fd)
   }
 }

@@ -53,21 +53,35 @@ export class ForeignNamespace implements Runtime {
   }
 
   async renic(vm: VmSpec, h: VmHandle, a: Attachment): Promise<StartedNic> {
-    const address = a.addresses[0]?.split('/')[0]
-    if (address === undefined || !('ifname' in a.nic)) throw failed(vm, 'the network gave it no address')
+    const addresses = a.addresses.map((x) => x.split('/')[0] as string)
+    if (addresses.length === 0 || !('ifname' in a.nic)) throw failed(vm, 'the network gave it no address')
     const { ifname } = a.nic
     if (a.configuredBy === 'dhcp') await this.#configure(vm, h.state as ForeignState, ifname, a)
     await mkdir(vm.dir, { recursive: true, mode: 0o700 })
     writeFileSync(this.logFile(vm), `noid: ${ifname} has ${a.addresses.join(', ')}\n`, { flag: 'a' })
-    return { address, leaseMs: null }
+    const address = addresses.find((x) => !x.includes(':'))
+    const address6 = addresses.find((x) => x.includes(':'))
+    return {
+      ...(address === undefined ? {} : { address }),
+      ...(address6 === undefined ? {} : { address6 }),
+      leaseMs: null,
+    }
   }
 
   /** Repeatable: `replace` makes and keeps alike. A default route of somebody else's (a first interface) stays. */
   async #configure(vm: VmSpec, s: ForeignState, ifname: string, a: Attachment): Promise<void> {
-    const link = [`link set dev ${ifname} up`, ...a.addresses.map((x) => `addr replace ${x} dev ${ifname}`)]
-    await this.#ip(vm, s, ['-batch', '-'], link.join('\n'))
+    const six = (x: string): boolean => x.includes(':')
+    // Engines make namespaces in which IPv6 is off, and leave it to the network to switch it on for its own interface.
+    if (a.addresses.some(six)) await this.#run(vm, s, ['sh', '-c', switchOn, 'noid', ifname])
+    // Nobody is asked whether the address is a duplicate: it is reserved.
+    const link = [
+      `link set dev ${ifname} up`,
+      ...a.addresses.map((x) => `addr replace ${x} dev ${ifname}${six(x) ? ' nodad' : ''}`),
+    ]
+    await this.#run(vm, s, ['ip', '-batch', '-'], link.join('\n'))
     for (const r of a.routes)
-      await this.#ip(vm, s, [
+      await this.#run(vm, s, [
+        'ip',
         'route',
         'add',
         r.to,
@@ -79,12 +93,13 @@ export class ForeignNamespace implements Runtime {
       })
   }
 
-  #ip(vm: VmSpec, s: ForeignState, argv: readonly string[], input = ''): Promise<void> {
+  /** Run one of the host's tools in the namespace. */
+  #run(vm: VmSpec, s: ForeignState, argv: readonly string[], input = ''): Promise<void> {
     const enter = this.#ctx.privileged
       ? [`--net=${s.netns}`]
       : ['--preserve-credentials', `--user=${join(dirname(s.netns), 'user')}`, `--net=${s.netns}`]
     return new Promise((resolve, reject) => {
-      const child = spawn('nsenter', [...enter, 'ip', ...argv], { stdio: ['pipe', 'ignore', 'pipe'], timeout: TOOL_MS })
+      const child = spawn('nsenter', [...enter, ...argv], { stdio: ['pipe', 'ignore', 'pipe'], timeout: TOOL_MS })
       let words = ''
       child.stderr.setEncoding('utf8').on('data', (t: string) => {
         words = (words + t).slice(-1000)
@@ -121,5 +136,8 @@ export class ForeignNamespace implements Runtime {
     return join(vm.dir, 'init.log')
   }
 }
+
+/** $1: the interface. Where there is no such file, or it may not be written, the address itself will say what is wrong. */
+const switchOn = 'f=/proc/sys/net/ipv6/conf/$1/disable_ipv6; [ "$(cat $f)" = 0 ] || echo 0 > $f || :'
 
 const failed = (vm: VmSpec, why: string): NoidError => new NoidError('VM_START_FAILED', { name: vm.name, why })

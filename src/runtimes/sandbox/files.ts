@@ -21,7 +21,12 @@ export function resolvConf(r: Resolver | undefined): string {
 }
 
 /** /etc/network/interfaces, as ifupdown reads it: what noid's own DHCP client does. */
-export const interfaces = (): string => 'auto lo\niface lo inet loopback\n\nauto eth0\niface eth0 inet dhcp\n'
+export const interfaces = (families: readonly (4 | 6)[] = [4]): string =>
+  [
+    'auto lo\niface lo inet loopback\n\nauto eth0\n',
+    families.includes(4) ? 'iface eth0 inet dhcp\n' : '',
+    families.includes(6) ? 'iface eth0 inet6 dhcp\n    accept_ra 1\n    autoconf 1\n' : '',
+  ].join('')
 
 /** A password file without passwords: every account of `passwd` exists and is locked. */
 export const lockedShadow = (passwd: string): string =>

@@ -136,6 +136,8 @@ export function stageScript(w: StageWords): string {
     `for d in ${MASKED_DIRECTORIES.join(' ')}; do [ ! -d $d ] || mount -t tmpfs -o ro,nosuid,nodev,noexec,size=0,mode=0555 none $d; done`,
     `hostname ${quote(w.name)}`,
     'ip link set lo up',
+    // A nic that appears is usable while its addresses are probed (RFC 4429): before the second that this takes.
+    'for k in optimistic_dad use_optimistic; do echo 1 2>/dev/null > proc/sys/net/ipv6/conf/default/$k || :; done',
     // man pivot_root(2): the old root is stacked on the new one, and "." then names it.
     'pivot_root . .',
     'umount -l .',
