@@ -77,6 +77,7 @@ const FOR_TESTS = [
   ['ps', 'procps'],
   ['conntrack', 'conntrack'],
   ['tracepath', 'iputils-tracepath'],
+  ['rdisc6', 'ndisc6'],
   ['useradd', 'passwd'],
   ['hostname', 'hostname'],
   // The plugins are not on the PATH.

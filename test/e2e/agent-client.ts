@@ -36,6 +36,20 @@ export const network = (n: number, more: Partial<NetworkSpec> = {}): NetworkSpec
   ...more,
 })
 
+/** The same with IPv6: "fd00:77:0:<n>::/64". */
+export const dual = (n: number, more: Partial<NetworkSpec> = {}): NetworkSpec => {
+  const at = `fd00:77:0:${n.toString(16)}::`
+  const ipv6 = { subnet: `${at}/64`, gateway: `${at}1`, services: `${at}2`, hostAddress: `${at}254` }
+  return network(n, { ipv6, ...more })
+}
+
+/** The addresses of VM number `last` of a network, in its families. */
+export function addressesOf(spec: NetworkSpec, last: number): readonly string[] {
+  const [base, bits] = spec.subnet.split('/') as [string, string]
+  const four = spec.ipv4 === false ? [] : [`${base.split('.').slice(0, 3).join('.')}.${last}/${bits}`]
+  return spec.ipv6 === undefined ? four : [...four, `${spec.ipv6.subnet.replace('/64', '')}${last}/64`]
+}
+
 export class Agent {
   readonly events: BackendEvent[] = []
   readonly logs: string[] = []
@@ -110,8 +124,6 @@ export class Agent {
   check = (attachment: Attachment) => this.call({ verb: 'check', attachment })
 
   attach(spec: NetworkSpec, guest: Place, last: number, more: Partial<AttachRequest> = {}): Promise<Attachment> {
-    const prefix = spec.subnet.split('/')
-    const base = (prefix[0] as string).split('.').slice(0, 3).join('.')
     return this.call<Attachment>({
       verb: 'attach',
       request: {
@@ -119,7 +131,7 @@ export class Agent {
         network: spec.id,
         name: guest.name.split('-')[1] as string,
         mac: `52:54:00:00:${last.toString(16).padStart(2, '0')}:01`,
-        addresses: [`${base}.${last}/${prefix[1]}`],
+        addresses: addressesOf(spec, last),
         accepts: ['tap', 'netdev'],
         netns: guest.netns,
         ...more,
@@ -130,11 +142,16 @@ export class Agent {
   /** Attach, and configure by hand what DHCP would tell: for tests of something else. */
   async join(spec: NetworkSpec, guest: Place, last: number, more: Partial<AttachRequest> = {}): Promise<string> {
     const a = await this.attach(spec, guest, last, more)
-    const cidr = a.addresses[0] as string
-    await guest.sh(
-      `ip addr replace ${cidr} dev eth0; ip link set eth0 up; ip route replace default via ${spec.gateway}`,
+    const [cidr] = a.addresses as [string]
+    if (spec.ipv6 !== undefined) await guest.sh('echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad')
+    for (const c of a.addresses) await guest.sh(`ip addr replace ${c} dev eth0`)
+    await guest.sh('ip link set eth0 up')
+    if (spec.ipv4 !== false) await guest.sh(`ip route replace default via ${spec.gateway}`)
+    if (spec.ipv6 !== undefined) await guest.sh(`ip -6 route replace default via ${spec.ipv6.gateway} dev eth0`)
+    const servers = [spec.ipv4 === false ? undefined : spec.services, spec.ipv6?.services].filter(
+      (a) => a !== undefined,
     )
-    guest.resolvConf(`nameserver ${spec.services}\nsearch ${spec.domain}\n`)
+    guest.resolvConf(`${servers.map((a) => `nameserver ${a}\n`).join('')}search ${spec.domain}\n`)
     return cidr.split('/')[0] as string
   }
 }

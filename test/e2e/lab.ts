@@ -3,7 +3,9 @@
  *
  *   guests ── (data plane) ── HOST ── uplink, MTU 1400 ── ROUTER ── INET
  *                             10.77.0.2      10.77.0.1  203.0.113.1   203.0.113.2; 8.8.8.8, 1.1.1.1, 93.184.216.34 (example.com)
+ *                     2001:db8:77::2  2001:db8:77::1  2001:db8:113::1  …::2; 2001:db8:8888::8, 2001:db8::34 (v6.example.com, dual.example.com)
  *
+ * The host can be one with IPv4 alone or IPv6 alone; router and internet always have both.
  * Owns: namespaces with the prefix nt<random>, their links, processes and files below one temporary directory; it removes all of
  * it, also when a test fails or is interrupted. Never does: touching the machine's own namespace, routes or resolv.conf.
  * The host's name server is 8.8.8.8 of the laboratory (inet/services.ts): it can be silenced, slowed, or made to deny.
@@ -30,6 +32,9 @@ import { Agent } from './agent-client.ts'
 export const UPLINK_MTU = 1400
 export const EXAMPLE = '93.184.216.34'
 export const DNS = '8.8.8.8'
+export const EXAMPLE6 = '2001:db8::34'
+export const DNS6 = '2001:db8:8888::8'
+export const HOST6 = '2001:db8:77::2'
 const here = dirname(fileURLToPath(import.meta.url))
 const root = join(here, '../..')
 const RUN_MS = 120_000
@@ -158,10 +163,11 @@ export class Lab {
     this.inet = this.#place('inet')
   }
 
-  static async create(): Promise<Lab> {
+  /** @param families what the host has */
+  static async create(families: readonly (4 | 6)[] = [4, 6]): Promise<Lab> {
     const lab = new Lab()
     try {
-      await lab.#build()
+      await lab.#build(families)
       return lab
     } catch (e) {
       await lab.remove()
@@ -179,7 +185,7 @@ export class Lab {
     return new Place(this, full)
   }
 
-  async #build(): Promise<void> {
+  async #build(families: readonly (4 | 6)[]): Promise<void> {
     const [h, r, i] = [this.host.name, this.router.name, this.inet.name]
     const batch = (ns: string, lines: string) =>
       execFileSync('ip', ['-n', ns, '-batch', '-'], {
@@ -189,32 +195,50 @@ export class Lab {
           .map((l) => l.trim())
           .join('\n'),
       })
+    // Addresses are there at once: nobody else has them.
+    for (const place of [this.host, this.router, this.inet])
+      await place.sh('for i in all default; do echo 0 >/proc/sys/net/ipv6/conf/$i/accept_dad; done')
+    if (!families.includes(6))
+      await this.host.sh('for i in all default lo; do echo 1 >/proc/sys/net/ipv6/conf/$i/disable_ipv6; done')
     batch(
       r,
       `link add down0 mtu ${UPLINK_MTU} type veth peer uplink mtu ${UPLINK_MTU} netns ${h}
        link add up0 type veth peer eth0 netns ${i}
        addr add 10.77.0.1/24 dev down0
        addr add 203.0.113.1/24 dev up0
+       addr add 2001:db8:77::1/64 dev down0 nodad
+       addr add 2001:db8:113::1/64 dev up0 nodad
        link set down0 up
        link set up0 up
        route add 8.8.8.8 via 203.0.113.2
        route add 1.1.1.1 via 203.0.113.2
-       route add ${EXAMPLE} via 203.0.113.2`,
+       route add ${EXAMPLE} via 203.0.113.2
+       route add ${DNS6} via 2001:db8:113::2
+       route add ${EXAMPLE6} via 2001:db8:113::2`,
     )
-    batch(h, `addr add 10.77.0.2/24 dev uplink\nlink set uplink up\nroute add default via 10.77.0.1`)
+    batch(h, 'link set uplink up')
+    if (families.includes(4)) batch(h, 'addr add 10.77.0.2/24 dev uplink\nroute add default via 10.77.0.1')
+    else this.host.resolvConf(`nameserver ${DNS6}\n`)
+    if (families.includes(6)) batch(h, `addr add ${HOST6}/64 dev uplink nodad\nroute add default via 2001:db8:77::1`)
     batch(
       i,
       `addr add 203.0.113.2/24 dev eth0
        addr add 8.8.8.8/32 dev lo
        addr add 1.1.1.1/32 dev lo
        addr add ${EXAMPLE}/32 dev lo
+       addr add 2001:db8:113::2/64 dev eth0 nodad
+       addr add ${DNS6}/128 dev lo nodad
+       addr add ${EXAMPLE6}/128 dev lo nodad
        link set eth0 up
-       route add default via 203.0.113.1`,
+       route add default via 203.0.113.1
+       route add default via 2001:db8:113::1`,
     )
-    await this.router.sh('echo 1 >/proc/sys/net/ipv4/ip_forward; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit')
-    await this.inet.sh('echo 0 >/proc/sys/net/ipv4/icmp_ratelimit')
-    // ip_forward on the host as well: the worst case for isolation, and common (docker).
-    await this.host.sh('echo 1 >/proc/sys/net/ipv4/ip_forward')
+    const forward = 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding'
+    const atOnce = 'echo 0 >/proc/sys/net/ipv4/icmp_ratelimit; echo 0 >/proc/sys/net/ipv6/icmp/ratelimit'
+    await this.router.sh(`${forward}; ${atOnce}`)
+    await this.inet.sh(atOnce)
+    // On the host as well: the worst case for isolation, and common (docker).
+    await this.host.sh(forward)
     const services = this.inet.start([process.execPath, join(here, 'inet/services.ts')], {
       stdio: ['pipe', 'pipe', 'inherit'],
     })
@@ -272,8 +296,11 @@ export class Lab {
 
   /** Drop this share of the packets between host and internet, both ways; 0 ends it. */
   async loss(share: number): Promise<void> {
-    await this.router.sh('iptables -F FORWARD')
-    if (share > 0) await this.router.sh(`iptables -A FORWARD -m statistic --mode random --probability ${share} -j DROP`)
+    for (const iptables of ['iptables', 'ip6tables']) {
+      await this.router.sh(`${iptables} -F FORWARD`)
+      if (share > 0)
+        await this.router.sh(`${iptables} -A FORWARD -m statistic --mode random --probability ${share} -j DROP`)
+    }
   }
 
   /** Everything that must be the same before and after: links, namespaces, mounts, listening ports, processes of this laboratory. */

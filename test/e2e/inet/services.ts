@@ -1,7 +1,7 @@
 /**
- * The laboratory's internet: a name server on 8.8.8.8 and 1.1.1.1, and what lives at example.com.
+ * The laboratory's internet: a name server on 8.8.8.8, 1.1.1.1 and 2001:db8:8888::8, and what lives at example.com; all of it in both families.
  *
- *   DNS   53  UDP and TCP. example.com A, MX, TXT; no AAAA (NODATA). big.example.com TXT of 3 kB (truncated over UDP).
+ *   DNS   53  UDP and TCP. example.com A, MX, TXT; no AAAA (NODATA). v6.example.com AAAA, no A. dual.example.com both. big.example.com TXT of 3 kB (truncated over UDP).
  *             odd.example.com of type 65400 (a type nobody knows). Anything else: NXDOMAIN with SOA.
  *   HTTP  80  / says hello and whom it saw · /bytes/N N deterministic bytes · POST /hash answers the SHA-256 of the body
  *   TCP    7  echo that half-closes · 9 discards · 13 speaks first, then waits for the client's FIN and answers it
@@ -19,7 +19,8 @@ import packet, { type Answer, type Packet } from 'dns-packet'
 import { block } from './blocks.ts'
 
 const EXAMPLE = '93.184.216.34'
-const SERVERS = ['8.8.8.8', '1.1.1.1']
+const EXAMPLE6 = '2001:db8::34'
+const SERVERS = ['8.8.8.8', '1.1.1.1', '2001:db8:8888::8']
 const UDP_MAX = 512
 const RCODE = { NOERROR: 0, SERVFAIL: 2, NXDOMAIN: 3 }
 
@@ -49,7 +50,11 @@ const zone: Record<string, Answer[]> = {
   ],
   'www.example.com': [{ type: 'CNAME', name: 'www.example.com', ttl: 300, data: 'example.com' }],
   'short.example.com': [{ type: 'A', name: 'short.example.com', ttl: 1, data: EXAMPLE }],
-  'v6.example.com': [{ type: 'AAAA', name: 'v6.example.com', ttl: 300, data: '2001:db8::34' }],
+  'v6.example.com': [{ type: 'AAAA', name: 'v6.example.com', ttl: 300, data: EXAMPLE6 }],
+  'dual.example.com': [
+    { type: 'A', name: 'dual.example.com', ttl: 300, data: EXAMPLE },
+    { type: 'AAAA', name: 'dual.example.com', ttl: 300, data: EXAMPLE6 },
+  ],
   'big.example.com': Array.from({ length: 15 }, (_, i) => ({
     type: 'TXT' as const,
     name: 'big.example.com',
@@ -132,7 +137,7 @@ const ready: Promise<void>[] = []
 const up = (listen: (done: () => void) => void) => ready.push(new Promise((resolve) => listen(resolve)))
 
 for (const address of SERVERS) {
-  const udp = createSocket('udp4')
+  const udp = createSocket(address.includes(':') ? 'udp6' : 'udp4')
   udp.on('message', (m, from) => {
     const a = answer(m, UDP_MAX)
     if (a) later(() => udp.send(a, from.port, from.address))
@@ -179,20 +184,20 @@ const web = httpServer((req, res) => {
     req.on('end', () => res.end(`${hash.digest('hex')}\n`))
     return
   }
-  res.end(`hello ${req.socket.remoteAddress}\n`)
+  res.end(`hello ${req.socket.remoteAddress?.replace('::ffff:', '')}\n`)
 })
-up((done) => web.listen(80, '0.0.0.0', done))
+up((done) => web.listen(80, '::', done))
 up((done) =>
   createServer({ allowHalfOpen: true }, (s) => {
     s.on('error', () => {})
     s.pipe(s)
-  }).listen(7, '0.0.0.0', done),
+  }).listen(7, '::', done),
 )
 up((done) =>
   createServer((s) => {
     s.on('error', () => {})
     s.resume()
-  }).listen(9, '0.0.0.0', done),
+  }).listen(9, '::', done),
 )
 up((done) =>
   createServer({ allowHalfOpen: true }, (s) => {
@@ -203,10 +208,10 @@ up((done) =>
       n += d.length
     })
     s.on('end', () => s.end(`got ${n}\n`))
-  }).listen(13, '0.0.0.0', done),
+  }).listen(13, '::', done),
 )
-for (const address of [EXAMPLE, '203.0.113.2']) {
-  const echo = createSocket('udp4')
+for (const address of [EXAMPLE, '203.0.113.2', EXAMPLE6, '2001:db8:113::2']) {
+  const echo = createSocket(address.includes(':') ? 'udp6' : 'udp4')
   echo.on('message', (m, from) => echo.send(m, from.port, from.address))
   up((done) => echo.bind(7, address, done))
 }
