@@ -152,6 +152,7 @@ const breaches: readonly [Group, string, BackendDescriptor][] = [
   ],
   // Routed by the host and nothing in between: what the honest one rightly does not claim.
   ['isolation', 'claimed, and not kept', { ...ptp, capabilities: { ...ptp.capabilities, isolation: true } }],
+  ['ipv6', 'claimed, and IPv4 alone there', { ...ptp, capabilities: { ...ptp.capabilities, ipv6: true } }],
 ]
 
 for (const [group, what, d] of breaches)

@@ -15,6 +15,7 @@ export const GROUPS = [
   'traffic',
   'publish',
   'isolation',
+  'ipv6',
 ] as const
 export type Group = (typeof GROUPS)[number]
 

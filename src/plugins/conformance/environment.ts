@@ -106,6 +106,15 @@ export class Environment {
     }
   }
 
+  /** A network with both families. */
+  async dual(over: Partial<NetworkSpec> = {}): Promise<NetworkSpec> {
+    const net = `fd6b:6974:${this.options.firstSubnet ?? 16}:${serial.toString(16)}`
+    return this.network({
+      ipv6: { subnet: `${net}::/64`, gateway: `${net}::1`, services: `${net}::2`, hostAddress: `${net}::254` },
+      ...over,
+    })
+  }
+
   async network(over: Partial<NetworkSpec> = {}): Promise<NetworkSpec> {
     const n = await this.spec(over)
     this.#networks.set(n.id, n)
@@ -131,7 +140,10 @@ export class Environment {
       network: n.id,
       name,
       mac: `02:6b:${hex(serial >> 8)}:${hex(serial & 255)}:00:${hex(host)}`,
-      addresses: [`${n.subnet.slice(0, n.subnet.lastIndexOf('.'))}.${host}/24`],
+      addresses: [
+        ...(n.ipv4 === false ? [] : [`${n.subnet.slice(0, n.subnet.lastIndexOf('.'))}.${host}/24`]),
+        ...(n.ipv6 === undefined ? [] : [n.ipv6.subnet.replace('::/64', `::${host}/64`)]),
+      ],
       accepts: ACCEPTS,
       netns: g.netns,
       wireNetns: g.wireNetns,

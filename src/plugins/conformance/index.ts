@@ -17,6 +17,7 @@ import type { Case, Group } from './case.ts'
 import { control } from './control.ts'
 import { Environment, type KitOptions } from './environment.ts'
 import { compareHost, hostState } from './host-state.ts'
+import { ipv6 } from './ipv6.ts'
 import { traffic } from './traffic.ts'
 
 export { type Case, GROUPS, type Group } from './case.ts'
@@ -30,7 +31,7 @@ export interface Verdict {
   readonly why?: string
 }
 
-export const cases: readonly Case[] = [...control, ...traffic]
+export const cases: readonly Case[] = [...control, ...traffic, ...ipv6]
 
 /** A case of one backend, with everything around it. Throws when it fails. */
 export async function runCase(c: Case, d: BackendDescriptor, o: KitOptions = {}): Promise<void> {

@@ -1,9 +1,9 @@
 /**
  * What the kit runs inside a guest: small clients and servers with nothing but Node. `node probe.ts VERB ARGS...`; one line of JSON as the answer.
  *
- *   tcp-serve PORT              says {"ready":true}; to each connection's whole stream it answers {"bytes","sha256"}
+ *   tcp-serve PORT [ADDRESS]    says {"ready":true}; to each connection's whole stream it answers {"bytes","sha256"}
  *   tcp-send HOST PORT BYTES    sends, half-closes, and says what came back beside what was sent
- *   udp-echo PORT               says {"ready":true}; answers each datagram with itself and who sent it
+ *   udp-echo PORT [ADDRESS]     says {"ready":true}; answers each datagram with itself and who sent it
  *   udp-ask HOST PORT           asks up to five times, a second apart
  *   dns SERVER NAME TYPE        the answers' data
  * Never does: going on for longer than its time.
@@ -35,8 +35,10 @@ export function pattern(bytes: number): Buffer {
   return b
 }
 
+const kind = (address: string): 'udp4' | 'udp6' => (address.includes(':') ? 'udp6' : 'udp4')
+
 const verbs: Record<string, (...argv: string[]) => void> = {
-  'tcp-serve'(port) {
+  'tcp-serve'(port, address = '0.0.0.0') {
     createServer({ allowHalfOpen: true }, (s) => {
       const hash = createHash('sha256')
       let bytes = 0
@@ -46,7 +48,7 @@ const verbs: Record<string, (...argv: string[]) => void> = {
         bytes += d.length
       })
       s.on('end', () => s.end(JSON.stringify({ bytes, sha256: hash.digest('hex'), from: s.remoteAddress })))
-    }).listen(Number(port), '0.0.0.0', () => say({ ready: true }))
+    }).listen(Number(port), address, () => say({ ready: true }))
     setTimeout(() => process.exit(1), LIFE_MS)
   },
   'tcp-send'(host, port, bytes) {
@@ -66,16 +68,16 @@ const verbs: Record<string, (...argv: string[]) => void> = {
     s.end(payload)
     setTimeout(() => finish({ error: 'ETIMEDOUT' }), ANSWER_MS)
   },
-  'udp-echo'(port) {
-    const s = createSocket('udp4')
+  'udp-echo'(port, address = '0.0.0.0') {
+    const s = createSocket(kind(address))
     s.on('message', (m, from) =>
       s.send(JSON.stringify({ echo: m.toString(), from: from.address }), from.port, from.address),
     )
-    s.bind(Number(port), '0.0.0.0', () => say({ ready: true }))
+    s.bind(Number(port), address, () => say({ ready: true }))
     setTimeout(() => process.exit(1), LIFE_MS)
   },
   'udp-ask'(host, port) {
-    const s = createSocket('udp4')
+    const s = createSocket(kind(host as string))
     let left = 5
     const ask = (): void => {
       if (left-- === 0) finish({ error: 'ETIMEDOUT' })
@@ -87,7 +89,7 @@ const verbs: Record<string, (...argv: string[]) => void> = {
     ask()
   },
   dns(server, name, type) {
-    const s = createSocket('udp4')
+    const s = createSocket(kind(server as string))
     const query = dnsPacket.encode({
       type: 'query',
       id: 4711,

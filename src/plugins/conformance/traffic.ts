@@ -2,107 +2,21 @@
  * Through the nic: what a guest can do once it is attached, and what it cannot.
  */
 import assert from 'node:assert/strict'
-import { execFile } from 'node:child_process'
 import { once } from 'node:events'
-import { networkInterfaces } from 'node:os'
-import { fileURLToPath } from 'node:url'
-import { promisify } from 'node:util'
-import type { ClientAnswer, ClientRequest } from '../../runtimes/dhcp-client/lease.ts'
-import type { Attachment, BackendDescriptor, NetworkSpec } from '../contract.ts'
 import type { Case } from './case.ts'
-import { unprivileged } from './control.ts'
-import type { Environment, KitOptions } from './environment.ts'
-import type { Guest } from './guest.ts'
-
-const run = promisify(execFile)
-const sibling = (name: string) =>
-  fileURLToPath(new URL(`${name}${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
-const NODE = [process.execPath, '--disable-warning=ExperimentalWarning']
-const PROBE = [...NODE, sibling('./probe')]
-/** noid's own DHCP client: one run gets a lease and configures the device. */
-const CLIENT = [...NODE, sibling('../../runtimes/dhcp-client/main')]
-
-const MEBIBYTE = 1 << 20
-
-/** A guest that is on the network and has its address. */
-interface Station {
-  readonly guest: Guest
-  readonly attachment: Attachment
-  readonly name: string
-  readonly address: string
-  readonly ifname: string
-}
-
-async function station(e: Environment, n: NetworkSpec): Promise<Station> {
-  const guest = await e.guest()
-  const asked = e.request(n, guest)
-  const attachment = await e.attach(asked)
-  const ifname = 'ifname' in attachment.nic ? attachment.nic.ifname : 'eth0'
-  await guest.run('ip', 'link', 'set', 'lo', 'up')
-  let address = attachment.addresses[0]?.split('/')[0]
-  if (attachment.configuredBy === 'dhcp') {
-    const request: ClientRequest = {
-      mode: 'acquire',
-      ifname,
-      mac: attachment.mac,
-      hostname: asked.name,
-      mtu: attachment.mtu,
-      budgetMs: 60_000,
-    }
-    const answer = JSON.parse(await guest.run(...CLIENT, JSON.stringify(request))) as ClientAnswer
-    assert.ok(answer.ok, answer.ok ? '' : answer.why)
-    address = answer.lease?.address ?? address
-  }
-  assert.ok(address, 'no address')
-  return { guest, attachment, name: asked.name, address, ifname }
-}
-
-/** Wait until a probe that serves says so. */
-async function serve(s: Station, ...argv: string[]): Promise<void> {
-  const child = s.guest.start(...PROBE, ...argv)
-  await new Promise<void>((resolve, reject) => {
-    child.stdout?.once('data', () => resolve())
-    child.once('exit', () => reject(new Error(`${argv.join(' ')} ended`)))
-  })
-}
-
-const probe = async (s: Station, ...argv: string[]): Promise<Record<string, unknown>> =>
-  JSON.parse(await s.guest.run(...PROBE, ...argv)) as Record<string, unknown>
-
-/** The same from the host. */
-const hostProbe = async (...argv: string[]): Promise<Record<string, unknown>> =>
-  JSON.parse((await run(PROBE[0] as string, [...PROBE.slice(1), ...argv], { timeout: 90_000 })).stdout) as Record<
-    string,
-    unknown
-  >
-
-const isNoid = (name: string): boolean => /^noid\d+$/.test(name)
-
-/** An address of the host that a guest may reach: not loopback, not one of noid's own. */
-const hostAddress = (): string | undefined =>
-  Object.entries(networkInterfaces())
-    .filter(([name]) => !isNoid(name))
-    .flatMap(([, addresses]) => addresses ?? [])
-    .find((a) => a.family === 'IPv4' && !a.internal)?.address
-
-const needs =
-  (...wants: ((d: BackendDescriptor, o: KitOptions) => string | undefined)[]) =>
-  (d: BackendDescriptor, o: KitOptions): string | undefined => {
-    for (const want of [unprivileged, ...wants]) {
-      const why = want(d, o)
-      if (why !== undefined) return why
-    }
-    return undefined
-  }
-const claims = (key: 'publish' | 'dns' | 'isolation') => (d: BackendDescriptor) =>
-  d.capabilities[key] ? undefined : `this backend does not claim ${key}`
-
-function sameHash(r: Record<string, unknown>): void {
-  assert.equal(r.error, undefined, `the transfer failed: ${r.error}`)
-  const { sent, got } = r as { sent: { bytes: number; sha256: string }; got: { bytes: number; sha256: string } }
-  assert.equal(got.bytes, sent.bytes)
-  assert.equal(got.sha256, sent.sha256)
-}
+import {
+  claims,
+  hashServer,
+  hostAddress,
+  hostProbe,
+  MEBIBYTE,
+  needs,
+  probe,
+  type Station,
+  sameHash,
+  serve,
+  station,
+} from './station.ts'
 
 async function cannotReach(from: Station, to: Station, what: string): Promise<void> {
   const reached = await from.guest.run('ping', '-n', '-c', '2', '-i', '0.2', '-W', '1', to.address).then(
@@ -169,19 +83,7 @@ export const traffic: readonly Case[] = [
     async run(e) {
       const n = await e.network()
       const s = await station(e, n)
-      const { createServer } = await import('node:net')
-      const { createHash } = await import('node:crypto')
-      const server = createServer({ allowHalfOpen: true }, (c) => {
-        const hash = createHash('sha256')
-        let bytes = 0
-        c.on('error', () => {})
-        c.on('data', (d) => {
-          hash.update(d)
-          bytes += d.length
-        })
-        c.on('end', () => c.end(JSON.stringify({ bytes, sha256: hash.digest('hex') })))
-      })
-      await once(server.listen(0, '0.0.0.0'), 'listening')
+      const server = await hashServer('0.0.0.0')
       try {
         const { port } = server.address() as { port: number }
         sameHash(await probe(s, 'tcp-send', hostAddress() as string, String(port), String(MEBIBYTE)))
