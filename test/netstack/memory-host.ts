@@ -9,7 +9,7 @@ import { Arena } from '../../src/netstack/arena.ts'
 import type { Host, IcmpError, NetstackEvent, Ref, RouteKind, Sock } from '../../src/netstack/host.ts'
 import * as errno from '../../src/netstack/host.ts'
 import { FAILED, HANGUP, READABLE, ROUTE, WRITABLE } from '../../src/netstack/host.ts'
-import { addressText, parseAddress } from '../../src/netstack/wire/ipv4.ts'
+import { Address, endpointText, parseIp } from '../../src/netstack/wire/address.ts'
 
 export interface Datagram {
   readonly bytes: Uint8Array
@@ -204,19 +204,17 @@ export class MemoryHost implements Host {
   }
 
   readAddress(off: number): string {
-    const v = this.arena.view
-    if (v.getUint32(off) === 0 && v.getUint32(off + 4) === 0 && v.getUint32(off + 8) === 0xffff)
-      return addressText(v.getInt32(off + 12))
-    return Buffer.from(this.arena.bytes.subarray(off, off + 16)).toString('hex')
+    return new Address().read(this.arena.bytes, off).toString()
+  }
+
+  /** "1.2.3.4:80", "[fd00::1]:80". */
+  #endpoint(off: number, l4port: number): string {
+    const a = new Address().read(this.arena.bytes, off)
+    return endpointText(a.w0, a.w1, a.w2, a.w3, l4port)
   }
 
   writeAddress(off: number, text: string): void {
-    const v = this.arena.view
-    if (/^[0-9a-f]{32}$/.test(text)) return void this.arena.bytes.set(Buffer.from(text, 'hex'), off)
-    v.setUint32(off, 0)
-    v.setUint32(off + 4, 0)
-    v.setUint32(off + 8, 0xffff)
-    v.setInt32(off + 12, parseAddress(text))
+    parseIp(text.replace(/^\[|\]$/g, '')).write(this.arena.bytes, off)
   }
 
   #get(sock: Sock): MemorySocket {
@@ -284,7 +282,7 @@ export class MemoryHost implements Host {
 
   tcpConnect(dst: number, l4port: number): Sock {
     if (this.socketsFail) return -this.socketsFail
-    const s = this.make('tcp', `${this.readAddress(dst)}:${l4port}`)
+    const s = this.make('tcp', this.#endpoint(dst, l4port))
     const answer = this.internet(s.peer)
     if (answer === 'accept') this.signal(s.id, WRITABLE)
     else if (answer === 'refuse') this.fail(s.id, errno.ECONNREFUSED)
@@ -345,7 +343,7 @@ export class MemoryHost implements Host {
 
   udpConnect(dst: number, l4port: number): Sock {
     if (this.socketsFail) return -this.socketsFail
-    return this.make('udp', `${this.readAddress(dst)}:${l4port}`).id
+    return this.make('udp', this.#endpoint(dst, l4port)).id
   }
 
   udpSend(sock: Sock, off: number, len: number, segment: number): number {
@@ -369,7 +367,7 @@ export class MemoryHost implements Host {
   udpSendTo(sock: Sock, peer: number, l4port: number, off: number, len: number, segment: number): number {
     const s = this.#live(sock)
     if (this.sendsFail) return -this.sendsFail
-    s.sent.push({ bytes: this.#copy(off, len), segment, peer: `${this.readAddress(peer)}:${l4port}`, ttl: s.ttl })
+    s.sent.push({ bytes: this.#copy(off, len), segment, peer: this.#endpoint(peer, l4port), ttl: s.ttl })
     return len
   }
 

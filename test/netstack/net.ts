@@ -18,12 +18,16 @@ import { Network } from '../../src/netstack/network.ts'
 import { type Port, ROLE } from '../../src/netstack/switch/port.ts'
 import { unfinished } from '../../src/netstack/switch/segment.ts'
 import { DROP, type DropName } from '../../src/netstack/trace/drops.ts'
+import { Address, parseIp } from '../../src/netstack/wire/address.ts'
 import * as arpWire from '../../src/netstack/wire/arp.ts'
 import { put16 } from '../../src/netstack/wire/bytes.ts'
-import { finish, pseudo4, sum } from '../../src/netstack/wire/checksum.ts'
+import { finish, fold, pseudo4, pseudo6, sum } from '../../src/netstack/wire/checksum.ts'
 import * as eth from '../../src/netstack/wire/ethernet.ts'
 import * as icmpWire from '../../src/netstack/wire/icmp.ts'
+import * as icmp6Wire from '../../src/netstack/wire/icmpv6.ts'
 import * as ip from '../../src/netstack/wire/ipv4.ts'
+import * as ip6 from '../../src/netstack/wire/ipv6.ts'
+import * as nd from '../../src/netstack/wire/ndp.ts'
 import * as tcpWire from '../../src/netstack/wire/tcp.ts'
 import * as udpWire from '../../src/netstack/wire/udp.ts'
 import * as vnet from '../../src/netstack/wire/vnet.ts'
@@ -43,6 +47,16 @@ export const CONFIG: NetworkConfig = {
   leaseSeconds: 3600,
 }
 
+/** The IPv6 side, for a network that has it: `new TestNet({ config: { ipv6: IPV6 } })`. */
+export const IPV6 = {
+  subnet: 'fd00:6::/64',
+  gateway: 'fd00:6::1',
+  services: 'fd00:6::2',
+  hostAddress: 'fd00:6::254',
+} as const
+export const ALL_NODES = 'ff02::1'
+export const ALL_NODES_MAC = '33:33:00:00:00:01'
+
 /** The gateway's MAC on CONFIG's subnet. */
 export const GATEWAY_MAC = '02:6e:c0:a8:64:01'
 export const BROADCAST_MAC = 'ff:ff:ff:ff:ff:ff'
@@ -50,6 +64,7 @@ export const BROADCAST_MAC = 'ff:ff:ff:ff:ff:ff'
 export interface Sender {
   readonly mac: string
   readonly ip: string
+  readonly ip6?: string
 }
 
 /** A frame, and the vnet header it comes with. */
@@ -91,12 +106,13 @@ export interface Received {
     window: number
     data: Uint8Array
   }
+  /** ICMPv6 too. */
   readonly icmp?: { type: number; code: number; id: number; sequence: number; info: number; data: Uint8Array }
 }
 
 export function decode(bytes: Uint8Array, header: Uint8Array): Received {
   const gsoType = vnet.gsoType(header, 0)
-  const r: { -readonly [K in keyof Received]: Received[K] } = {
+  const r: Draft = {
     dstMac: eth.macText(eth.dstHi(bytes, 0), eth.dstLo(bytes, 0)),
     srcMac: eth.macText(eth.srcHi(bytes, 0), eth.srcLo(bytes, 0)),
     type: eth.type(bytes, 0),
@@ -114,6 +130,7 @@ export function decode(bytes: Uint8Array, header: Uint8Array): Received {
     }
     return r
   }
+  if (r.type === eth.TYPE_IPV6) return decode6(r, bytes, header)
   if (r.type !== eth.TYPE_IPV4) return r
   assert.ok(ip.sound(bytes, l3), 'IPv4 header checksum')
   const src = ip.src(bytes, l3)
@@ -134,15 +151,49 @@ export function decode(bytes: Uint8Array, header: Uint8Array): Received {
   const end = l3 + r.ip.length
   assert.ok(end <= bytes.length, 'the packet lies within its frame')
   if (r.ip.offset > 0 || r.ip.mf) return r
+  finishChecksum(bytes, header, l4, end - l4)
+  return decodeL4(r, bytes, proto, l4, end, pseudo4(src, dst, proto, end - l4))
+}
+
+function finishChecksum(bytes: Uint8Array, header: Uint8Array, l4: number, l4len: number): void {
+  if ((vnet.flags(header, 0) & vnet.NEEDS_CSUM) === 0)
+    return assert.equal(vnet.gsoType(header, 0), 0, 'gso goes with an unfinished checksum')
+  assert.equal(vnet.csumStart(header, 0), l4)
+  const field = l4 + vnet.csumOffset(header, 0)
+  const value = finish(sum(bytes, l4, l4len, 0))
+  bytes[field] = value >>> 8
+  bytes[field + 1] = value & 255
+}
+
+type Draft = { -readonly [K in keyof Received]: Received[K] }
+
+function decode6(r: Draft, bytes: Uint8Array, header: Uint8Array): Received {
+  const l3 = eth.ETHERNET
+  const payload = ip6.payloadLength(bytes, l3)
+  const fragment = ip6.nextHeader(bytes, l3) === ip6.FRAGMENT ? l3 + ip6.IPV6 : 0
+  const proto = fragment ? ip6.fragmentNext(bytes, fragment) : ip6.nextHeader(bytes, l3)
+  r.ip = {
+    src: new Address().read(bytes, l3 + ip6.SRC).toString(),
+    dst: new Address().read(bytes, l3 + ip6.DST).toString(),
+    proto,
+    ttl: ip6.hopLimit(bytes, l3),
+    id: fragment ? ip6.fragmentId(bytes, fragment) : 0,
+    df: !fragment,
+    mf: fragment > 0 && ip6.moreFragments(bytes, fragment),
+    offset: fragment ? ip6.fragmentOffset(bytes, fragment) : 0,
+    length: ip6.IPV6 + payload,
+  }
+  const l4 = l3 + ip6.IPV6 + (fragment ? ip6.FRAGMENT_HEADER : 0)
+  const end = l3 + r.ip.length
+  assert.equal(ip6.version(bytes, l3), 6)
+  assert.ok(end <= bytes.length, 'the packet lies within its frame')
+  if (fragment) return r
+  finishChecksum(bytes, header, l4, end - l4)
+  return decodeL4(r, bytes, proto, l4, end, pseudo6(bytes, l3, proto, end - l4))
+}
+
+function decodeL4(r: Draft, bytes: Uint8Array, proto: number, l4: number, end: number, pseudo: number): Received {
   const l4len = end - l4
-  if ((vnet.flags(header, 0) & vnet.NEEDS_CSUM) !== 0) {
-    assert.equal(vnet.csumStart(header, 0), l4)
-    const field = l4 + vnet.csumOffset(header, 0)
-    const value = finish(sum(bytes, l4, l4len, 0))
-    bytes[field] = value >>> 8
-    bytes[field + 1] = value & 255
-  } else assert.equal(gsoType, 0, 'gso goes with an unfinished checksum')
-  const pseudo = pseudo4(src, dst, proto, l4len)
   if (proto === ip.UDP) {
     if (udpWire.checksum(bytes, l4) !== 0) assert.equal(finish(sum(bytes, l4, l4len, pseudo)), 0, 'UDP checksum')
     assert.equal(udpWire.length(bytes, l4), l4len)
@@ -162,8 +213,9 @@ export function decode(bytes: Uint8Array, header: Uint8Array): Received {
       window: tcpWire.window(bytes, l4),
       data: bytes.slice(l4 + tcpWire.headerLength(bytes, l4), end),
     }
-  } else if (proto === ip.ICMP) {
-    assert.ok(icmpWire.sound(bytes, l4, l4len), 'ICMP checksum')
+  } else if (proto === ip.ICMP || proto === ip6.ICMPV6) {
+    const covered = proto === ip6.ICMPV6 ? pseudo : 0
+    assert.equal(finish(sum(bytes, l4, l4len, covered)), 0, 'ICMP checksum')
     r.icmp = {
       type: icmpWire.type(bytes, l4),
       code: icmpWire.code(bytes, l4),
@@ -189,14 +241,28 @@ export function summary(r: Received): string {
   if (r.arp)
     return `arp ${r.arp.op === 1 ? 'who-has' : 'is-at'} ${r.arp.op === 1 ? r.arp.targetIp : `${r.arp.senderIp} ${r.arp.senderMac}`}`
   if (!r.ip) return `type 0x${r.type.toString(16)}`
-  const { src, dst } = r.ip
+  const six = r.type === eth.TYPE_IPV6
+  const src = six && (r.udp || r.tcp) ? `[${r.ip.src}]` : r.ip.src
+  const dst = six && (r.udp || r.tcp) ? `[${r.ip.dst}]` : r.ip.dst
   if (r.udp) return `udp ${src}:${r.udp.srcPort} > ${dst}:${r.udp.dstPort}${text(r.udp.data)}`
   if (r.tcp) {
     const flags = FLAG_NAMES.filter(([bit]) => (r.tcp as { flags: number }).flags & bit).map(([, n]) => n)
     return `tcp ${src}:${r.tcp.srcPort} > ${dst}:${r.tcp.dstPort} ${flags.join('+')}${text(r.tcp.data)}`
   }
+  if (r.icmp && six) return `icmp6 ${src} > ${dst} ${discovery(r) ?? `${r.icmp.type}/${r.icmp.code}`}`
   if (r.icmp) return `icmp ${src} > ${dst} ${r.icmp.type}/${r.icmp.code}`
   return `ip ${src} > ${dst} proto ${r.ip.proto}${r.ip.mf || r.ip.offset ? ` fragment ${r.ip.offset}${r.ip.mf ? '+' : ''}` : ''}`
+}
+
+/** Neighbour discovery in words: "who-has fd00::1", "is-at fd00::1 02:…", "router". */
+function discovery(r: Received): string | undefined {
+  const { type, data: rest } = r.icmp as { type: number; data: Uint8Array }
+  if (type === nd.ROUTER_ADVERTISEMENT) return 'router'
+  if (type === nd.ROUTER_SOLICITATION) return 'router?'
+  if (type !== nd.NEIGHBOUR_SOLICITATION && type !== nd.NEIGHBOUR_ADVERTISEMENT) return undefined
+  const target = new Address().read(rest, 0)
+  if (type === nd.NEIGHBOUR_SOLICITATION) return `who-has ${target}`
+  return `is-at ${target} ${eth.macText((rest[18] << 8) | rest[19], (rest[20] << 24) | (rest[21] << 16) | (rest[22] << 8) | rest[23])}`
 }
 
 // -- building -------------------------------------------------------------------------------------------------------
@@ -207,6 +273,9 @@ const data = (d: string | Uint8Array | undefined): Uint8Array =>
 function endpoint(e: string | number | undefined, address: string, port: number): { ip: string; port: number } {
   if (e === undefined) return { ip: address, port }
   if (typeof e === 'number') return { ip: address, port: e }
+  const six = /^\[(.*)\](?::(\d+))?$/.exec(e)
+  if (six) return { ip: six[1], port: six[2] === undefined ? port : Number(six[2]) }
+  if (e.includes('::')) return { ip: e, port }
   const [a, p] = e.split(':')
   return { ip: a || address, port: p === undefined ? port : Number(p) }
 }
@@ -223,6 +292,9 @@ interface Ip extends Link {
   /** In bytes. */
   readonly offset?: number
   readonly options?: Uint8Array
+  /** IPv6: extension headers before the payload, and the first one's number. */
+  readonly before?: Uint8Array
+  readonly next?: number
 }
 
 export function ethernet(from: Sender, type: number, payload: Uint8Array, o: Link = {}): Uint8Array {
@@ -248,6 +320,33 @@ export function ipv4(from: Sender, src: string, dst: string, proto: number, payl
   b.set(payload, header)
   return ethernet(from, eth.TYPE_IPV4, b, o)
 }
+
+/** An IPv6 packet; `o.before`: extension headers, `o.next` what the first of them is. */
+export function ipv6(from: Sender, src: string, dst: string, proto: number, payload: Uint8Array, o: Ip): Uint8Array {
+  const before = o.before ?? new Uint8Array(0)
+  const b = new Uint8Array(ip6.IPV6 + before.length + payload.length)
+  ip6.write(b, 0, before.length + payload.length, o.next ?? proto, o.ttl ?? 64)
+  parseIp(src).write(b, ip6.SRC)
+  const to = parseIp(dst)
+  to.write(b, ip6.DST)
+  b.set(before, ip6.IPV6)
+  b.set(payload, ip6.IPV6 + before.length)
+  const group = ip6.isMulticast(to.w0) ? { dstMac: eth.macText(0x3333, to.w3) } : {}
+  return ethernet(from, eth.TYPE_IPV6, b, { ...group, ...o })
+}
+
+/** The sum of the pseudo header of either family. */
+export function pseudoSum(src: string, dst: string, proto: number, len: number): number {
+  if (!src.includes(':')) return pseudo4(ip.parseAddress(src), ip.parseAddress(dst), proto, len)
+  const b = new Uint8Array(ip6.IPV6)
+  parseIp(src).write(b, ip6.SRC)
+  parseIp(dst).write(b, ip6.DST)
+  return pseudo6(b, 0, proto, len)
+}
+
+const ownAddress = (from: Sender, to: string): string => (to.includes('::') ? (from.ip6 as string) : from.ip)
+const build = (from: Sender, src: string, dst: string, proto: number, payload: Uint8Array, o: Ip): Uint8Array =>
+  dst.includes(':') ? ipv6(from, src, dst, proto, payload, o) : ipv4(from, src, dst, proto, payload, o)
 
 export const arp =
   (o: Link & { op?: number; senderIp?: string; senderMac?: string; target: string }): Build =>
@@ -282,7 +381,7 @@ export function udpBytes(src: string, srcPort: number, dst: string, dstPort: num
   const b = new Uint8Array(udpWire.UDP + payload.length)
   udpWire.write(b, 0, srcPort, dstPort, b.length)
   b.set(payload, udpWire.UDP)
-  const pseudo = pseudo4(ip.parseAddress(src), ip.parseAddress(dst), ip.UDP, b.length)
+  const pseudo = pseudoSum(src, dst, ip.UDP, b.length)
   udpWire.setChecksum(b, 0, finish(sum(b, 0, b.length, pseudo)) || 0xffff)
   return b
 }
@@ -290,12 +389,12 @@ export function udpBytes(src: string, srcPort: number, dst: string, dstPort: num
 export const udp =
   (o: UdpOptions): Build =>
   (from) => {
-    const src = endpoint(o.from, from.ip, 4000)
     const dst = endpoint(o.to, '0.0.0.0', 0)
+    const src = endpoint(o.from, ownAddress(from, dst.ip), 4000)
     const b = udpBytes(src.ip, src.port, dst.ip, dst.port, data(o.data))
     if (o.checksum !== undefined) udpWire.setChecksum(b, 0, o.checksum)
     const gso = o.segment === undefined ? undefined : { type: vnet.GSO_UDP_L4, size: o.segment }
-    return { bytes: ipv4(from, src.ip, dst.ip, ip.UDP, b, o), gso, partial: gso !== undefined }
+    return { bytes: build(from, src.ip, dst.ip, ip.UDP, b, o), gso, partial: gso !== undefined }
   }
 
 export const tcp =
@@ -312,8 +411,8 @@ export const tcp =
     },
   ): Build =>
   (from) => {
-    const src = endpoint(o.from, from.ip, 4000)
     const dst = endpoint(o.to, '0.0.0.0', 0)
+    const src = endpoint(o.from, ownAddress(from, dst.ip), 4000)
     const payload = data(o.data)
     const b = new Uint8Array(tcpWire.TCP + payload.length)
     const seq = (o.seq ?? 1000) | 0
@@ -329,10 +428,11 @@ export const tcp =
       o.window ?? 65535,
     )
     b.set(payload, tcpWire.TCP)
-    const pseudo = pseudo4(ip.parseAddress(src.ip), ip.parseAddress(dst.ip), ip.TCP, b.length)
+    const pseudo = pseudoSum(src.ip, dst.ip, ip.TCP, b.length)
     tcpWire.setChecksum(b, 0, finish(sum(b, 0, b.length, pseudo)))
-    const gso = o.segment === undefined ? undefined : { type: vnet.GSO_TCPV4, size: o.segment }
-    return { bytes: ipv4(from, src.ip, dst.ip, ip.TCP, b, o), gso, partial: gso !== undefined }
+    const type = dst.ip.includes(':') ? vnet.GSO_TCPV6 : vnet.GSO_TCPV4
+    const gso = o.segment === undefined ? undefined : { type, size: o.segment }
+    return { bytes: build(from, src.ip, dst.ip, ip.TCP, b, o), gso, partial: gso !== undefined }
   }
 
 export function icmpBytes(type: number, code: number, second: number, payload: Uint8Array): Uint8Array {
@@ -363,6 +463,74 @@ export const icmp =
     return { bytes: ipv4(from, o.from ?? from.ip, o.to, ip.ICMP, b, o) }
   }
 
+/** An ICMPv6 message, checksum finished. */
+export const icmp6 =
+  (
+    o: Ip & {
+      to: string
+      from?: string
+      type?: number
+      code?: number
+      id?: number
+      sequence?: number
+      data?: string | Uint8Array
+    },
+  ): Build =>
+  (from) => {
+    const src = o.from ?? (from.ip6 as string)
+    const b = icmpBytes(o.type ?? icmp6Wire.ECHO, o.code ?? 0, ((o.id ?? 7) << 16) | (o.sequence ?? 1), data(o.data))
+    put16(b, icmpWire.CHECKSUM, 0)
+    put16(b, icmpWire.CHECKSUM, finish(sum(b, 0, b.length, pseudoSum(src, o.to, ip6.ICMPV6, b.length))))
+    return { bytes: ipv6(from, src, o.to, ip6.ICMPV6, b, o) }
+  }
+
+/** The solicited-node group of an address (RFC 4291 §2.7.1). */
+export function solicitedNode(target: string): string {
+  const w3 = parseIp(target).w3
+  return new Address().set(0xff020000 | 0, 0, 1, (0xff << 24) | (w3 & 0xffffff)).toString()
+}
+
+const linkOption = (kind: number, mac: string): Uint8Array => {
+  const { hi, lo } = eth.parseMac(mac)
+  return Uint8Array.of(kind, 1, hi >> 8, hi, lo >> 24, lo >> 16, lo >> 8, lo)
+}
+const bytesOf = (address: string): Uint8Array => {
+  const b = new Uint8Array(16)
+  parseIp(address).write(b, 0)
+  return b
+}
+
+/** A neighbour solicitation; from `::` it asks whether the address is free, and tells no MAC. */
+export const solicit =
+  (o: Ip & { target: string; from?: string; to?: string; told?: string }): Build =>
+  (from) => {
+    const src = o.from ?? (from.ip6 as string)
+    const option = src === '::' && o.told === undefined ? [] : linkOption(nd.OPTION_SOURCE, o.told ?? from.mac)
+    return icmp6({
+      ttl: 255,
+      ...o,
+      from: src,
+      to: o.to ?? solicitedNode(o.target),
+      type: nd.NEIGHBOUR_SOLICITATION,
+      id: 0,
+      sequence: 0,
+      data: Uint8Array.of(...bytesOf(o.target), ...option),
+    })(from)
+  }
+
+export const advertise =
+  (o: Ip & { target: string; from?: string; to?: string; told?: string }): Build =>
+  (from) =>
+    icmp6({
+      ttl: 255,
+      ...o,
+      to: o.to ?? ALL_NODES,
+      type: nd.NEIGHBOUR_ADVERTISEMENT,
+      id: 0x2000,
+      sequence: 0,
+      data: Uint8Array.of(...bytesOf(o.target), ...linkOption(nd.OPTION_TARGET, o.told ?? from.mac)),
+    })(from)
+
 export const raw =
   (bytes: Uint8Array): Build =>
   () => ({ bytes })
@@ -370,7 +538,7 @@ export const raw =
 /** Any IP protocol, or a fragment: the payload as it is. */
 export const packet =
   (o: Ip & { from?: string; to: string; proto: number; payload: Uint8Array }): Build =>
-  (from) => ({ bytes: ipv4(from, o.from ?? from.ip, o.to, o.proto, o.payload, o) })
+  (from) => ({ bytes: build(from, o.from ?? ownAddress(from, o.to), o.to, o.proto, o.payload, o) })
 
 // -- the network ------------------------------------------------------------------------------------------------------
 
@@ -400,16 +568,26 @@ export class Station implements Sender {
   readonly index: number
   readonly mac: string
   readonly ip: string
+  readonly ip6: string
   readonly name: string
   readonly port: TestPort
   readonly #net: TestNet
 
-  constructor(net: TestNet, index: number, name: string, mac: string, address: string, port: TestPort) {
+  constructor(
+    net: TestNet,
+    index: number,
+    name: string,
+    mac: string,
+    address: string,
+    address6: string,
+    port: TestPort,
+  ) {
     this.#net = net
     this.index = index
     this.name = name
     this.mac = mac
     this.ip = address
+    this.ip6 = address6
     this.port = port
   }
 
@@ -438,6 +616,7 @@ export class TestNet {
   readonly network: Network
   readonly #slot: number
   readonly #offload: boolean
+  readonly #six: boolean
   #vms = 0
 
   constructor(
@@ -449,21 +628,24 @@ export class TestNet {
       { ...CONFIG, ...o.config },
       { flows: 256, ports: 16, reassemblies: 8, ...o.limits },
     )
+    this.#six = o.config?.ipv6 !== undefined
     this.#slot = this.host.arena.slot()
     this.#offload = o.offload ?? true
   }
 
   vm(
     name: string,
-    o: { mac?: string; address?: string; offload?: boolean; id?: string; bound?: boolean } = {},
+    o: { mac?: string; address?: string; address6?: string; offload?: boolean; id?: string; bound?: boolean } = {},
   ): Station {
     const n = ++this.#vms
     const mac = o.mac ?? `02:00:00:00:00:${(0x10 + n).toString(16).padStart(2, '0')}`
     const address = o.address ?? `192.168.100.${9 + n}`
+    const address6 = o.address6 ?? `fd00:6::${(9 + n).toString(16)}`
     const port = new TestPort(this.host.arena.bytes, o.offload ?? this.#offload)
     const id = o.id ?? name
-    const index = this.network.attach({ id, role: ROLE.vm, name, mac, address, bound: o.bound ?? true, port })
-    return new Station(this, index, name, mac, address, port)
+    const six = this.#six ? { address6 } : {}
+    const index = this.network.attach({ id, role: ROLE.vm, name, mac, address, ...six, bound: o.bound ?? true, port })
+    return new Station(this, index, name, mac, address, address6, port)
   }
 
   /** The host's interface at .254. */
@@ -471,8 +653,9 @@ export class TestNet {
     const port = new TestPort(this.host.arena.bytes, true)
     const mac = '02:00:00:00:00:fe'
     const address = CONFIG.hostAddress
-    const index = this.network.attach({ id: 'host', role: ROLE.host, name: 'host', mac, address, bound: true, port })
-    return new Station(this, index, 'host', mac, address, port)
+    const six = this.#six ? { address6: IPV6.hostAddress } : {}
+    const who = { id: 'host', role: ROLE.host, name: 'host', mac, address, ...six, bound: true, port }
+    return new Station(this, this.network.attach(who), 'host', mac, address, IPV6.hostAddress, port)
   }
 
   /** A frame comes in; what it leads to is done when this returns. */
@@ -482,12 +665,15 @@ export class TestNet {
     b.set(built.bytes, off)
     vnet.clear(b, off - VNET)
     if (built.partial || built.gso) {
-      const l4 = eth.ETHERNET + ip.headerLength(b, off + eth.ETHERNET)
-      const isTcp = ip.protocol(b, off + eth.ETHERNET) === ip.TCP
-      const field = isTcp ? tcpWire.CHECKSUM : udpWire.CHECKSUM
       const l3 = off + eth.ETHERNET
-      const len = ip.totalLength(b, l3) - (l4 - eth.ETHERNET)
-      put16(b, off + l4 + field, unfinished(ip.src(b, l3), ip.dst(b, l3), ip.protocol(b, l3), len))
+      const six = eth.type(b, off) === eth.TYPE_IPV6
+      const l4 = eth.ETHERNET + (six ? ip6.IPV6 : ip.headerLength(b, l3))
+      const proto = six ? ip6.nextHeader(b, l3) : ip.protocol(b, l3)
+      const isTcp = proto === ip.TCP
+      const field = isTcp ? tcpWire.CHECKSUM : udpWire.CHECKSUM
+      const len = (six ? ip6.IPV6 + ip6.payloadLength(b, l3) : ip.totalLength(b, l3)) - (l4 - eth.ETHERNET)
+      const start = six ? fold(pseudo6(b, l3, proto, len)) : unfinished(ip.src(b, l3), ip.dst(b, l3), proto, len)
+      put16(b, off + l4 + field, start)
       const header = l4 + (isTcp ? tcpWire.headerLength(b, off + l4) : udpWire.UDP)
       vnet.write(b, off - VNET, vnet.NEEDS_CSUM, built.gso?.type ?? 0, header, built.gso?.size ?? 0, l4, field)
     }
