@@ -13,6 +13,7 @@
 import type { NetworkConfig, StatsAnswer } from '../dataplane/protocol.ts'
 import type { FlowRow } from '../plugins/contract.ts'
 import { type DhcpDrop, DhcpServer, dhcpDrops } from './dhcp/server.ts'
+import { Dhcp6Server } from './dhcp/server6.ts'
 import { type DnsDrop, DnsServer, dnsDrops } from './dns/server.ts'
 import { DEFAULT_LIMITS, type Limits, type RelayContext } from './flow/context.ts'
 import { Publishes, type PublishRequest } from './flow/publish.ts'
@@ -37,8 +38,9 @@ import { DROP, Drops } from './trace/drops.ts'
 import { UdpRelay } from './udp/relay.ts'
 import { Address, endpointText, parseIp, parsePrefix64, wordsText } from './wire/address.ts'
 import { put32 } from './wire/bytes.ts'
-import { ETHERNET, parseMac } from './wire/ethernet.ts'
+import { ETHERNET, macText, parseMac } from './wire/ethernet.ts'
 import { addressText, parseAddress, parseSubnet } from './wire/ipv4.ts'
+import { eui64Lower, eui64Upper } from './wire/ipv6.ts'
 import { CARRIES_IPV4, CARRIES_IPV6, parse } from './wire/parse.ts'
 
 // A reference of a host socket: what it belongs to, and which one of those.
@@ -84,12 +86,15 @@ export class Network {
   readonly #ping: PingRelay
   readonly #local: LocalStreams
   readonly #dhcp: DhcpServer
+  readonly #dhcp6: Dhcp6Server | undefined
   readonly #dns: DnsServer
   readonly #publishes: Publishes
   /** Every VM is behind one and the same port (a kernel's bridge) and told by its MAC. */
   readonly #shared: boolean
   /** Families, as parse is told. */
   readonly #carries: number
+  /** The network's /64. */
+  readonly #prefix: { readonly p0: number; readonly p1: number } | undefined
   #housekeepingAt = 0
 
   constructor(host: Host, config: NetworkConfig, limits: Partial<Limits> = {}) {
@@ -105,6 +110,7 @@ export class Network {
     const { mtu } = config
     const macs = { gatewayHi: GATEWAY_HI, gatewayLo: gateway }
     const ipv6 = config.ipv6 === undefined ? undefined : addresses6(config.ipv6, this.#shared)
+    this.#prefix = ipv6
     this.#carries = (config.ipv4 === false ? 0 : CARRIES_IPV4) | (ipv6 === undefined ? 0 : CARRIES_IPV6)
     const net = { subnet, mask, gateway, services, hostAddress, ...macs, isolated, ipv6 }
     this.#host = host
@@ -173,7 +179,7 @@ export class Network {
               domain: config.domain,
               mtu,
               isolated: config.isolated,
-              managed: false,
+              managed: true,
               shared: this.#shared,
             }),
             config: { ...ipv6, ...macs, isolated },
@@ -202,12 +208,13 @@ export class Network {
       (index) => (index << KIND_BITS) | KIND_PUBLISH,
     )
     const { reply } = this.#gateway
-    this.#dhcp = new DhcpServer(
-      host,
-      reply,
-      (port, reason: DhcpDrop) => drops.countNamed(port, reason, dhcpDrops[reason]),
-      config,
-    )
+    const dhcpDrop = (port: number, reason: DhcpDrop): void => drops.countNamed(port, reason, dhcpDrops[reason])
+    this.#dhcp = new DhcpServer(host, reply, dhcpDrop, config)
+    if (ipv6 !== undefined) {
+      const { domain, leaseSeconds } = config
+      const told = { services: `${ipv6.services}`, linkLocal: `${ipv6.linkLocal}`, domain, mtu, leaseSeconds }
+      this.#dhcp6 = new Dhcp6Server(host, reply, dhcpDrop, { ...told, mac: macText(GATEWAY_HI, gateway) })
+    }
     this.#dns = new DnsServer(
       {
         host,
@@ -217,7 +224,7 @@ export class Network {
       },
       config,
     )
-    this.#gateway.connect({ dhcp: this.#dhcp, dns: this.#dns })
+    this.#gateway.connect({ dhcp: this.#dhcp, dhcp6: this.#dhcp6, dns: this.#dns })
     this.#local.listen(new Address().set4(services), 53, this.#dns)
     this.#local.listen(new Address().set4(gateway), 53, this.#dns)
     if (ipv6 !== undefined)
@@ -251,10 +258,17 @@ export class Network {
     }
     this.#switch.assign(index)
     this.#gateway.attach(index)
-    if (a.role === ROLE.vm && four) {
-      const text = addressText(address)
-      this.#dhcp.bind(index, { name: a.name, mac: a.mac, address: text, bound: a.bound })
-      this.#dns.bind(index, a.name, [text])
+    if (a.role === ROLE.vm) {
+      const { name, mac, bound } = a
+      const names: string[] = []
+      if (four) names.push(addressText(address))
+      if (address6 !== undefined) names.push(`${address6}`)
+      // What its kernel makes of the advertised prefix leads back to it as well.
+      if (this.#prefix !== undefined)
+        names.push(wordsText(this.#prefix.p0, this.#prefix.p1, eui64Upper(hi, lo), eui64Lower(lo)))
+      if (four) this.#dhcp.bind(index, { name, mac, address: addressText(address), bound })
+      if (address6 !== undefined) this.#dhcp6?.bind(index, { name, mac, address: `${address6}`, bound })
+      this.#dns.bind(index, name, names)
     }
     return index
   }
@@ -264,6 +278,7 @@ export class Network {
     this.#abortFlows(index)
     this.#gateway.detach(index)
     this.#dhcp.unbind(index)
+    this.#dhcp6?.unbind(index)
     this.#dns.unbind(index)
     this.#ports.remove(index)
     this.#switch.release(index)
@@ -357,6 +372,7 @@ export class Network {
     if (now >= this.#housekeepingAt) {
       this.#housekeepingAt = now + HOUSEKEEPING
       this.#dhcp.tick(now)
+      this.#dhcp6?.tick(now)
       this.#dns.tick(now)
       this.#gateway.tick(now)
       this.#switch.tick(now)
@@ -421,7 +437,7 @@ export class Network {
   stats(): StatsAnswer {
     return {
       flows: this.#flowRows(),
-      leases: this.#dhcp.rows(),
+      leases: [...this.#dhcp.rows(), ...(this.#dhcp6?.rows() ?? [])],
       drops: this.#drops.rows((port) => this.#ports.name[port]),
       ports: this.#ports.rows(),
       warnings: [],
