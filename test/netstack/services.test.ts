@@ -136,7 +136,7 @@ test('a published TCP port: the client’s address is shown; from the host itsel
   const far = net.host.client(listener.id, '203.0.113.9:5555')
   net.host.client(listener.id, '127.0.0.1:5555')
   net.host.client(listener.id, '192.168.100.254:5555')
-  net.host.client(listener.id, '20010db8000000000000000000000001:5555')
+  net.host.client(listener.id, '[2001:db8::1]:5555')
   net.deliver()
   const syns = web.take()
   assert.deepEqual(

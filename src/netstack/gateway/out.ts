@@ -287,11 +287,12 @@ export class Out implements Egress {
     return 0
   }
 
-  /** Ethernet to where the destination address at `l3` was heard from; groups, and what was never heard from, to the port's own MAC (RFC 6085). */
+  /** Ethernet to where the destination address at `l3` was heard from, a group's own (RFC 2464 §7), or the port's assigned MAC. */
   #station6(port: number, off: number, l3: number): void {
     const b = this.#b
     const bindings = this.#switch.bindings as Bindings
     const to = l3 + ipv6.DST
+    if (ipv6.isMulticast(be32(b, to))) return this.#ethernet(off, ethernet.GROUP6_HI, be32(b, to + 12), TYPE_IPV6)
     const entry = bindings.find(be32(b, to), be32(b, to + 4), be32(b, to + 8), be32(b, to + 12))
     if (entry >= 0 && bindings.portOf(entry) === port)
       this.#ethernet(off, bindings.macHi(entry), bindings.macLo(entry), TYPE_IPV6)

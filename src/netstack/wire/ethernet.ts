@@ -16,6 +16,8 @@ export const TYPE_IPV6 = 0x86dd
 
 export const BROADCAST_HI = 0xffff
 export const BROADCAST_LO = -1
+/** Before the last 32 bits of an IPv6 group's address. */
+export const GROUP6_HI = 0x3333
 
 export const dstHi = (b: Uint8Array, o: number): number => be16(b, o + DST)
 export const dstLo = (b: Uint8Array, o: number): number => be32(b, o + DST + 2)

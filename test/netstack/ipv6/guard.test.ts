@@ -55,7 +55,7 @@ test('never from what is another’s, the gateway’s, or of elsewhere', () => {
 })
 
 test('nobody (::) asks whether an address is free, looks for routers, reports listeners; nothing else', () => {
-  const { web, db, refused } = lan()
+  const { web, db, log, refused } = lan()
   web.send(solicit({ from: '::', target: 'fd00:6::77:1' }))
   assert.deepEqual(db.lines(), ['icmp6 :: > ff02::1:ff77:1 who-has fd00:6::77:1'])
   web.send(icmp6({ from: '::', to: 'ff02::16', type: 143, ttl: 1, data: new Uint8Array(20) }))
@@ -63,6 +63,7 @@ test('nobody (::) asks whether an address is free, looks for routers, reports li
   web.send(icmp6({ from: '::', to: 'ff02::2', type: 133, id: 0, sequence: 0, ttl: 255 }))
   assert.equal(db.take().length, 0, 'routers alone hear it')
   assert.equal(web.take().filter((r) => r.icmp?.type === 134).length, 1)
+  log.take()
   refused(
     web,
     'guard-address',
