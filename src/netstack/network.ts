@@ -112,7 +112,8 @@ export class Network {
     const ipv6 = config.ipv6 === undefined ? undefined : addresses6(config.ipv6, this.#shared)
     this.#prefix = ipv6
     this.#carries = (config.ipv4 === false ? 0 : CARRIES_IPV4) | (ipv6 === undefined ? 0 : CARRIES_IPV6)
-    const net = { subnet, mask, gateway, services, hostAddress, ...macs, isolated, ipv6 }
+    const forwards = !this.#shared
+    const net = { subnet, mask, gateway, services, hostAddress, ...macs, isolated, forwards, ipv6 }
     this.#host = host
     this.#b = arena.bytes
     const ports = new Ports(l.ports)
@@ -175,14 +176,14 @@ export class Network {
             advertiser: new RouterAdvertiser(host, arena, out, ports, {
               ...ipv6,
               linkLocal: ipv6.router,
-              mac: this.#shared ? undefined : { hi: GATEWAY_HI, lo: gateway },
+              mac: ipv6.routerMac ?? { hi: GATEWAY_HI, lo: gateway },
               domain: config.domain,
               mtu,
               isolated: config.isolated,
               managed: true,
               shared: this.#shared,
             }),
-            config: { ...ipv6, ...macs, isolated },
+            config: { ...ipv6, ...macs, isolated, forwards },
           }
     if (ipv6 !== undefined)
       for (const a of [ipv6.gateway, ipv6.services, ipv6.linkLocal, ipv6.router])
@@ -481,16 +482,21 @@ const powerOfTwo = (n: number): number => 2 ** Math.ceil(Math.log2(n))
 
 const NOWHERE = new Address()
 
-/** The addresses of the IPv6 side; on a bridge of the kernel ::1 and fe80::1 are the bridge's own, and services answer at ::2 and fe80::2 alone. */
+/**
+ * The addresses of the IPv6 side. On a bridge of the kernel the router is the bridge: services answer at ::2 and fe80::2, and router advertisements say
+ * what the configuration says of it.
+ */
 function addresses6(spec: NonNullable<NetworkConfig['ipv6']>, shared: boolean) {
   const services = parseIp(spec.services)
-  const router = parseIp('fe80::1')
+  const router = parseIp(spec.routerLinkLocal ?? 'fe80::1')
   return {
     ...parsePrefix64(spec.subnet),
     services,
     gateway: shared ? services : parseIp(spec.gateway),
     hostAddress: shared ? new Address() : parseIp(spec.hostAddress),
     router,
+    routerMac: spec.routerMac === undefined ? undefined : parseMac(spec.routerMac),
     linkLocal: shared ? parseIp('fe80::2') : router,
+    advertises: !shared || spec.routerLinkLocal !== undefined,
   }
 }

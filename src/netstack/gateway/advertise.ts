@@ -35,9 +35,11 @@ const ALL_NODES_W0 = 0xff020000 | 0
 export interface AdvertiseConfig {
   readonly p0: number
   readonly p1: number
-  /** The router's link-local address, and its MAC; absent where it is another's and guests must ask. */
+  /** False: somebody else says who the router is, or nobody. */
+  readonly advertises: boolean
+  /** The router's link-local address, and its MAC. */
   readonly linkLocal: Address
-  readonly mac?: { readonly hi: number; readonly lo: number }
+  readonly mac: { readonly hi: number; readonly lo: number }
   readonly services: Address
   readonly domain: string
   readonly mtu: number
@@ -86,7 +88,7 @@ export class RouterAdvertiser {
   /** A VM is there: it is told with the next tick. */
   attach(port: number): void {
     this.#told[port] = 0
-    this.#dueAt[port] = this.#ports.role[port] === ROLE.vm ? 0 : Infinity
+    this.#dueAt[port] = this.#config.advertises && this.#ports.role[port] === ROLE.vm ? 0 : Infinity
   }
 
   detach(port: number): void {
@@ -95,7 +97,7 @@ export class RouterAdvertiser {
 
   /** Somebody asks: from the address whose words lie at `from` (:: when it has none yet). */
   solicited(port: number, from: number): void {
-    if (this.#ports.role[port] !== ROLE.vm) return
+    if (!this.#config.advertises || this.#ports.role[port] !== ROLE.vm) return
     const b = this.#b
     const nobody = ipv6.isUnspecified(
       ipv6.src(b, from, 0),
@@ -122,6 +124,7 @@ export class RouterAdvertiser {
 
   /** The network ends: nobody is to go this way any more (§6.2.5). */
   retire(): void {
+    if (!this.#config.advertises) return
     const { end, port, role } = this.#ports
     for (let p = 0; p < end; p++) if (port[p] !== null && role[p] === ROLE.vm) this.#tellAll(p, 0)
   }

@@ -52,6 +52,8 @@ export interface GatewayConfig {
   readonly subnet: number
   readonly mask: number
   readonly isolated: boolean
+  /** False: the kernel's bridge is the router, and only services answer here. */
+  readonly forwards: boolean
 }
 
 export interface Services {
@@ -180,6 +182,7 @@ export class Gateway implements Uplink {
       if (bad !== 0) return drops.count(f.port, bad)
     }
     if (dst === config.gateway || dst === config.services) return this.#own(f, dst)
+    if (!config.forwards) return drops.count(f.port, DROP['not-router'])
     if (this.#ports.role[f.port] === ROLE.host) return drops.count(f.port, DROP['host-through'])
     if (dst === config.hostAddress) return this.#toHost(f, dst)
     if (ipv4.ttl(b, f.l3) <= 1) {

@@ -53,6 +53,8 @@ export interface Gateway6Config {
   readonly gatewayHi: number
   readonly gatewayLo: number
   readonly isolated: boolean
+  /** False: the kernel's bridge is the router, and only services answer here. */
+  readonly forwards: boolean
 }
 
 export interface Services6 {
@@ -125,6 +127,7 @@ export class Gateway6 {
     }
     if (this.#isTo(f, config.gateway) || this.#isTo(f, config.services) || this.#isTo(f, config.linkLocal))
       return this.#own(f)
+    if (!config.forwards) return drops.count(f.port, DROP['not-router'])
     if (this.#ports.role[f.port] === ROLE.host) return drops.count(f.port, DROP['host-through'])
     if (this.#isTo(f, config.hostAddress)) return this.#toHost(f)
     if (ipv6.hopLimit(b, f.l3) <= 1) {
@@ -187,11 +190,11 @@ export class Gateway6 {
 
   /** With which flags the gateway answers for the target; −1: not at all. */
   #flagsFor(f: Frame, target: Address, asks: boolean): number {
-    const { gateway, services, linkLocal, hostAddress, isolated } = this.#config
-    if (target.equals(gateway) || target.equals(linkLocal) || target.equals(services)) return ndp.ROUTER
+    const { gateway, services, linkLocal, hostAddress, isolated, forwards } = this.#config
+    if (target.equals(gateway) || target.equals(linkLocal) || target.equals(services)) return forwards ? ndp.ROUTER : 0
     const ports = this.#ports
     if (target.equals(hostAddress)) return ports.role[f.port] === ROLE.vm && (ports.host < 0 || isolated) ? 0 : -1
-    if (!asks || !isolated) return -1
+    if (!asks || !isolated || !forwards) return -1
     const entry = this.#bindings.find(target.w0, target.w1, target.w2, target.w3)
     return entry >= 0 && this.#bindings.portOf(entry) !== f.port ? 0 : -1
   }

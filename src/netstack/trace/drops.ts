@@ -39,6 +39,7 @@ const CATALOGUE = [
   ['guard-dhcp-server', 'DHCP answers from a VM: only the network’s own service gives leases'],
   ['guard-redirect', 'an ICMP redirect or router advertisement from a VM'],
   ['guard-host', 'a frame of the host’s interface that does not come from the host’s address'],
+  ['not-router', 'a packet for somewhere else, sent to the services of a network whose router is the kernel'],
   ['host-through', 'a packet of the host for somewhere else: the network carries none for it'],
   // -- where it goes
   ['hairpin', 'a frame for the port it came from'],

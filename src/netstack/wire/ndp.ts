@@ -127,8 +127,8 @@ export interface Advertisement {
   readonly valid: number
   readonly preferred: number
   readonly mtu: number
-  /** The router's MAC; absent: whoever wants it asks. */
-  readonly mac?: { readonly hi: number; readonly lo: number }
+  /** The router's MAC. */
+  readonly mac: { readonly hi: number; readonly lo: number }
   /** The name server's 16 bytes. */
   readonly dns: Uint8Array
   readonly domain: string
@@ -141,8 +141,7 @@ export function advertisement(a: Advertisement): Uint8Array {
   b[4] = 64
   b[5] = a.flags
   put16(b, LIFETIME, a.lifetime)
-  let at = 16
-  if (a.mac !== undefined) at = putLink(b, at, OPTION_SOURCE, a.mac.hi, a.mac.lo)
+  let at = putLink(b, 16, OPTION_SOURCE, a.mac.hi, a.mac.lo)
   b[at] = OPTION_MTU
   b[at + 1] = 1
   put32(b, at + 4, a.mtu)

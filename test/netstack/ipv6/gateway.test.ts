@@ -242,3 +242,27 @@ test('the gateway’s ICMPv6 errors are rationed', () => {
   for (let n = 0; n < 10; n++) web.send(udp({ to: `[${OUTSIDE}]:9`, ttl: 1 }))
   assert.deepEqual([web.take().length, web.drops('icmp-rate')], [3, 7])
 })
+
+test('on a bridge of the kernel services answer for themselves, forward nothing, and say who the router is', () => {
+  const router = { routerLinkLocal: 'fe80::b:1', routerMac: '02:00:00:00:0b:01' }
+  const net = new TestNet({ config: { ipv6: { ...IPV6, ...router }, medium: 'bridge' } })
+  const [web, db] = [net.vm('web'), net.vm('db')]
+  const servicesMac = '02:6e:c0:a8:64:02'
+  web.send(solicit({ target: IPV6.services }), solicit({ target: IPV6.gateway }), solicit({ target: 'fe80::b:1' }))
+  assert.deepEqual(web.lines(), [`icmp6 ${IPV6.services} > ${web.ip6} is-at ${IPV6.services} ${servicesMac}`])
+  web.send(solicit({ from: '::', target: db.ip6 }))
+  assert.deepEqual([...web.lines(), ...db.lines()], [], 'whose it is its owner says')
+  web.send(udp({ to: `[${OUTSIDE}]:53`, dstMac: servicesMac }), udp({ to: '8.8.8.8:53', dstMac: servicesMac }))
+  assert.deepEqual([net.drops('not-router'), net.host.open().length], [2, 0])
+  web.send(udp({ to: `[${IPV6.services}]:53`, dstMac: servicesMac, data: question('db', 'A') }))
+  assert.equal(web.take().length, 1)
+  net.advance(1100)
+  const told = [...web.take(), ...db.take()]
+  assert.equal(told.length, 1, 'one is enough: all hear it')
+  assert.equal(told[0].ip?.src, 'fe80::b:1')
+  assert.equal(options(told[0]).get(1)?.subarray(2).toString('hex'), '020000000b01')
+  const quiet = new TestNet({ config: { ipv6: IPV6, medium: 'bridge' } })
+  const vm = quiet.vm('vm')
+  quiet.advance(20_000)
+  assert.deepEqual(vm.lines(), [])
+})
