@@ -23,6 +23,7 @@ export async function examine(): Promise<Check[]> {
     ...(root ? [] : [pingSockets(read('/proc/sys/net/ipv4/ping_group_range'), process.getgroups?.() ?? [])]),
     openFiles(read('/proc/self/limits') ?? ''),
     resolver(read('/etc/resolv.conf')),
+    ipv6(read('/proc/net/ipv6_route'), read('/proc/net/if_inet6')),
   ]
 }
 
@@ -126,5 +127,30 @@ function resolver(conf: string | undefined): Check {
     ok: false,
     detail: '/etc/resolv.conf names no server; VMs resolve only each other',
     hint: 'noid follows the file: no restart is needed once it names one',
+  }
+}
+
+/** What this machine has of IPv6: VMs have it among themselves whatever it is. */
+export function ipv6(routes: string | undefined, addresses: string | undefined): Check {
+  const base = { name: 'IPv6 of this machine', required: false } as const
+  if (routes === undefined || addresses === undefined)
+    return {
+      ...base,
+      ok: false,
+      detail: 'the kernel has none: networks are IPv4-only',
+      hint: 'start it without ipv6.disable=1',
+    }
+  // address, index, prefix length, scope (00 is global), flags, link; and a route's destination, its length, ..., flags, link
+  const global = addresses.split('\n').some((l) => l.trim().split(/\s+/)[3] === '00')
+  const outward = routes.split('\n').some((l) => {
+    const f = l.trim().split(/\s+/)
+    return f[1] === '00' && /^0+$/.test(f[0] ?? '') && f[9] !== 'lo'
+  })
+  if (global && outward) return { ...base, ok: true, detail: 'an address and a default route are there' }
+  return {
+    ...base,
+    ok: false,
+    detail: `no ${global ? 'default route' : 'address but of its links'}: VMs have IPv6 among themselves, and the outside by IPv4`,
+    hint: 'nothing is to be done, unless the outside is to be reached over IPv6: then this machine must reach it first',
   }
 }

@@ -17,6 +17,7 @@ import {
   code,
   NEWEST,
   type Parameters,
+  type PortMapping,
   parseConfig,
   parseEnvironment,
   parseJson,
@@ -99,12 +100,16 @@ async function add(client: Client, p: Parameters, c: Config): Promise<unknown> {
     ifname: p.ifname,
     name: p.args.get('K8S_POD_NAME') ?? p.containerId,
     mac: c.mac,
-    ip: c.ip,
-    ports: c.portMappings.map(
-      (m) => `${m.hostIP === '' ? '' : `${m.hostIP}:`}${m.hostPort}:${m.containerPort}/${m.protocol}`,
-    ),
+    ip: c.ips.length === 0 ? undefined : [...c.ips],
+    ports: c.portMappings.map(spec),
   })
   return resultOf(attached, c.cniVersion)
+}
+
+/** As `--port` takes it. */
+function spec(m: PortMapping): string {
+  const host = m.hostIP.includes(':') ? `[${m.hostIP}]:` : m.hostIP === '' ? '' : `${m.hostIP}:`
+  return `${host}${m.hostPort}:${m.containerPort}/${m.protocol}`
 }
 
 async function check(client: Client, p: Parameters, c: Config): Promise<undefined> {

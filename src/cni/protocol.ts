@@ -127,7 +127,8 @@ export interface Config {
   readonly network: string
   /** A daemon's socket; the own daemon, started on demand, when absent. */
   readonly host: string | undefined
-  readonly ip: string | undefined
+  /** Wished for: of each family at most one. */
+  readonly ips: readonly string[]
   readonly mac: string | undefined
   readonly portMappings: readonly PortMapping[]
   readonly prevResult: Record<string, unknown> | undefined
@@ -187,7 +188,7 @@ export function parseConfig(raw: Record<string, unknown>, p: Parameters): Config
     name,
     network: text('network') ?? 'default',
     host: text('host'),
-    ip: firstV4(ips, bad),
+    ips: firstOfEach(ips, bad),
     mac: [runtime.mac, args.mac, p.args.get('MAC')].find((m): m is string => typeof m === 'string' && m !== ''),
     portMappings: parsePorts(runtime.portMappings, bad),
     prevResult: isObject(raw.prevResult) ? raw.prevResult : undefined,
@@ -196,19 +197,16 @@ export function parseConfig(raw: Record<string, unknown>, p: Parameters): Config
 }
 
 /** With or without a prefix, as engines differ; the prefix is the network's. */
-function firstV4(ips: unknown, bad: (what: string) => never): string | undefined {
+function firstOfEach(ips: unknown, bad: (what: string) => never): string[] {
   const list = (Array.isArray(ips) ? ips : typeof ips === 'string' ? ips.split(',') : []) as unknown[]
-  for (const ip of list) {
-    if (typeof ip !== 'string') bad('"ips" is not a list of addresses')
-    else if (!ip.includes(':')) return ip.split('/')[0]
-  }
-  return undefined
+  const texts = list.map((ip) => (typeof ip === 'string' ? ip : bad('"ips" is not a list of addresses')))
+  return [false, true].flatMap((six) => texts.find((ip) => ip.includes(':') === six)?.split('/')[0] ?? [])
 }
 
 function parsePorts(raw: unknown, bad: (what: string) => never): PortMapping[] {
   if (raw === undefined || raw === null) return []
   if (!Array.isArray(raw)) return bad('"portMappings" is not a list')
-  return raw.flatMap((m: unknown) => {
+  const mappings = raw.flatMap((m: unknown) => {
     if (!isObject(m)) return bad('a port mapping is not an object')
     const { hostPort, containerPort, hostIP = '' } = m
     const protocol = String(m.protocol ?? 'tcp').toLowerCase()
@@ -219,9 +217,20 @@ function parsePorts(raw: unknown, bad: (what: string) => never): PortMapping[] {
       throw new CniError(code.unsupportedField, `noid forwards tcp and udp, not ${protocol}`)
     // Kubernetes has an entry for every port of a container; those without a host port ask for nothing.
     if (hostPort === 0) return []
-    // The IPv6 half of a pair that engines give for "all addresses".
-    if (hostIP.includes(':')) return []
     return [{ hostPort, containerPort, protocol, hostIP } satisfies PortMapping]
+  })
+  // A pair that engines give for "all addresses" is one of noid's, which is IPv4 alone on a network that has nothing else.
+  const pairs = (m: PortMapping, hostIP: string): boolean =>
+    mappings.some(
+      (o) =>
+        o.hostIP === hostIP &&
+        o.hostPort === m.hostPort &&
+        o.protocol === m.protocol &&
+        o.containerPort === m.containerPort,
+    )
+  return mappings.flatMap((m) => {
+    if (m.hostIP === '::' && (pairs(m, '') || pairs(m, '0.0.0.0'))) return []
+    return m.hostIP === '0.0.0.0' && pairs(m, '::') ? [{ ...m, hostIP: '' }] : [m]
   })
 }
 

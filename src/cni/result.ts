@@ -3,18 +3,22 @@ import type { Attached } from '../api/contract.ts'
 import { atLeast, CniError, code } from './protocol.ts'
 
 export function resultOf(a: Attached, cniVersion: string): Record<string, unknown> {
-  const gateway = a.routes.find((r) => r.to === '0.0.0.0/0')?.via
+  const six = (address: string): boolean => address.includes(':')
+  const gateways = new Map(['0.0.0.0/0', '::/0'].map((to) => [six(to), a.routes.find((r) => r.to === to)?.via]))
   return {
     cniVersion,
     interfaces: [
       { name: a.ifname, mac: a.mac, ...(atLeast(cniVersion, '1.1.0') ? { mtu: a.mtu } : {}), sandbox: a.netns },
     ],
-    ips: a.addresses.map((address) => ({
-      ...(atLeast(cniVersion, '1.0.0') ? {} : { version: '4' }),
-      interface: 0,
-      address,
-      ...(gateway === undefined ? {} : { gateway }),
-    })),
+    ips: a.addresses.map((address) => {
+      const gateway = gateways.get(six(address))
+      return {
+        ...(atLeast(cniVersion, '1.0.0') ? {} : { version: six(address) ? '6' : '4' }),
+        interface: 0,
+        address,
+        ...(gateway === undefined ? {} : { gateway }),
+      }
+    }),
     routes: a.routes.map((r) => ({ dst: r.to, ...(r.via === undefined ? {} : { gw: r.via }) })),
     dns:
       a.dns === null

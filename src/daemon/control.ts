@@ -35,7 +35,8 @@ export interface Control {
   /** May make interfaces on the host. */
   readonly privileged: boolean
   readonly hostRoutes: () => readonly TakenSubnet[]
-  readonly hostRoutes6: () => readonly TakenPrefix6[]
+  /** undefined: the kernel has no IPv6. */
+  readonly hostRoutes6: () => readonly TakenPrefix6[] | undefined
   /** Called at named points between two steps; tests end the process there. */
   readonly checkpoint: (point: string) => void
 }

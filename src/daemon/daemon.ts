@@ -42,7 +42,7 @@ export interface DaemonOptions {
   readonly defaultBackend?: string
   readonly debug?: boolean
   readonly hostRoutes?: () => readonly TakenSubnet[]
-  readonly hostRoutes6?: () => readonly TakenPrefix6[]
+  readonly hostRoutes6?: () => readonly TakenPrefix6[] | undefined
   readonly checkpoint?: (point: string) => void
 }
 
@@ -203,11 +203,10 @@ const hostRoutes = (): readonly TakenSubnet[] => {
   }
 }
 
-/** None on a host without IPv6. */
-const hostRoutes6 = (): readonly TakenPrefix6[] => {
+const hostRoutes6 = (): readonly TakenPrefix6[] | undefined => {
   try {
     return parseRoutes6(readFileSync('/proc/net/ipv6_route', 'latin1'))
   } catch {
-    return []
+    return undefined
   }
 }

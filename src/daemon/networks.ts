@@ -236,12 +236,17 @@ export class Networks {
       notes.push(`${why}, so this network is IPv4-only`)
       return undefined
     }
+    const routes = hostRoutes6()
+    if (routes === undefined && !asked) {
+      notes.push('the kernel of this machine has no IPv6, so this network is IPv4-only')
+      return undefined
+    }
     const taken: TakenPrefix6[] = [
       ...store.networks().flatMap((n) => {
         const subnet = plan6OfNetwork(n)?.subnet
         return subnet === undefined ? [] : [{ subnet, by: `the network "${n.name}"` }]
       }),
-      ...hostRoutes6(),
+      ...(routes ?? []),
     ]
     if (body.subnet6 === undefined) return chooseSubnet6(this.#ula(), taken)
     const subnet = parseSubnet6(body.subnet6)

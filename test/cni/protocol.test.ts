@@ -59,14 +59,16 @@ test('configurations: each flaw has its code', () => {
 })
 
 test('address and MAC from wherever engines put them', () => {
-  assert.equal(config({ runtimeConfig: { ips: ['fd00::5/64', '10.1.0.5/16'] } }).ip, '10.1.0.5')
-  assert.equal(config({ args: { cni: { ips: ['10.1.0.6'] } } }).ip, '10.1.0.6')
-  assert.equal(config({}, { CNI_ARGS: 'IgnoreUnknown=1;IP=10.1.0.7/24;MAC=02:00:00:00:00:05' }).ip, '10.1.0.7')
+  assert.deepEqual(config({ runtimeConfig: { ips: ['fd00::5/64', '10.1.0.5/16'] } }).ips, ['10.1.0.5', 'fd00::5'])
+  assert.deepEqual(config({ args: { cni: { ips: ['10.1.0.6', '10.1.0.7'] } } }).ips, ['10.1.0.6'])
+  assert.deepEqual(config({ args: { cni: { ips: ['fd00::6'] } } }).ips, ['fd00::6'])
+  assert.deepEqual(config({}, { CNI_ARGS: 'IgnoreUnknown=1;IP=10.1.0.7/24;MAC=02:00:00:00:00:05' }).ips, ['10.1.0.7'])
+  assert.deepEqual(config().ips, [])
   assert.equal(config({}, { CNI_ARGS: 'MAC=02:00:00:00:00:05' }).mac, '02:00:00:00:00:05')
   assert.equal(config({ runtimeConfig: { mac: '02:00:00:00:00:06' } }).mac, '02:00:00:00:00:06')
 })
 
-test('port mappings: what asks for no host port, and the IPv6 half of a pair, ask for nothing', () => {
+test('port mappings: what asks for no host port asks for nothing, and a pair for all addresses is one', () => {
   const { portMappings } = config({
     runtimeConfig: {
       portMappings: [
@@ -74,12 +76,17 @@ test('port mappings: what asks for no host port, and the IPv6 half of a pair, as
         { hostPort: 53, containerPort: 53, protocol: 'udp', hostIP: '127.0.0.1' },
         { hostPort: 0, containerPort: 90, protocol: 'tcp' },
         { hostPort: 8080, containerPort: 80, protocol: 'tcp', hostIP: '::' },
+        { hostPort: 8081, containerPort: 80, protocol: 'tcp', hostIP: '::' },
+        { hostPort: 8081, containerPort: 80, protocol: 'tcp', hostIP: '0.0.0.0' },
+        { hostPort: 8082, containerPort: 80, protocol: 'tcp', hostIP: '0.0.0.0' },
+        { hostPort: 8083, containerPort: 80, protocol: 'tcp', hostIP: '::1' },
+        { hostPort: 8082, containerPort: 80, protocol: 'udp', hostIP: '::' },
       ],
     },
   })
   assert.deepEqual(
     portMappings.map((m) => `${m.hostIP}:${m.hostPort}:${m.containerPort}/${m.protocol}`),
-    [':8080:80/tcp', '127.0.0.1:53:53/udp'],
+    [':8080:80/tcp', '127.0.0.1:53:53/udp', ':8081:80/tcp', '0.0.0.0:8082:80/tcp', '::1:8083:80/tcp', ':::8082:80/udp'],
   )
 })
 
@@ -110,6 +117,22 @@ test('a result has the shape of the version that was asked for', () => {
   assert.deepEqual(resultOf(attached, '0.4.0').ips, [{ version: '4', ...ips }])
   assert.deepEqual(resultOf(attached, '1.1.0').interfaces, [
     { name: 'eth0', mac: '02:00:00:00:00:01', mtu: 1500, sandbox: '/run/netns/x' },
+  ])
+})
+
+test('a result has both families, each with its gateway', () => {
+  const dual = {
+    ...attached,
+    addresses: [...attached.addresses, 'fd00:1::100/64'],
+    routes: [...attached.routes, { to: '::/0', via: 'fd00:1::1' }],
+  }
+  assert.deepEqual(resultOf(dual, '0.4.0').ips, [
+    { version: '4', interface: 0, address: '192.168.100.100/24', gateway: '192.168.100.1' },
+    { version: '6', interface: 0, address: 'fd00:1::100/64', gateway: 'fd00:1::1' },
+  ])
+  assert.deepEqual(resultOf(dual, '1.1.0').routes, [
+    { dst: '0.0.0.0/0', gw: '192.168.100.1' },
+    { dst: '::/0', gw: 'fd00:1::1' },
   ])
 })
 

@@ -95,6 +95,16 @@ test('one family on request', async (t) => {
   assert.match(narrow.warnings.join(), /1280/)
 })
 
+test('where the kernel has no IPv6, networks have it only when it is asked for', async (t) => {
+  const lab = new Lab(t)
+  await lab.up({ NO_IPV6: '1' })
+  const plain = await lab.client.createNetwork({ name: 'plain', backend: 'dual' })
+  assert.equal(plain.subnet6, null)
+  assert.match(plain.warnings.join(), /no IPv6/)
+  const asked = await lab.client.createNetwork({ name: 'asked', backend: 'dual', subnet6: 'fd00:1::/64' })
+  assert.equal(asked.subnet6, 'fd00:1::/64')
+})
+
 test('a backend without IPv6 is never told of it', async (t) => {
   const lab = new Lab(t)
   await lab.up()

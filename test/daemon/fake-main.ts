@@ -21,7 +21,7 @@ const daemon = await startDaemon({
   version: '0.0.0-test',
   privileged: false,
   hostRoutes: () => [],
-  hostRoutes6: () => [],
+  hostRoutes6: () => (process.env.NO_IPV6 ? undefined : []),
   checkpoint: (point) => {
     if (point === process.env.CRASH_AT) process.kill(process.pid, 'SIGKILL')
   },

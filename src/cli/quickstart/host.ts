@@ -4,13 +4,13 @@ import { connect, createServer, type Server, type Socket } from 'node:net'
 import { networkInterfaces } from 'node:os'
 
 /**
- * An IPv4 address of this machine that is not loopback: a VM reaches it as it would reach anything outside. Links of
- * noid itself do not count: they are other networks.
+ * An address of this machine that is neither loopback nor of one link alone: a VM reaches it as it would reach anything outside. Links
+ * of noid itself do not count: they are other networks.
  */
-export function outsideAddress(links = networkInterfaces()): string | undefined {
+export function outsideAddress(family: 'IPv4' | 'IPv6' = 'IPv4', links = networkInterfaces()): string | undefined {
   for (const [name, addresses] of Object.entries(links)) {
     if (/^noid\d+$/.test(name)) continue
-    const found = addresses?.find((a) => a.family === 'IPv4' && !a.internal)
+    const found = addresses?.find((a) => a.family === family && !a.internal && !a.address.startsWith('fe80'))
     if (found !== undefined) return found.address
   }
   return undefined

@@ -56,6 +56,7 @@ export const steps: readonly Step[] = [
   { title: 'DNS of the outside', run: outsideName },
   { title: 'TCP to the outside', run: outboundTcp },
   { title: 'port forward from this machine', run: portForward },
+  { title: 'IPv6', run: ipv6 },
   { title: 'throughput', run: throughput },
 ]
 
@@ -80,7 +81,9 @@ async function makeVms(s: Scene, tell: (text: string) => void): Promise<string> 
   s.madeNetwork = !before.has(s.network.name)
   const found = await capture(s.api, first(s).name, FIND_INTERPRETER, STEP_MS)
   if (found.code === 0) s.interpreter = found.stdout.trim() as Interpreter
-  return `${s.vms.map((v) => v.name).join(' and ')} on ${s.network.name}, ${s.network.subnet}`
+  const { subnet, subnet6 } = s.network
+  const both = subnet6 === null ? subnet : `${subnet} and ${subnet6}`
+  return `${s.vms.map((v) => v.name).join(' and ')} on ${s.network.name}, ${both}`
 }
 
 async function lease(s: Scene): Promise<string> {
@@ -98,7 +101,8 @@ async function lease(s: Scene): Promise<string> {
   if (s.can?.addressing === 'external') return `${seen.join(', ')}, given by the backend`
   const { leases } = await s.api.stats(first(s).network)
   const bound = leases.filter((l) => l.state === 'bound').map((l) => l.address)
-  for (const vm of s.vms) if (!bound.includes(vm.address ?? '')) throw new Error(`no lease of ${vm.address} is bound`)
+  for (const address of s.vms.flatMap((vm) => [vm.address, vm.address6 ?? vm.address]))
+    if (!bound.includes(address ?? '')) throw new Error(`no lease of ${address} is bound`)
   return seen.join(', ')
 }
 
@@ -164,6 +168,31 @@ async function portForward(s: Scene): Promise<string> {
     return `127.0.0.1:${published.hostPort} → ${s.names[0]}:${GUEST_PORT}, which saw ${peer}`
   } finally {
     server.kill()
+  }
+}
+
+/** Between the VMs by name, and to this machine where it has IPv6; that it has none is no fault of the network. */
+async function ipv6(s: Scene): Promise<string> {
+  const to = s.vms[1]?.address6
+  if (s.can?.ipv6 !== true) throw new Skipped('the backend has no IPv6')
+  if (s.network?.subnet6 == null || to == null) throw new Skipped(`the network ${s.network?.name} is IPv4-only`)
+  const [a, b] = s.names
+  const name = await capture(s.api, a, ['getent', 'ahostsv6', `${b}.${s.network.domain}`], STEP_MS)
+  const found = name.stdout.split(/\s/)[0]
+  if (name.code !== 127 && found !== to) throw new Error(`${b} is ${found || 'nothing'} by name, its address is ${to}`)
+  const r = await capture(s.api, a, ['ping', '-6', '-c', '3', '-i', '0.2', '-W', '2', to], STEP_MS)
+  if (r.code !== 127 && r.code !== 0) throw new Error(lastLine(r))
+  const seen = `${a} → ${b} ${to}`
+  const outside = outsideAddress('IPv6')
+  if (outside === undefined) return `${seen}; this machine has no IPv6 address, so nothing further`
+  if (s.interpreter === undefined) return seen
+  const listener = await listen(outside, (c) => c.end('hello from outside\n'))
+  try {
+    const got = await capture(s.api, a, program(s.interpreter, 'fetch', outside, listener.port), STEP_MS)
+    if (!got.stdout.includes('hello from outside')) throw new Error(lastLine(got))
+    return `${seen}, ${a} → [${outside}]:${listener.port}`
+  } finally {
+    listener.close()
   }
 }
 

@@ -108,7 +108,7 @@ export class Environment {
 
   /** A network with both families. */
   async dual(over: Partial<NetworkSpec> = {}): Promise<NetworkSpec> {
-    const net = `fd6b:6974:${this.options.firstSubnet ?? 16}:${serial.toString(16)}`
+    const net = `fd6b:6974:${this.options.firstSubnet ?? 16}:${(serial + 1).toString(16)}`
     return this.network({
       ipv6: { subnet: `${net}::/64`, gateway: `${net}::1`, services: `${net}::2`, hostAddress: `${net}::254` },
       ...over,

@@ -4,7 +4,7 @@
  * Never does: judging; `compareHost` throws with what came and what went.
  */
 import { execFileSync } from 'node:child_process'
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 
 export type HostState = Readonly<Record<string, readonly string[]>>
 
@@ -32,16 +32,23 @@ function listeners(file: string, state: string): string[] {
 
 /** Switches of the links that a backend may have reason to touch. */
 function switches(): string[] {
-  const conf = '/proc/sys/net/ipv4/conf'
-  return readdirSync(conf).flatMap((link) =>
-    ['forwarding', 'route_localnet', 'rp_filter', 'proxy_arp'].flatMap((key) => {
-      try {
-        return [`${link}.${key} = ${readFileSync(`${conf}/${link}/${key}`, 'utf8').trim()}`]
-      } catch {
-        return []
-      }
-    }),
-  )
+  const kept = {
+    ipv4: ['forwarding', 'route_localnet', 'rp_filter', 'proxy_arp'],
+    ipv6: ['forwarding', 'accept_ra', 'disable_ipv6', 'proxy_ndp'],
+  }
+  return Object.entries(kept).flatMap(([family, keys]) => {
+    const conf = `/proc/sys/net/${family}/conf`
+    if (!existsSync(conf)) return []
+    return readdirSync(conf).flatMap((link) =>
+      keys.flatMap((key) => {
+        try {
+          return [`${family} ${link}.${key} = ${readFileSync(`${conf}/${link}/${key}`, 'utf8').trim()}`]
+        } catch {
+          return []
+        }
+      }),
+    )
+  })
 }
 
 export function hostState(): HostState {
@@ -52,10 +59,11 @@ export function hostState(): HostState {
       .map((l) => l.replace(/\[\d+:\d+\]/, ''))
   return {
     links: output('ip', '-o', 'link', 'show').map((l) => l.replace(/^\d+: /, '').split(' ')[0] as string),
+    // What ends by itself in these: lifetimes, and the probe for a duplicate.
     addresses: output('ip', '-o', 'addr', 'show').map((l) =>
-      l.replace(/^\d+: /, '').replace(/ (valid_lft|preferred_lft) \S+/g, ''),
+      l.replace(/^\d+: /, '').replace(/ (valid_lft|preferred_lft) \S+| tentative| optimistic/g, ''),
     ),
-    routes: output('ip', 'route', 'show', 'table', 'all'),
+    routes: output('ip', 'route', 'show', 'table', 'all').map((l) => l.replace(/ expires \S+/, '')),
     'routing rules': output('ip', 'rule', 'show'),
     'iptables rules': rules('iptables-save'),
     'ip6tables rules': rules('ip6tables-save'),
@@ -66,7 +74,12 @@ export function hostState(): HostState {
     ),
     switches: switches(),
     mounts: lines(readFileSync('/proc/self/mountinfo', 'utf8')).map((l) => l.split(' ').slice(3, 6).join(' ')),
-    'listening ports': [...listeners('tcp', '0A'), ...listeners('tcp6', '0A'), ...listeners('udp', '07')],
+    'listening ports': [
+      ...listeners('tcp', '0A'),
+      ...listeners('tcp6', '0A'),
+      ...listeners('udp', '07'),
+      ...listeners('udp6', '07'),
+    ],
   }
 }
 

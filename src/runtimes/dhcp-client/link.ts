@@ -11,7 +11,7 @@ import { giveAddress6, takeAddress6 } from '../../sys/netaddr.ts'
 import { addRoute, linkIndex, linkMac, linkMtu, setLinkAddress, setLinkMtu, setLinkUp } from '../../sys/netdev.ts'
 import { bindPacket } from '../../sys/packet.ts'
 import { AF_PACKET, recv, SOCK_NONBLOCK, SOCK_RAW, send, setOption, socket } from '../../sys/socket.ts'
-import { hasIpv6, prepare6 } from './ipv6.ts'
+import { prepare6 } from './ipv6.ts'
 import type { Lease } from './lease.ts'
 
 const c = {
@@ -41,7 +41,6 @@ export class Link {
     if (typeof mac === 'number') throw new SysError(`the device ${name}`, mac)
     this.mac = [...mac].map((x) => x.toString(16).padStart(2, '0')).join(':')
     must(`${name} up`, setLinkUp(name))
-    if (ipv6 && !hasIpv6(name)) throw new Error(`the kernel has no IPv6 for ${name}`)
     this.#fds = (ipv6 ? [ETH_P_IP, ETH_P_IPV6] : [ETH_P_IP]).map((etherType) => {
       const fd = must('packet socket', socket(AF_PACKET, SOCK_RAW | SOCK_NONBLOCK, 0))
       setOption(fd, SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)

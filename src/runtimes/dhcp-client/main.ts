@@ -9,7 +9,7 @@ import { decode, encode } from '#dhcp-packet'
 import { decode as decode6, encode as encode6 } from '#dhcp-packet/v6'
 import { buildFrame, parseFrame } from './frame.ts'
 import { buildFrame6, buildSolicitation, isAdvertisement, parseFrame6 } from './frame6.ts'
-import { hasDefault6 } from './ipv6.ts'
+import { hasDefault6, hasIpv6 } from './ipv6.ts'
 import type { ClientAnswer, ClientRequest, Granted6, Lease, Term } from './lease.ts'
 import { Link } from './link.ts'
 import { DhcpClient, type Outgoing } from './machine.ts'
@@ -136,18 +136,23 @@ class Six {
 }
 
 function main(r: ClientRequest): ClientAnswer {
-  const link = new Link(r.ifname, r.ipv6 !== undefined)
+  // A kernel without IPv6 does with the other family, where there is one.
+  const able = hasIpv6(r.ifname)
+  if (!able && r.ipv4 === false)
+    throw new Error(`the kernel has no IPv6 for ${r.ifname}, and the network has nothing else`)
+  const wanted = able ? r.ipv6 : undefined
+  const link = new Link(r.ifname, wanted !== undefined)
   if (link.mac !== r.mac.toLowerCase()) throw new Error(`${r.ifname} has the MAC address ${link.mac}, not ${r.mac}`)
   try {
     const four = r.ipv4 === false ? undefined : new Four(link, r)
-    const six = r.ipv6 === undefined ? undefined : new Six(link, r, r.ipv6)
+    const six = wanted === undefined ? undefined : new Six(link, r, wanted)
     exchange(link, r, four, six)
     const lease = four?.lease
     // After a renewal the device still has the old lease; a device that was made again has nothing.
     if (lease !== undefined) link.configure(lease, r.mode === 'renew' ? r.lease : undefined, r.mtu)
     else link.setMtu(r.mtu)
     const ipv6 = six?.granted
-    if (ipv6 !== undefined) link.configure6(ipv6.address, ipv6.prefix, r.ipv6?.lease?.address)
+    if (ipv6 !== undefined) link.configure6(ipv6.address, ipv6.prefix, wanted?.lease?.address)
     return { ok: true, ...(lease === undefined ? {} : { lease }), ...(ipv6 === undefined ? {} : { ipv6 }) }
   } finally {
     link.close()

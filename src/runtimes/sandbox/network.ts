@@ -86,6 +86,7 @@ export class Networking {
     keep(vm.dir, { ifname, mac: a.mac, ...got })
     await writeFiles(h, addressesOf(got), resolverOf(got, dns))
     for (const line of described(got)) await note(h, `${ifname} ${line}`)
+    if (six !== undefined && got.ipv6 === undefined) await note(h, `${ifname} has no IPv6: the kernel has none`)
     this.#arm(h, got)
     return nicOf(addressesOf(got), got.lease === undefined ? (got.ipv6?.lease ?? null) : got.lease)
   }
