@@ -256,7 +256,8 @@ export class Plane {
     }
     if (before !== undefined) network.unpublish(p.id)
     const sock = p.proto === 'tcp' ? this.#host.adoptListener(fd) : this.#host.adoptUdp(fd)
-    network.publish({ ...p, sock })
+    // By any of its addresses: a VM is there in both families.
+    network.publish({ ...p, guestAddress: p.guestAddress || (p.guestAddress6 ?? ''), sock })
     this.#publishes.set(p.id, spec)
   }
 

@@ -12,7 +12,7 @@ import { toLoopback } from '../flow/nat.ts'
 import { classOf6, DESTINATION, type Destination, verdict } from '../flow/policy.ts'
 import type { Relay } from '../flow/relay.ts'
 import { ICMP, OUT } from '../flow/table.ts'
-import { find6, insert6 } from '../flow/tuple.ts'
+import { find6, findAny, insert6 } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
 import { ROUTE } from '../host.ts'
 import type { Bindings } from '../switch/bindings.ts'
@@ -298,7 +298,19 @@ export class Gateway6 {
   // -- elsewhere ----------------------------------------------------------------------------------------------------
 
   #find(f: Frame, proto: number): number {
-    return find6(this.#x.flows, f.port, proto, this.#b, f.l3 + ipv6.SRC, f.srcPort, f.dstPort)
+    const i = find6(this.#x.flows, f.port, proto, this.#b, f.l3 + ipv6.SRC, f.srcPort, f.dstPort)
+    return i >= 0 || proto !== ipv4.UDP ? i : this.#findReply(f)
+  }
+
+  /**
+   * The flow of a published port's client that a VM answers from another of its addresses: a UDP server on :: that does not look where it was
+   * spoken to is answered for by its kernel's choice, and a VM has two addresses or more (its own, and what it makes of the prefix). −1: none.
+   */
+  #findReply(f: Frame): number {
+    const { flows } = this.#x
+    const own = this.#ports.read6(f.port, this.#src)
+    const i = findAny(flows, f.port, ipv4.UDP, own, f.srcPort, this.#dst.read(this.#b, f.l3 + ipv6.DST), f.dstPort)
+    return i >= 0 && flows.publish[i] >= 0 ? i : -1
   }
 
   #forward(f: Frame): void {

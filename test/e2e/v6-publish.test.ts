@@ -1,0 +1,133 @@
+/** Published ports over IPv6: both families on one socket or each alone, the client's own address, clients that cannot show it. */
+import assert from 'node:assert/strict'
+import { after, before, describe, test } from 'node:test'
+import type { PublishSpec } from '../../src/plugins/contract.ts'
+import { type Agent, dual } from './agent-client.ts'
+import { eventually, HOST6, Lab, missing, type Place } from './lab.ts'
+
+const net = dual(118)
+const P = 'fd00:77:0:76'
+const INET6 = '2001:db8:113::2'
+let lab: Lab
+let agent: Agent
+let web: Place
+let six: Place
+
+const spec = (id: string, hostPort: number, more: Partial<PublishSpec> = {}): PublishSpec => ({
+  id,
+  attachment: `${net.id}-10`,
+  proto: 'tcp',
+  hostAddress: '*',
+  hostPort,
+  guestAddress: '192.168.118.10',
+  guestAddress6: `${P}::10`,
+  guestPort: 80,
+  ...more,
+})
+const toSix = { attachment: `${net.id}-11`, guestAddress: '', guestAddress6: `${P}::11` }
+
+describe('IPv6: publish', { skip: missing('socat', 'curl', 'ss') }, () => {
+  before(async () => {
+    lab = await Lab.create()
+    agent = lab.agent()
+    await agent.createNetwork(net)
+    web = lab.guest('web')
+    await agent.join(net, web, 10)
+    // A VM that has IPv6 alone.
+    six = lab.guest('six')
+    await agent.attach(net, six, 11, { addresses: [`${P}::11/64`] })
+    await six.sh(
+      `echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad; ip addr add ${P}::11/64 dev eth0; ip link set eth0 up; ip -6 route replace default via ${P}::1`,
+    )
+    for (const vm of [web, six]) {
+      // One server for each family, so that whoever answers was really asked in it.
+      vm.start(['socat', 'TCP4-LISTEN:80,fork,reuseaddr', 'SYSTEM:echo 4 $SOCAT_PEERADDR'])
+      vm.start(['socat', 'TCP6-LISTEN:80,fork,reuseaddr,ipv6only=1', 'SYSTEM:echo 6 $SOCAT_PEERADDR'])
+      vm.start(['socat', 'UDP6-RECVFROM:53,fork,ipv6only=1', 'SYSTEM:echo 6 $SOCAT_PEERADDR'])
+      await eventually('the VM listens', async () => Number(await vm.sh('ss -Hlntu | wc -l')) >= 3)
+    }
+  })
+  after(async () => {
+    await lab?.remove()
+  })
+  /** What the VM saw: family, and the client's address as the VM wrote it, in full. */
+  const greeting = async (from: Place, address: string, port: number, how = 'TCP') => {
+    const to = address.includes(':') ? `${how}6:[${address}]:${port}` : `${how}4:${address}:${port}`
+    const argv = ['socat', '-T3', '-', how === 'TCP' ? `${to},connect-timeout=3` : to]
+    const { stdout } = await from.run(argv, { timeoutMs: 8000, input: how === 'UDP' ? 'hello' : undefined })
+    const [family, client = ''] = stdout.trim().split(' ')
+    const bare = client.replace(/[[\]]/g, '')
+    return family ? `${family} ${bare.includes(':') ? new URL(`http://[${bare}]`).hostname.slice(1, -1) : bare}` : ''
+  }
+
+  test('both families on one socket: each client is led to its own family, and shown as itself', async () => {
+    assert.deepEqual(await agent.publish(spec('both', 8080)), { hostPort: 8080 })
+    assert.equal((await lab.host.sh('ss -Hlnt sport = 8080')).split('\n').length, 1)
+    await eventually('it serves', async () => (await greeting(lab.inet, HOST6, 8080)) !== '')
+    assert.equal(await greeting(lab.inet, HOST6, 8080), `6 ${INET6}`)
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8080), '4 203.0.113.2')
+  })
+
+  test("clients that cannot show themselves come from the host's address of that family", async () => {
+    assert.equal(await greeting(lab.host, '::1', 8080), `6 ${P}::254`)
+    assert.equal(await greeting(lab.host, '127.0.0.1', 8080), '4 192.168.118.254')
+    assert.equal(await greeting(lab.host, HOST6, 8080), `6 ${HOST6}`)
+    // From its link the router is a stranger without an address that a VM could answer.
+    const local = /fe80:[0-9a-f:]+/.exec(await lab.host.sh('ip -6 -o addr show dev uplink scope link'))?.[0] as string
+    assert.equal(await greeting(lab.router, `${local}%down0`, 8080), `6 ${P}::254`)
+  })
+
+  test('a VM with IPv6 alone is there for both', async () => {
+    await agent.publish(spec('six', 8081, toSix))
+    assert.equal(await greeting(lab.inet, HOST6, 8081), `6 ${INET6}`)
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8081), `6 ${P}::254`)
+  })
+
+  test('one family alone leaves the other; a busy port names its holder in either', async () => {
+    await agent.publish(spec('only6', 8082, { hostAddress: '::' }))
+    assert.equal(await greeting(lab.inet, HOST6, 8082), `6 ${INET6}`)
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8082), '')
+    await agent.publish(spec('only4', 8082, { hostAddress: '0.0.0.0' }))
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8082), '4 203.0.113.2')
+    for (const hostAddress of ['*', '::', '0.0.0.0', HOST6])
+      await assert.rejects(agent.publish(spec('busy', 8082, { hostAddress })), {
+        code: 'PORT_BUSY',
+        message: /the VM "web"/,
+      })
+    const holder = lab.host.start(['socat', `TCP6-LISTEN:8085,bind=[${HOST6}],fork`, 'SYSTEM:true'])
+    await eventually('it listens', async () => (await lab.host.sh('ss -Hlnt sport = 8085')) !== '')
+    await assert.rejects(agent.publish(spec('busy', 8085)), {
+      code: 'PORT_BUSY',
+      message: new RegExp(`socat \\(pid ${holder.pid}\\)`),
+    })
+    holder.kill('SIGKILL')
+  })
+
+  test('one address of the host alone', async () => {
+    await agent.publish(spec('lo', 8083, { hostAddress: '::1' }))
+    assert.equal(await greeting(lab.host, '::1', 8083), `6 ${P}::254`)
+    assert.equal(await greeting(lab.inet, HOST6, 8083), '')
+  })
+
+  test('UDP: each client has its own flow and is answered from the address it spoke to', async () => {
+    await lab.host.sh('ip addr add 2001:db8:77::55/64 dev uplink nodad')
+    await agent.publish(spec('dns', 5353, { proto: 'udp', guestPort: 53 }))
+    for (const address of [HOST6, '2001:db8:77::55'])
+      assert.equal(await eventually('an answer', () => greeting(lab.inet, address, 5353, 'UDP')), `6 ${INET6}`)
+    const local = /fe80:[0-9a-f:]+/.exec(await lab.host.sh('ip -6 -o addr show dev uplink scope link'))?.[0] as string
+    assert.equal(
+      await eventually('an answer by link', () => greeting(lab.router, `${local}%down0`, 5353, 'UDP')),
+      `6 ${P}::254`,
+    )
+  })
+
+  test('it survives the data plane: published again in both families', async () => {
+    const planes = lab.processes().filter((p) => p.argv.startsWith('noid data plane'))
+    assert.equal(planes.length, 1)
+    process.kill((planes[0] as { pid: number }).pid, 'SIGKILL')
+    await eventually('it serves again', async () => (await greeting(lab.inet, HOST6, 8080)) === `6 ${INET6}`)
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8080), '4 203.0.113.2')
+    await agent.unpublish('both')
+    assert.equal(await greeting(lab.inet, HOST6, 8080), '')
+  })
+})
