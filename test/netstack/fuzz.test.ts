@@ -1,12 +1,25 @@
 /**
  * Hostile frames: random ones, and good ones with bytes changed, cut, or with other offload metadata. Nothing may throw, no frame that leaves
- * may be larger than what is allowed, and the arena beyond the receive slot and the engine's own slots is never written.
+ * may be larger than what is allowed, every IPv6 frame that leaves comes from whom it says, and the arena beyond the receive slot and the engine's own slots is never written.
  */
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import { FRAME_MAX, VNET } from '../../src/netstack/arena.ts'
-import { arp, BROADCAST_MAC, type Build, icmp, packet, TestNet, tcp, udp } from './net.ts'
+import {
+  advertise,
+  arp,
+  BROADCAST_MAC,
+  type Build,
+  IPV6,
+  icmp,
+  icmp6,
+  packet,
+  solicit,
+  TestNet,
+  tcp,
+  udp,
+} from './net.ts'
 
 const BUILDS: readonly Build[] = [
   arp({ target: '192.168.100.1' }),
@@ -26,10 +39,42 @@ const BUILDS: readonly Build[] = [
   packet({ to: '8.8.8.8', proto: 17, payload: new Uint8Array(64), mf: true }),
   packet({ to: '8.8.8.8', proto: 17, payload: new Uint8Array(64), offset: 64 }),
   packet({ to: '8.8.8.8', proto: 132, payload: new Uint8Array(64) }),
+  // The same over IPv6, and what only IPv6 has.
+  solicit({ target: 'fd00:6::1' }),
+  solicit({ from: '::', target: 'fd00:6::77:1' }),
+  solicit({ target: 'fd00:6::b' }),
+  advertise({ target: 'fd00:6::a' }),
+  icmp6({ to: 'ff02::2', type: 133, id: 0, sequence: 0, ttl: 255 }),
+  icmp6({ to: 'ff02::1', type: 134, ttl: 255, data: new Uint8Array(40) }),
+  icmp6({ to: 'fd00:6::1', data: 'x' }),
+  icmp6({ to: '2001:db8::8', ttl: 1 }),
+  icmp6({ to: '2001:db8::8', type: 2, data: new Uint8Array(48) }),
+  udp({ to: '[2001:db8::8]:9000', data: 'hello' }),
+  udp({ to: '[2001:db8::8]:9000', data: new Uint8Array(3000), segment: 1000 }),
+  udp({ to: '[fd00:6::2]:53', data: new Uint8Array(40) }),
+  udp({ from: 546, to: '[ff02::1:2]:547', data: Uint8Array.of(1, 1, 2, 3, 0, 1, 0, 4, 0, 3, 0, 1) }),
+  udp({ to: '[fd00:6::254]:61001' }),
+  tcp({ to: '[2001:db8::80]:80' }),
+  tcp({ to: '[2001:db8::80]:80', flags: 0x10, data: 'GET /', seq: 1001 }),
+  tcp({ to: '[fd00:6::b]:80', dstMac: '02:00:00:00:00:12', flags: 0x18, data: new Uint8Array(4000), segment: 1440 }),
+  extended(0, 17, 0, 5, 2, 0, 0, 1, 0),
+  extended(60, 44, 0, 1, 4, 0, 0, 0, 0, 17, 0, 0, 1, 0, 0, 0, 9),
+  extended(44, 17, 0, 0, 64, 0, 0, 0, 9),
+  extended(44, 60, 0, 0, 1, 0, 0, 0, 8, 17, 0, 1, 4, 0, 0, 0, 0),
+  extended(43, 17, 0, 4, 0, 0, 0, 0, 0),
 ]
 
+/** A UDP datagram behind extension headers. */
+function extended(next: number, ...before: number[]): Build {
+  const payload = new Uint8Array(72).fill(7)
+  return packet({ to: '2001:db8::8', proto: 17, next, before: Uint8Array.from(before), payload })
+}
+
+/** The gateway's, the services', and what the other VMs were given. */
+const NOT_WEBS = [1, 2, 0x0b, 0x0c].map((n) => `fd000006${'0'.repeat(22)}${n.toString(16).padStart(2, '0')}`)
+
 function world() {
-  const net = new TestNet({ config: { allowHostPorts: [61001] } })
+  const net = new TestNet({ config: { allowHostPorts: [61001], ipv6: IPV6 } })
   const web = net.vm('web')
   const db = net.vm('db')
   const old = net.vm('old', { offload: false })
@@ -38,7 +83,15 @@ function world() {
   const fence = net.host.arena.alloc(4096)
   net.host.arena.bytes.fill(0x5a, fence, fence + 4096)
   const check = () => {
-    for (const s of [web, db, old]) for (const f of s.port.frames.splice(0)) assert.ok(f.bytes.length <= FRAME_MAX)
+    for (const s of [web, db, old])
+      for (const { bytes } of s.port.frames.splice(0)) {
+        assert.ok(bytes.length <= FRAME_MAX)
+        const hex = Buffer.from(bytes.subarray(0, 38)).toString('hex')
+        if (s === web || hex.slice(24, 28) !== '86dd' || hex.startsWith('026ec0a86401', 12)) continue
+        // From web, then: whose addresses are nobody else's, and no router's.
+        assert.ok(!NOT_WEBS.includes(hex.slice(44, 76)), hex)
+        assert.ok(bytes[20] !== 58 || bytes[54] !== 134, 'a router advertisement')
+      }
     assert.ok(net.host.arena.bytes.subarray(fence, fence + 4096).every((v) => v === 0x5a))
   }
   return { net, web, slot, check }
@@ -84,7 +137,7 @@ test('changed, cut and stretched frames never throw', () => {
       if (cut !== null) len = Math.min(len, cut)
       if (grow !== null) len = Math.max(len, grow)
       b.set(bytes, slot)
-      if (reseal && bytes.length >= 34) sealHeader(b, slot + 14)
+      if (reseal && bytes.length >= 34 && bytes[12] === 8) sealHeader(b, slot + 14)
       b.set(header ?? new Uint8Array(VNET), slot - VNET)
       net.network.receive(web.index, slot, len)
       net.deliver()

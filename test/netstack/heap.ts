@@ -1,5 +1,6 @@
 /**
- * Run by heap.test.ts with --expose-gc: how many bytes of heap a million frames cost, VM to VM and by UDP through a host socket, both ways.
+ * Run by heap.test.ts with --expose-gc: how many bytes of heap a million frames cost, VM to VM and by UDP through a host socket, both ways, in
+ * both families.
  * Prints JSON: bytes allocated per frame, and nanoseconds per frame for whoever is curious.
  */
 import { getHeapStatistics } from 'node:v8'
@@ -8,7 +9,7 @@ import { EAGAIN, READABLE } from '../../src/netstack/host.ts'
 import { Network } from '../../src/netstack/network.ts'
 import { ROLE } from '../../src/netstack/switch/port.ts'
 import { MemoryHost } from './memory-host.ts'
-import { CONFIG, ipv4, tcp, udp } from './net.ts'
+import { CONFIG, IPV6, ipv4, tcp, udp } from './net.ts'
 
 const FRAMES = 1_000_000
 
@@ -25,7 +26,7 @@ class FastHost extends MemoryHost {
 }
 
 const host = new FastHost()
-const network = new Network(host, CONFIG)
+const network = new Network(host, { ...CONFIG, ipv6: IPV6 })
 const sink = { offload: true, transmit: (_off: number, len: number) => len, flush: () => {} }
 const attach = (n: number) =>
   network.attach({
@@ -34,13 +35,14 @@ const attach = (n: number) =>
     name: `vm${n}`,
     mac: `02:00:00:00:00:0${n}`,
     address: `192.168.100.1${n}`,
+    address6: `fd00:6::1${n}`,
     bound: true,
     port: sink,
   })
 const from = attach(1)
 attach(2)
 const slot = host.arena.slot()
-const self = { mac: '02:00:00:00:00:01', ip: '192.168.100.11' }
+const self = { mac: '02:00:00:00:00:01', ip: '192.168.100.11', ip6: 'fd00:6::11' }
 
 function load(bytes: Uint8Array): number {
   host.arena.bytes.set(bytes, slot)
@@ -88,4 +90,28 @@ const refused = measure((n) => {
   for (let i = 0; i < n; i++) network.receive(from, slot, spoofed)
 })
 
-console.log(JSON.stringify({ switched, udpOut, udpIn, refused }))
+// The same in IPv6.
+const vmToVm6 = load(
+  tcp({ to: '[fd00:6::12]:80', dstMac: '02:00:00:00:00:02', flags: 16, data: new Uint8Array(100) })(self).bytes,
+)
+const switched6 = measure((n) => {
+  for (let i = 0; i < n; i++) network.receive(from, slot, vmToVm6)
+})
+const out6 = load(udp({ to: '[2001:db8::8]:9000', data: new Uint8Array(100) })(self).bytes)
+network.receive(from, slot, out6)
+const sock6 = host.open('udp')[1]
+const udpOut6 = measure((n) => {
+  for (let i = 0; i < n; i++) network.receive(from, slot, out6)
+})
+const udpIn6 = measure((n) => {
+  for (let i = 0; i < n; i += 50) {
+    host.waiting = 50
+    network.ready(sock6.ref, READABLE)
+  }
+})
+const spoofed6 = load(udp({ from: '[fd00:6::12]:1', to: '[2001:db8::8]:9000', data: new Uint8Array(16) })(self).bytes)
+const refused6 = measure((n) => {
+  for (let i = 0; i < n; i++) network.receive(from, slot, spoofed6)
+})
+
+console.log(JSON.stringify({ switched, udpOut, udpIn, refused, switched6, udpOut6, udpIn6, refused6 }))

@@ -2,6 +2,7 @@
  * A world for the TCP relay alone: simulated clock, memory host, an impaired link each way, guests.
  *
  * What network.ts does for the relay (lookup, policy, egress, timers, end of burst) is done here in the plainest way.
+ * On the links are always IPv4 packets; with `family: 6` the relay sees each as its IPv6 counterpart, damage and all.
  */
 import { Arena, VNET } from '../../src/netstack/arena.ts'
 import { DEFAULT_LIMITS, type Limits } from '../../src/netstack/flow/context.ts'
@@ -60,6 +61,8 @@ export class World {
   readonly #far: number
   #wakeAt = Infinity
   readonly #again = new Set<number>()
+  readonly #six: boolean
+  #arrived: Uint8Array = new Uint8Array(0)
 
   constructor(
     seed: number,
@@ -68,10 +71,12 @@ export class World {
       down?: Impairment
       limits?: Partial<Limits>
       next?: () => Remote
+      family?: 4 | 6
       listen?: { readonly address: number; readonly l4port: number; readonly service: StreamService }
     } = {},
   ) {
     this.random = new Random(seed)
+    this.#six = is.family === 6
     const limits = { ...DEFAULT_LIMITS, flows: 64, ports: 4, ...is.limits }
     this.host = new MemoryHost(this.arena, this.clock, this.random, is.next ?? (() => remote({})))
     this.flows = new FlowTable(limits.flows, limits.ports, seed)
@@ -156,7 +161,9 @@ export class World {
       l4max: 65535 - IPV4,
       flow: (i, l4len, csum, gsoType, gsoSize, hdr) => {
         if (csum !== 16 || hdr !== this.arena.bytes[at + 12] >> 2) throw new Error('bad header metadata')
-        if (gsoType === 0 && l4len - hdr > 1460) throw new Error('a segment longer than the link')
+        if (gsoType === 0 && l4len - hdr > (this.#six ? 1440 : 1460)) throw new Error('a segment longer than the link')
+        if (gsoType !== 0 && gsoType !== (this.#six ? 4 : 1)) throw new Error('segmentation of another family')
+        if (l4len + (this.#six ? 40 : 20) > 65535) throw new Error('a packet longer than any')
         return emit(i, l4len, gsoType === 0 ? 0 : gsoSize)
       },
       icmpError: () => {},
@@ -165,8 +172,8 @@ export class World {
       },
       icmpErrorPassed: () => {},
       reset: (f) => {
-        const b = this.arena.bytes
-        const p = b.slice(f.l3, f.l3 + IPV4 + f.l4len)
+        if (f.family !== (this.#six ? 6 : 4)) throw new Error('a frame of another family')
+        const p = this.#arrived.slice()
         const s = parseSegment(p)
         if (s === undefined || s.flags & RST) return
         const v = new DataView(p.buffer)
@@ -198,7 +205,8 @@ export class World {
     b.fill(0, this.#rx - VNET, this.#rx)
     b.set(p.bytes, this.#rx + ETHERNET)
     f.port = 0
-    f.gsoType = p.gsoSize > 0 ? 1 : 0
+    this.#arrived = p.bytes
+    f.gsoType = p.gsoSize > 0 ? (this.#six ? 4 : 1) : 0
     f.gsoSize = p.gsoSize
     f.partialChecksum = 0
     f.etherType = 0x0800
@@ -207,20 +215,58 @@ export class World {
     f.proto = TCP
     f.l4 = f.l3 + IPV4
     f.l4len = p.bytes.length - IPV4
+    if (this.#six) this.#become6(f, p.bytes)
     const v = new DataView(p.bytes.buffer, p.bytes.byteOffset)
     f.srcPort = v.getUint16(20)
     f.dstPort = v.getUint16(22)
     const g = v.getInt32(12)
     const d = v.getInt32(16)
-    let i = this.flows.lookup(0, TCP, 0, 0, MAPPED, g, f.srcPort, 0, 0, MAPPED, d, f.dstPort)
+    const [w0, w2] = this.#words
+    let i = this.flows.lookup(0, TCP, w0, 0, w2, g, f.srcPort, w0, 0, w2, d, f.dstPort)
     if (i >= 0) {
       this.flows.touch(i, this.host.now())
       this.relay.receive(i, f)
     } else {
-      i = this.flows.insert(0, TCP, 0, 0, MAPPED, g, f.srcPort, 0, 0, MAPPED, d, f.dstPort, OUT, this.host.now())
+      i = this.flows.insert(0, TCP, w0, 0, w2, g, f.srcPort, w0, 0, w2, d, f.dstPort, OUT, this.host.now())
       if (i >= 0) this.relay.open(i, f)
     }
     this.turn()
+  }
+
+  /** First and third word of an address; the last is the IPv4 one. */
+  get #words(): readonly [number, number] {
+    return this.#six ? [0xfd000006 | 0, 0x1234] : [0, MAPPED]
+  }
+
+  /** The frame as IPv6: its checksum is as right or wrong as it was. */
+  #become6(f: Frame, four: Uint8Array): void {
+    const b = this.arena.bytes
+    const v = new DataView(b.buffer)
+    const l3 = f.l3
+    const [w0, w2] = this.#words
+    b.fill(0, l3, l3 + 40)
+    b[l3] = 0x60
+    v.setUint16(l3 + 4, f.l4len)
+    b[l3 + 6] = TCP
+    b[l3 + 7] = 64
+    for (const [at, from] of [
+      [8, 12],
+      [24, 16],
+    ] as const) {
+      v.setInt32(l3 + at, w0)
+      v.setInt32(l3 + at + 8, w2)
+      b.set(four.subarray(from, from + 4), l3 + at + 12)
+    }
+    b.set(four.subarray(IPV4), l3 + 40)
+    f.etherType = 0x86dd
+    f.family = 6
+    f.l4 = l3 + 40
+    // The pseudo header has these words more (RFC 1624).
+    let s = ~v.getUint16(f.l4 + 16) & 0xffff
+    const more = (w0 >>> 16) + (w0 & 0xffff) + (w2 >>> 16) + (w2 & 0xffff)
+    s += 2 * more
+    while (s > 0xffff) s = (s & 0xffff) + (s >>> 16)
+    v.setUint16(f.l4 + 16, ~s & 0xffff)
   }
 
   /** A packet as the guest would send it, past the link. */
@@ -230,22 +276,8 @@ export class World {
 
   /** A client of a published port. */
   publish(guestPort: number, peerPort: number, r: Remote): number {
-    const i = this.flows.insert(
-      0,
-      TCP,
-      0,
-      0,
-      MAPPED,
-      GUEST,
-      guestPort,
-      0,
-      0,
-      MAPPED,
-      PEER,
-      peerPort,
-      IN,
-      this.host.now(),
-    )
+    const [w0, w2] = this.#words
+    const i = this.flows.insert(0, TCP, w0, 0, w2, GUEST, guestPort, w0, 0, w2, PEER, peerPort, IN, this.host.now())
     const sock = this.host.accepted(r)
     this.flows.sock[i] = sock
     this.host.watch(sock, i)

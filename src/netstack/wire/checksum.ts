@@ -87,10 +87,13 @@ export const pseudo4 = (src: number, dst: number, proto: number, len: number): n
 
 /** Sum of the IPv6 pseudo header (RFC 8200 §8.1), whose addresses lie in the IPv6 header at `l3`. */
 export function pseudo6(b: Uint8Array, l3: number, proto: number, len: number): number {
-  let s = proto + len
-  for (let o = l3 + 8; o < l3 + 40; o += 2) s += (b[o] << 8) | b[o + 1]
-  return s
+  return proto + len + sum16(b, l3 + 8) + sum16(b, l3 + 24)
 }
+
+/** Of the 16 bytes of an address. */
+const sum16 = (b: Uint8Array, o: number): number =>
+  ((b[o] + b[o + 2] + b[o + 4] + b[o + 6] + b[o + 8] + b[o + 10] + b[o + 12] + b[o + 14]) << 8) +
+  (b[o + 1] + b[o + 3] + b[o + 5] + b[o + 7] + b[o + 9] + b[o + 11] + b[o + 13] + b[o + 15])
 
 /** Sum of the pseudo header of the frame's packet, whichever family it has. */
 export const pseudo = (b: Uint8Array, f: Frame): number =>
