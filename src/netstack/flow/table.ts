@@ -119,8 +119,24 @@ export class FlowTable {
     this.#perPort = new Int32Array(maxPorts)
   }
 
-  #hashOf(port: number, proto: number, g3: number, gp: number, p2: number, p3: number, pp: number): number {
-    let h = this.#seed ^ Math.imul(g3, 0x9e3779b1) ^ Math.imul(p3, 0x85ebca6b) ^ Math.imul(p2, 0x27d4eb2f)
+  #hashOf(
+    port: number,
+    proto: number,
+    g3: number,
+    gp: number,
+    p0: number,
+    p1: number,
+    p2: number,
+    p3: number,
+    pp: number,
+  ): number {
+    let h = this.#seed ^ Math.imul(g3, 0x9e3779b1) ^ Math.imul(p3, 0x85ebca6b)
+    // A guest may choose all 128 bits of its peer: each word is mixed with the seed before the next one comes.
+    if ((p0 | p1) !== 0) {
+      h = Math.imul(h ^ (h >>> 15), 0x27d4eb2f) + p2
+      h = Math.imul(h ^ (h >>> 13), 0x2c1b3c6d) + p1
+      h = Math.imul(h ^ (h >>> 16), 0x9e3779b1) + p0
+    }
     h = Math.imul(h ^ (h >>> 15), 0x2c1b3c6d) ^ Math.imul((gp << 16) | pp, 0xc2b2ae35)
     h = Math.imul(h ^ (h >>> 13), 0x297a2d39) ^ Math.imul((port << 8) | proto, 0x165667b1)
     return (h ^ (h >>> 16)) | 0
@@ -141,7 +157,7 @@ export class FlowTable {
     p3: number,
     peerPort: number,
   ): number {
-    const h = this.#hashOf(port, proto, g3, guestPort, p2, p3, peerPort)
+    const h = this.#hashOf(port, proto, g3, guestPort, p0, p1, p2, p3, peerPort)
     let i = this.#bucket[h & this.#mask] as number
     while (i !== NONE) {
       if (
@@ -185,7 +201,7 @@ export class FlowTable {
     const i = this.#free
     if (i === NONE) return NONE
     this.#free = this.#chain[i] as number
-    const h = this.#hashOf(port, proto, g3, guestPort, p2, p3, peerPort)
+    const h = this.#hashOf(port, proto, g3, guestPort, p0, p1, p2, p3, peerPort)
     this.#hash[i] = h
     this.#chain[i] = this.#bucket[h & this.#mask] as number
     this.#bucket[h & this.#mask] = i

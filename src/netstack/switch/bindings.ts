@@ -35,6 +35,8 @@ export class Bindings {
   readonly #permanent: Uint8Array
   readonly #seenAt: Float64Array
   readonly #learned: Int32Array
+  /** Before this moment a port that is full need not be searched for something silent: whoever invents addresses costs no more than others. */
+  readonly #fullUntil: Float64Array
   readonly #seed: number
   #free = 0
 
@@ -54,6 +56,7 @@ export class Bindings {
     this.#permanent = new Uint8Array(capacity)
     this.#seenAt = new Float64Array(capacity)
     this.#learned = new Int32Array(ports)
+    this.#fullUntil = new Float64Array(ports)
     this.#seed = seed | 0
     for (let e = 0; e < capacity; e++) this.#chain[e] = e + 1 < capacity ? e + 1 : NONE
   }
@@ -109,11 +112,14 @@ export class Bindings {
   }
 
   #makeRoom(port: number, now: number): boolean {
+    if (now < this.#fullUntil[port]) return false
     let oldest = NONE
     for (let e = 0; e <= this.#mask; e++)
       if (this.#port[e] === port && this.#permanent[e] === 0)
         if (oldest === NONE || this.#seenAt[e] < this.#seenAt[oldest]) oldest = e
-    if (oldest === NONE || now - this.#seenAt[oldest] < QUIET) return false
+    if (oldest === NONE) return false
+    this.#fullUntil[port] = this.#seenAt[oldest] + QUIET
+    if (now < this.#fullUntil[port]) return false
     this.#remove(oldest)
     return true
   }
@@ -164,6 +170,7 @@ export class Bindings {
 
   /** Forget everything of a port. */
   clear(port: number): void {
+    this.#fullUntil[port] = 0
     for (let e = 0; e <= this.#mask; e++) if (this.#port[e] === port) this.#remove(e)
   }
 

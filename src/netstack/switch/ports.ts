@@ -73,6 +73,7 @@ export class Ports {
   /** The VM that has an address of either family, or −1. */
   withAddress(a: Address): number {
     const four = a.family === 4
+    if (a.w3 === 0 && (four || (a.w0 | a.w1 | a.w2) === 0)) return -1
     for (let i = 0; i < this.end; i++)
       if (this.port[i] !== null && this.role[i] === ROLE.vm && (four ? this.address[i] === a.w3 : this.has6(i, a)))
         return i

@@ -6,10 +6,11 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
 import * as arp from '../../../src/netstack/wire/arp.ts'
-import { finish, fold, pseudo4, sum, update } from '../../../src/netstack/wire/checksum.ts'
+import { finish, fold, pseudo4, pseudo6, sum, update } from '../../../src/netstack/wire/checksum.ts'
 import * as eth from '../../../src/netstack/wire/ethernet.ts'
 import * as icmp from '../../../src/netstack/wire/icmp.ts'
 import * as ip from '../../../src/netstack/wire/ipv4.ts'
+import * as ip6 from '../../../src/netstack/wire/ipv6.ts'
 import * as tcp from '../../../src/netstack/wire/tcp.ts'
 import * as udp from '../../../src/netstack/wire/udp.ts'
 import * as vnet from '../../../src/netstack/wire/vnet.ts'
@@ -27,6 +28,7 @@ const FIELDS: readonly (readonly [string, number, number, number, Get, Set, fc.A
   ['ipv4 id', 20, 4, 6, ip.id, ip.setId, u16],
   ['ipv4 ttl', 20, 8, 9, ip.ttl, ip.setTtl, u8],
   ['ipv4 checksum', 20, 10, 12, ip.checksum, ip.setChecksum, u16],
+  ['ipv6 payload length', 40, 4, 6, ip6.payloadLength, ip6.setPayloadLength, u16],
   ['ipv4 src', 20, 12, 16, ip.src, ip.setSrc, i32],
   ['ipv4 dst', 20, 16, 20, ip.dst, ip.setDst, i32],
   ['icmp type', 8, 0, 1, icmp.type, icmp.setType, u8],
@@ -251,4 +253,39 @@ test('options of any bytes are read without an end beyond the header', () => {
     }),
     { numRuns: 2000 },
   )
+})
+
+test('IPv6: what is written is read, and the pseudo header sums what it is made of', () => {
+  const words = fc.tuple(i32, i32, i32, i32)
+  fc.assert(
+    fc.property(words, words, u16, u8, u8, i32, (s, d, payload, next, hops, id) => {
+      const b = new Uint8Array(48)
+      ip6.write(b, 0, payload, next, hops)
+      ip6.setSrc(b, 0, ...s)
+      ip6.setDst(b, 0, ...d)
+      const offset = payload & 0xfff8
+      ip6.writeFragment(b, 40, next, offset, (id & 1) === 1, id)
+      assert.deepEqual(
+        [ip6.version(b, 0), ip6.payloadLength(b, 0), ip6.nextHeader(b, 0), ip6.hopLimit(b, 0)],
+        [6, payload, next, hops],
+      )
+      for (let n = 0; n < 4; n++) assert.deepEqual([ip6.src(b, 0, n), ip6.dst(b, 0, n)], [s[n], d[n]])
+      assert.deepEqual(
+        [ip6.fragmentNext(b, 40), ip6.fragmentOffset(b, 40), ip6.moreFragments(b, 40), ip6.fragmentId(b, 40)],
+        [next, offset, (id & 1) === 1, id],
+      )
+      // RFC 8200 §8.1: addresses, a 32-bit length, three zero bytes and the next header.
+      const header = new Uint8Array(40)
+      header.set(b.subarray(8, 40))
+      new DataView(header.buffer).setUint32(32, payload)
+      header[39] = next
+      assert.equal(fold(pseudo6(b, 0, next, payload)), fold(sum(header, 0, 40, 0)))
+    }),
+  )
+})
+
+test('the identifier that SLAAC makes of a MAC (RFC 4291 appendix A)', () => {
+  const { hi, lo } = eth.parseMac('34:56:78:9a:bc:de')
+  const id = [ip6.eui64Upper(hi, lo), ip6.eui64Lower(lo)].map((w) => (w >>> 0).toString(16).padStart(8, '0')).join('')
+  assert.equal(id, '365678fffe9abcde')
 })
