@@ -101,18 +101,27 @@ test('ADD, CHECK, DEL of two containers: they reach each other, by name too, and
   const cni = new Cni(t)
   await cni.lab.up()
   const [x, y] = [cni.namespace(), cni.namespace()]
+  await inside(x, 'sh', '-c', 'for i in all default; do echo 1 > /proc/sys/net/ipv6/conf/$i/disable_ipv6; done')
   const a = await cni.add('c1', x, undefined, { args: 'IgnoreUnknown=1;K8S_POD_NAME=web' })
   const b = await cni.add('c2', y)
   const shape = { interfaces: a.json.interfaces, routes: a.json.routes, cniVersion: a.json.cniVersion }
-  const gw = a.json.ips[0].gateway as string
+  const [gw, gw6] = a.json.ips.map((ip: { gateway: string }) => ip.gateway) as string[]
   assert.deepEqual(shape, {
     cniVersion: '1.1.0',
     interfaces: [{ name: 'eth0', mac: a.json.interfaces[0].mac, mtu: 1500, sandbox: x }],
-    routes: [{ dst: '0.0.0.0/0', gw }],
+    routes: [
+      { dst: '0.0.0.0/0', gw },
+      { dst: '::/0', gw: gw6 },
+    ],
   })
   assert.match(await inside(x, 'ip', 'addr', 'show', 'eth0'), new RegExp(`${a.json.ips[0].address}.*`))
   await inside(x, 'ping', '-n', '-c', '1', '-W', '5', addressOf(b))
   await inside(y, 'ping', '-n', '-c', '1', '-W', '5', addressOf(a))
+  // The namespace as engines make it has IPv6 switched off, or on: the address is usable in both.
+  const six = (b.json.ips[1].address as string).split('/')[0] as string
+  assert.match(six, /^fd/)
+  await inside(x, 'ping', '-6', '-n', '-c', '1', '-W', '5', six)
+  assert.match(await inside(x, 'ip', '-6', 'route', 'show', 'default'), new RegExp(`via ${gw6}`))
   const [server] = a.json.dns.nameservers as string[]
   assert.equal((await inside(y, 'dig', '+short', '+time=3', `@${server}`, 'web.noid.internal')).trim(), addressOf(a))
   const outside = hostAddress()
