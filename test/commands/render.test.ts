@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { portSpec, reach } from '../../src/cli/text.ts'
 import { type Fake, fakeDaemon, fakeVm, noid } from './fake.ts'
 
 let fake: Fake
@@ -117,6 +118,31 @@ test('tables are aligned, ports read as they are typed', async () => {
   const [head = '', , row = ''] = r.stdout.split('\n')
   assert.equal(head.indexOf('PORTS'), row.indexOf('127.0.0.1:53→5353/udp'))
   fake.vms.delete('db')
+})
+
+test('IPv6 has a column when anybody has it, and its addresses have brackets before a port', async () => {
+  assert.doesNotMatch((await noid(fake, ['list'])).stdout, /IPV6/)
+  const at = (hostAddress: string) => ({ proto: 'tcp' as const, hostAddress, hostPort: 8080, guestPort: 80 })
+  fake.vms.set(
+    'six',
+    fakeVm('six', {
+      address: null,
+      address6: 'fd00:1::100',
+      ports: [at('*'), at('::'), at('::1'), at('0.0.0.0')],
+    }),
+  )
+  const r = await noid(fake, ['list'])
+  const [head = '', ...rows] = r.stdout.split('\n')
+  const row = rows.find((l) => l.startsWith('six')) ?? ''
+  assert.equal(head.indexOf('IPV6'), row.indexOf('fd00:1::100'))
+  assert.match(row, / 8080→80 \[::\]:8080→80 \[::1\]:8080→80 0\.0\.0\.0:8080→80 /)
+  assert.match((await noid(fake, ['info', 'six'])).stdout, /^Address: +fd00:1::100$/m)
+  assert.equal(portSpec(at('::1')), '[::1]:8080:80')
+  assert.deepEqual(
+    ['*', '0.0.0.0', '::', '::1', '10.0.0.7'].map((a) => reach({ ...at(a), guestPort: 22 })),
+    ['localhost:8080', 'localhost:8080', '[::1]:8080', '[::1]:8080', '10.0.0.7:8080'],
+  )
+  fake.vms.delete('six')
 })
 
 test('network tables say so when they are empty', async () => {

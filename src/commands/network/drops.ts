@@ -2,7 +2,7 @@ import { StatsCommand } from '../../cli/live.ts'
 import { table } from '../../cli/text.ts'
 import type { DropRow, NetworkStats } from '../../plugins/contract.ts'
 
-/** What every guest causes by starting and nobody needs to mend: --json has it, the table does not. */
+/** What every guest of an IPv4-only network causes by starting and nobody needs to mend: --json has it, the table does not. */
 const HARMLESS = 'ipv6'
 
 export default class NetworkDrops extends StatsCommand<DropRow> {
