@@ -14,6 +14,12 @@ const len = rig.load(
 )
 rig.receive(len)
 if (rig.sent !== 1) throw new Error('the frame was not switched')
+const six = new Rig()
+const len6 = six.load(
+  tcp({ to: '[fd00:6::12]:80', dstMac: '02:00:00:00:00:02', flags: 16, data: new Uint8Array(1440) }),
+)
+six.receive(len6)
+if (six.sent !== 1) throw new Error('the IPv6 frame was not switched')
 let next = 0
 
 await suite('switch', {
@@ -27,6 +33,12 @@ await suite('switch', {
     per: PER,
     run: () => {
       for (let i = 0; i < PER; i++) rig.receive(len)
+    },
+  },
+  'switch an IPv6 frame of 1514 bytes, guest to guest': {
+    per: PER,
+    run: () => {
+      for (let i = 0; i < PER; i++) six.receive(len6)
     },
   },
 })

@@ -13,6 +13,12 @@ rig.receive(len)
 const [socket] = rig.host.open('udp')
 if (socket === undefined) throw new Error('no flow')
 
+const six = new Rig()
+const len6 = six.load(udp({ to: '[2001:db8::8]:9000', data: new Uint8Array(100) }))
+six.receive(len6)
+const [socket6] = six.host.open('udp')
+if (socket6 === undefined) throw new Error('no IPv6 flow')
+
 /** The other rig's flows are given up and begun anew all the time. */
 const fresh = new Rig()
 const freshLen = fresh.load(udp({ to: '8.8.8.8:9000', data: new Uint8Array(100), checksum: 0 }))
@@ -30,6 +36,19 @@ await suite('udp', {
     run: () => {
       rig.host.waiting = PER
       rig.network.ready(socket.ref, READABLE)
+    },
+  },
+  'a datagram of 100 bytes out, IPv6': {
+    per: PER,
+    run: () => {
+      for (let i = 0; i < PER; i++) six.receive(len6)
+    },
+  },
+  'a datagram of 100 bytes in, headers pushed, IPv6': {
+    per: PER,
+    run: () => {
+      six.host.waiting = PER
+      six.network.ready(socket6.ref, READABLE)
     },
   },
   'a datagram that begins a flow': {

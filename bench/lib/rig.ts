@@ -4,7 +4,7 @@ import { EAGAIN } from '../../src/netstack/host.ts'
 import { Network } from '../../src/netstack/network.ts'
 import { ROLE } from '../../src/netstack/switch/port.ts'
 import { MemoryHost } from '../../test/netstack/memory-host.ts'
-import { type Build, CONFIG, type Sender } from '../../test/netstack/net.ts'
+import { type Build, CONFIG, IPV6, type Sender } from '../../test/netstack/net.ts'
 
 /** Sockets that take everything at once and give datagrams of 100 bytes while `waiting` says so. */
 export class FastHost extends MemoryHost {
@@ -28,11 +28,11 @@ export class FastHost extends MemoryHost {
   }
 }
 
-export const self: Sender = { mac: '02:00:00:00:00:01', ip: '192.168.100.11' }
+export const self: Sender = { mac: '02:00:00:00:00:01', ip: '192.168.100.11', ip6: 'fd00:6::11' }
 
 export class Rig {
   readonly host = new FastHost()
-  readonly network = new Network(this.host, CONFIG)
+  readonly network = new Network(this.host, { ...CONFIG, ipv6: IPV6 })
   readonly slot = this.host.arena.slot()
   /** What the first guest's port was given last: its offset and length. */
   lastOff = 0
@@ -59,6 +59,7 @@ export class Rig {
       name: `vm${n}`,
       mac: `02:00:00:00:00:0${n}`,
       address: `192.168.100.1${n}`,
+      address6: `fd00:6::1${n}`,
       bound: true,
       port: {
         offload: true,

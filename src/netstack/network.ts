@@ -208,6 +208,7 @@ export class Network {
       net,
       (index) => (index << KIND_BITS) | KIND_PUBLISH,
     )
+    this.#tcp.onRefused = (i) => this.#publishes.turn(i)
     const { reply } = this.#gateway
     const dhcpDrop = (port: number, reason: DhcpDrop): void => drops.countNamed(port, reason, dhcpDrops[reason])
     this.#dhcp = new DhcpServer(host, reply, dhcpDrop, config)

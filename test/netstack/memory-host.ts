@@ -80,6 +80,7 @@ export class MemoryHost implements Host {
 
   #now: number
   #seed: number
+  readonly #address = new Address()
   #next = 3
   readonly #pending = new Map<Sock, number>()
 
@@ -204,13 +205,13 @@ export class MemoryHost implements Host {
   }
 
   readAddress(off: number): string {
-    return new Address().read(this.arena.bytes, off).toString()
+    return this.#address.read(this.arena.bytes, off).toString()
   }
 
   /** "1.2.3.4:80", "[fd00::1]:80". */
   #endpoint(off: number, l4port: number): string {
-    const a = new Address().read(this.arena.bytes, off)
-    return endpointText(a.w0, a.w1, a.w2, a.w3, l4port)
+    const { w0, w1, w2, w3 } = this.#address.read(this.arena.bytes, off)
+    return endpointText(w0, w1, w2, w3, l4port)
   }
 
   writeAddress(off: number, text: string): void {

@@ -5,7 +5,9 @@
  * what happens on a flow afterwards (the relays). A TCP client has a socket of its own; all UDP clients of a port share one, and are
  * told apart by the flow's far address.
  * The VM is found anew for each client, by its address: it may be attached later than the port is published. A client reaches it in its own family
- * where the VM has that, whichever of its addresses the port was published for.
+ * where the VM has that, whichever of its addresses the port was published for. A TCP client that is refused there is led to the other family, under the
+ * host's address: `localhost` is ::1 first, and many a server listens on 0.0.0.0 alone; the client cannot try by itself, as the host's kernel has
+ * accepted it already.
  */
 import type { Arena } from '../arena.ts'
 import { FAILED, type Host, type Sock } from '../host.ts'
@@ -64,8 +66,9 @@ export class Publishes {
   readonly #ref: (index: number) => number
   readonly #published: (Published | null)[] = []
   readonly #client: number
-  /** The client, as the host says it. */
+  /** The client, as the host says it, and its port. */
   readonly #from = new Address()
+  #fromPort = 0
   /** The VM's address that the client is led to, and the host's of that family. */
   readonly #guest = new Address()
   readonly #hosts = new Address()
@@ -156,6 +159,31 @@ export class Publishes {
     return true
   }
 
+  /**
+   * The VM refused the client of flow `i`: in the other family there may be a server. True: the client's socket belongs to a flow of that family
+   * now, and flow `i` has none.
+   */
+  turn(i: number): boolean {
+    const { host, flows } = this.#x
+    const index = flows.publish[i]
+    const p = index >= 0 ? this.#published[index] : null
+    if (p === null || p === undefined) return false
+    const from = this.#from.set(flows.far0[i], flows.far1[i], flows.far2[i], flows.far3[i])
+    from.write(this.#arena.bytes, this.#client)
+    this.#fromPort = flows.farPort[i]
+    const port = flows.port[i]
+    const { family } = this.#guest.set(flows.guest0[i], flows.guest1[i], flows.guest2[i], flows.guest3[i])
+    // It was led to the other one to begin with, or has been since.
+    if (family !== from.family || !this.#lead(port, other(family))) return false
+    const j = this.#insert(p, index, port, TCP)
+    if (j < 0) return false
+    flows.sock[j] = flows.sock[i]
+    flows.sock[i] = -1
+    host.watch(flows.sock[j], this.#x.ref(j))
+    this.#tcp.accept(j)
+    return true
+  }
+
   // -- UDP ----------------------------------------------------------------------------------------------------------
 
   #receive(p: Published, index: number): boolean {
@@ -183,27 +211,30 @@ export class Publishes {
 
   // -- both ---------------------------------------------------------------------------------------------------------
 
+  /** The VM of the client at #client, with #from and what #lead fills; −1: none. */
   #guestOf(p: Published): number {
     const port = this.#ports.withAddress(p.guest)
-    if (port >= 0 && !this.#config.isolated && this.#lead(port)) return port
+    const from = this.#from.read(this.#arena.bytes, this.#client)
+    this.#fromPort = this.#host.peerPort
+    if (port >= 0 && !this.#config.isolated && (this.#lead(port, from.family) || this.#lead(port, other(from.family))))
+      return port
     this.#x.drops.count(-1, DROP['publish-no-guest'])
     return -1
   }
 
-  /** Fill #from, and #guest and #hosts in the client's family, or the other where the VM has that alone. */
-  #lead(port: number): boolean {
+  /** Fill #guest and #hosts in a family; false when the VM or the network does not have it. */
+  #lead(port: number, family: 4 | 6): boolean {
     const { ipv6: six, hostAddress } = this.#config
-    const four = this.#ports.address[port]
-    const from = this.#from.read(this.#arena.bytes, this.#client)
-    const guest = this.#ports.read6(port, this.#guest)
-    if (six !== undefined && (guest.w0 | guest.w1) !== 0 && (from.family === 6 || four === 0)) {
-      const h = six.hostAddress
-      this.#hosts.set(h.w0, h.w1, h.w2, h.w3)
-      return true
+    if (family === 4) {
+      const four = this.#ports.address[port]
+      this.#guest.set4(four)
+      this.#hosts.set4(hostAddress)
+      return four !== 0
     }
-    if (four === 0) return false
-    guest.set4(four)
-    this.#hosts.set4(hostAddress)
+    const guest = this.#ports.read6(port, this.#guest)
+    if (six === undefined || (guest.w0 | guest.w1) === 0) return false
+    const h = six.hostAddress
+    this.#hosts.set(h.w0, h.w1, h.w2, h.w3)
     return true
   }
 
@@ -212,9 +243,9 @@ export class Publishes {
    * own for two published ones) is shown as the host too.
    */
   #find(p: Published, index: number, port: number): number {
-    const { flows, host } = this.#x
+    const { flows } = this.#x
     const b = this.#arena.bytes
-    const clientPort = host.peerPort
+    const clientPort = this.#fromPort
     this.#stale = -1
     const from = this.#from
     if (from.family === this.#guest.family && showsItself(from, this.#config)) {
@@ -256,7 +287,7 @@ export class Publishes {
 
   #insert(p: Published, index: number, port: number, proto: number): number {
     const { flows, host, drops } = this.#x
-    const clientPort = host.peerPort
+    const clientPort = this.#fromPort
     this.#find(p, index, port)
     if (this.#shownPort < 0) {
       drops.count(port, DROP['publish-ports'])
@@ -276,3 +307,5 @@ export class Publishes {
     return i
   }
 }
+
+const other = (family: 4 | 6): 4 | 6 => (family === 4 ? 6 : 4)

@@ -14,7 +14,7 @@ import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
 import { EACCES, EAGAIN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import { be32 } from '../wire/bytes.ts'
-import { DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
+import { arrivedTtl, DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as icmpv6 from '../wire/icmpv6.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -105,7 +105,7 @@ export class PingRelay implements Relay {
     flows.touch(i, host.now())
     flows.bytesOut[i] += f.l4len
     const sock = flows.sock[i]
-    const ttl = leavingTtl(b, f)
+    const ttl = leavingTtl(arrivedTtl(b, f))
     if (this.#ttl[i] !== ttl) {
       this.#ttl[i] = ttl
       host.setTtl(sock, ttl)

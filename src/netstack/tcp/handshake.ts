@@ -49,6 +49,8 @@ export class Handshakes {
   readonly #sender: Sender
   readonly #receiver: Receiver
   readonly #ends: Ends
+  /** A guest refused a client: true when its socket was taken over, to be led elsewhere. */
+  onRefused: (i: number) => boolean = () => false
 
   constructor(
     x: TcpContext,
@@ -258,7 +260,7 @@ export class Handshakes {
         this.#ends.refused(i)
         return PENDING
       }
-      this.#ends.resetHost(i)
+      if (!this.onRefused(i)) this.#ends.resetHost(i)
       this.#ends.remove(i)
       return PENDING
     }

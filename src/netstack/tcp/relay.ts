@@ -81,6 +81,11 @@ export class TcpRelay implements Relay {
     else this.#handshakes.decline(i, f)
   }
 
+  /** What becomes of a published port's client whom the guest refused (handshake.ts). */
+  set onRefused(turn: (i: number) => boolean) {
+    this.#handshakes.onRefused = turn
+  }
+
   accept(i: number): void {
     this.#handshakes.accept(i)
   }

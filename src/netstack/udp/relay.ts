@@ -32,7 +32,7 @@ import {
 import { DROP } from '../trace/drops.ts'
 import { be32 } from '../wire/bytes.ts'
 import { fold, pseudo, sum } from '../wire/checksum.ts'
-import { DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
+import { arrivedTtl, DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
@@ -174,7 +174,7 @@ export class UdpRelay implements UdpFlows {
   /** What the guest's IP header asks of the way (wire/hops.ts). */
   #carry(i: number, sock: Sock, f: Frame): void {
     const { host } = this.#x
-    const ttl = leavingTtl(this.#b, f)
+    const ttl = leavingTtl(arrivedTtl(this.#b, f))
     if (this.#ttl[i] !== ttl) {
       this.#ttl[i] = ttl
       host.setTtl(sock, ttl)

@@ -18,13 +18,8 @@ export const arrivedTtl = (b: Uint8Array, f: Frame): number =>
   f.family === 4 ? ipv4.ttl(b, f.l3) : ipv6.hopLimit(b, f.l3)
 
 /** The TTL to leave with. */
-export function leavingTtl(b: Uint8Array, f: Frame): number {
-  const arrived = arrivedTtl(b, f)
-  return arrived > ORDINARY_TTL ? DEFAULT_TTL : arrived - 1
-}
+export const leavingTtl = (arrived: number): number => (arrived > ORDINARY_TTL ? DEFAULT_TTL : arrived - 1)
 
 /** 1: it must not be fragmented on its way. */
-export function keptWhole(b: Uint8Array, f: Frame): number {
-  if (f.family === 4) return ipv4.dontFragment(b, f.l3) ? 1 : 0
-  return f.joined === 1 ? 0 : 1
-}
+export const keptWhole = (b: Uint8Array, f: Frame): number =>
+  f.family === 4 ? (ipv4.dontFragment(b, f.l3) ? 1 : 0) : 1 - f.joined
