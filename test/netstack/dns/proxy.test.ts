@@ -357,7 +357,7 @@ describe('servers', () => {
     ])
     w.upstream = (a) => (a.server === '127.0.0.1:5300' ? w.answer(a, []) : 'refuse')
     assert.ok(w.send(fresh()))
-    assert.deepEqual(servers(), ['fd000000000000000000000000000053:53', '127.0.0.1:5300'])
+    assert.deepEqual(servers(), ['[fd00::53]:53', '127.0.0.1:5300'])
   })
 
   it('may be link-local, with the index of the link', () => {
@@ -366,7 +366,7 @@ describe('servers', () => {
     w.upstream = (a) => (a.server.endsWith(':53') ? 'refuse' : w.answer(a, []))
     assert.ok(w.send(fresh()))
     // Where host sockets look for it: in bytes 4 to 7.
-    assert.deepEqual(servers(), ['fe800000000001030000000000000001:53', 'fe800000000000030000000000000002:5353'])
+    assert.deepEqual(servers(), ['[fe80:0:0:103::1]:53', '[fe80:0:0:3::2]:5353'])
   })
 
   it('are never the service itself', () => {

@@ -188,7 +188,7 @@ export class World {
     if (r === undefined) return
     if (r === 'refuse') {
       if (tcp) this.host.fail(sock.id, 104)
-      else this.host.report(sock.id, { type: 3, code: 3, errno: 111, from: sock.peer.split(':')[0] })
+      else this.host.report(sock.id, { type: 3, code: 3, errno: 111, from: sock.peer.replace(/:\d+$/, '') })
       return
     }
     this.inject(sock, r instanceof Uint8Array ? r : dnsPacket.encode(r), tcp)
