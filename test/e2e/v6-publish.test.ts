@@ -78,19 +78,52 @@ describe('IPv6: publish', { skip: missing('socat', 'curl', 'ss') }, () => {
   })
 
   test('a VM with IPv6 alone is there for both', async () => {
-    await agent.publish(spec('six', 8081, toSix))
-    assert.equal(await greeting(lab.inet, HOST6, 8081), `6 ${INET6}`)
-    assert.equal(await greeting(lab.inet, '10.77.0.2', 8081), `6 ${P}::254`)
+    await agent.publish(spec('six', 8084, toSix))
+    assert.equal(await greeting(lab.inet, HOST6, 8084), `6 ${INET6}`)
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8084), `6 ${P}::254`)
+  })
+
+  test('a server of one family alone serves clients of both: localhost is ::1 first', async () => {
+    web.start(['socat', 'TCP4-LISTEN:81,fork,reuseaddr', 'SYSTEM:echo 4 $SOCAT_PEERADDR'])
+    web.start(['socat', 'TCP6-LISTEN:82,fork,reuseaddr,ipv6only=1', 'SYSTEM:echo 6 $SOCAT_PEERADDR'])
+    await eventually(
+      'they listen',
+      async () => Number(await web.sh('ss -Hlnt "sport >= 81 and sport <= 82" | wc -l')) === 2,
+    )
+    for (const guestPort of [81, 82, 83]) await agent.publish(spec(`one${guestPort}`, 8000 + guestPort, { guestPort }))
+    for (const [from, address, seen] of [
+      [lab.host, '::1', '4 192.168.118.254'],
+      [lab.host, '127.0.0.1', '4 192.168.118.254'],
+      [lab.inet, HOST6, '4 192.168.118.254'],
+      [lab.inet, '10.77.0.2', '4 203.0.113.2'],
+    ] as const)
+      assert.equal(await greeting(from, address, 8081), seen, address)
+    for (const [from, address, seen] of [
+      [lab.host, '127.0.0.1', `6 ${P}::254`],
+      [lab.inet, '10.77.0.2', `6 ${P}::254`],
+      [lab.inet, HOST6, `6 ${INET6}`],
+    ] as const)
+      assert.equal(await greeting(from, address, 8082), seen, address)
+    // Nobody in either: told at once.
+    for (const url of ['http://[::1]:8083/', 'http://127.0.0.1:8083/']) {
+      const r = await lab.host.run(['curl', '-sS', '--max-time', '30', url])
+      assert.ok(r.code !== 0 && r.code !== 28, r.all)
+    }
+    // Bytes that came before the turn are not lost.
+    const head = `printf 'GET / HTTP/1.0\\r\\n\\r\\n' | socat -T5 - TCP6:[::1]:8081`
+    assert.equal(await lab.host.sh(head), '4 192.168.118.254')
+    assert.equal((await agent.stats(net.id)).flows.filter((f) => f.proto === 'tcp' && f.state === 'SYN-SENT').length, 0)
+    for (const guestPort of [81, 82, 83]) await agent.unpublish(`one${guestPort}`)
   })
 
   test('one family alone leaves the other; a busy port names its holder in either', async () => {
-    await agent.publish(spec('only6', 8082, { hostAddress: '::' }))
-    assert.equal(await greeting(lab.inet, HOST6, 8082), `6 ${INET6}`)
-    assert.equal(await greeting(lab.inet, '10.77.0.2', 8082), '')
-    await agent.publish(spec('only4', 8082, { hostAddress: '0.0.0.0' }))
-    assert.equal(await greeting(lab.inet, '10.77.0.2', 8082), '4 203.0.113.2')
+    await agent.publish(spec('only6', 8182, { hostAddress: '::' }))
+    assert.equal(await greeting(lab.inet, HOST6, 8182), `6 ${INET6}`)
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8182), '')
+    await agent.publish(spec('only4', 8182, { hostAddress: '0.0.0.0' }))
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8182), '4 203.0.113.2')
     for (const hostAddress of ['*', '::', '0.0.0.0', HOST6])
-      await assert.rejects(agent.publish(spec('busy', 8082, { hostAddress })), {
+      await assert.rejects(agent.publish(spec('busy', 8182, { hostAddress })), {
         code: 'PORT_BUSY',
         message: /the VM "web"/,
       })
@@ -104,9 +137,9 @@ describe('IPv6: publish', { skip: missing('socat', 'curl', 'ss') }, () => {
   })
 
   test('one address of the host alone', async () => {
-    await agent.publish(spec('lo', 8083, { hostAddress: '::1' }))
-    assert.equal(await greeting(lab.host, '::1', 8083), `6 ${P}::254`)
-    assert.equal(await greeting(lab.inet, HOST6, 8083), '')
+    await agent.publish(spec('lo', 8183, { hostAddress: '::1' }))
+    assert.equal(await greeting(lab.host, '::1', 8183), `6 ${P}::254`)
+    assert.equal(await greeting(lab.inet, HOST6, 8183), '')
   })
 
   test('UDP: each client has its own flow and is answered from the address it spoke to', async () => {
