@@ -132,6 +132,7 @@ export class Plane {
         case 'stats':
           return this.#stats()
         case 'stop':
+          this.#network?.retire()
           this.#stopping = true
           return
         default:

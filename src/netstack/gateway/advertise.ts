@@ -122,9 +122,9 @@ export class RouterAdvertiser {
     }
   }
 
-  /** The network ends: nobody is to go this way any more (§6.2.5). */
+  /** The network ends: nobody is to go this way any more (§6.2.5). A router that is another's stays. */
   retire(): void {
-    if (!this.#config.advertises) return
+    if (!this.#config.advertises || this.#config.shared) return
     const { end, port, role } = this.#ports
     for (let p = 0; p < end; p++) if (port[p] !== null && role[p] === ROLE.vm) this.#tellAll(p, 0)
   }
