@@ -3,11 +3,14 @@
  *
  * Reads what a guest wrote: every length is checked, and what cannot be read is said to be short. Pure.
  */
+import { dhcp6, icmp6, upper } from './ipv6.ts'
+
 const ETHERNET = 14
 const TYPE_IPV4 = 0x0800
 const TYPE_ARP = 0x0806
 const TYPE_IPV6 = 0x86dd
 const ICMP = 1
+const ICMPV6 = 58
 const TCP = 6
 const UDP = 17
 
@@ -49,10 +52,18 @@ function arp(b: Buffer): string {
 }
 
 function ipv6(b: Buffer): string {
-  if (b.length < 40) return 'ipv6, short'
-  const words = (at: number): string =>
-    Array.from({ length: 8 }, (_, i) => b.readUInt16BE(at + 2 * i).toString(16)).join(':')
-  return `${words(8)} > ${words(24)} ipv6 next header ${b[6]}`
+  const p = upper(b)
+  if (typeof p === 'string') return p
+  const { source, target, protocol, payload } = p
+  if (protocol === ICMPV6) return `${source} > ${target} ${icmp6(payload)}`
+  if ((protocol !== TCP && protocol !== UDP) || payload.length < 8)
+    return `${source} > ${target} ip protocol ${protocol}`
+  return ports(`[${source}]`, `[${target}]`, protocol, payload, p.length)
+}
+
+function ports(source: string, target: string, protocol: number, b: Buffer, length: number): string {
+  const [from, to] = [b.readUInt16BE(0), b.readUInt16BE(2)]
+  return `${source}:${from} > ${target}:${to} ${protocol === TCP ? tcp(b, length) : udp(b, from, to)}`
 }
 
 function ipv4(b: Buffer): string {
@@ -65,9 +76,7 @@ function ipv4(b: Buffer): string {
   const l4 = b.subarray(header)
   if (proto === ICMP) return `${src} > ${dst} ${icmp(l4)}`
   if ((proto !== TCP && proto !== UDP) || l4.length < 8) return `${src} > ${dst} ip protocol ${proto}`
-  const [from, to] = [l4.readUInt16BE(0), l4.readUInt16BE(2)]
-  const what = proto === TCP ? tcp(l4, total) : udp(l4, from, to)
-  return `${src}:${from} > ${dst}:${to} ${what}`
+  return ports(src, dst, proto, l4, total)
 }
 
 function tcp(b: Buffer, total: number): string {
@@ -82,6 +91,7 @@ function udp(b: Buffer, from: number, to: number): string {
   const payload = b.subarray(8)
   if (from === 53 || to === 53) return dns(payload)
   if (from === 67 || to === 67) return dhcp(payload)
+  if (from === 547 || to === 547) return dhcp6(payload)
   return `udp ${b.readUInt16BE(4) - 8} bytes`
 }
 
