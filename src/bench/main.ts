@@ -19,6 +19,7 @@ import type { Stand, Station, Subject } from './stand.ts'
 import { dnsmasq, kernel } from './subjects/kernel.ts'
 import { noid } from './subjects/noid.ts'
 import { pasta } from './subjects/pasta.ts'
+import { qemuUser } from './subjects/qemu.ts'
 import { slirp } from './subjects/slirp.ts'
 import { vde } from './subjects/vde.ts'
 
@@ -67,6 +68,7 @@ async function subjects(r: Request): Promise<Subject[]> {
     ...small,
     pasta(65520, r.asUser),
     ...smallPasta,
+    ...(quick ? [] : [qemuUser]),
     vde,
     dnsmasq,
   ]
