@@ -1,7 +1,7 @@
 /**
  * One backend of noid in a process of its own, inside the host namespace of its stand: what the daemon does with a backend, without the
  * daemon. `node agent.ts NAME`: makes a network with two guests that have their lease and a published port, tells what it made as one line
- * of JSON, and takes it away when its stdin ends.
+ * of JSON, and takes it away when its stdin ends. `node agent.ts NAME 200`: with 198 more that are idle.
  */
 import { spawn } from 'node:child_process'
 import { mkdtempSync, readdirSync, readFileSync } from 'node:fs'
@@ -72,6 +72,7 @@ async function attach(
   b: NetworkBackend,
   n: NetworkSpec,
   last: number,
+  idle = false,
 ): Promise<AgentGuest & { attachment: Attachment }> {
   const g = await namespaces()
   const name = `vm${last}`
@@ -90,7 +91,8 @@ async function attach(
   )
   const ifname = 'ifname' in attachment.nic ? attachment.nic.ifname : 'eth0'
   let address = attachment.addresses[0]?.split('/')[0]
-  if (attachment.configuredBy === 'dhcp') {
+  if (idle) await g.place.sh(`ip link set ${ifname} up`)
+  else if (attachment.configuredBy === 'dhcp') {
     const request: ClientRequest = {
       mode: 'acquire',
       ifname,
@@ -110,7 +112,10 @@ async function attach(
   return { netns: g.place.netns, address, ifname, attachment }
 }
 
-async function main(name: string): Promise<void> {
+/** Last bytes of idle guests' addresses. */
+const CROWD = Array.from({ length: 252 }, (_, i) => i + 3).filter((n) => n !== 100 && n !== 101 && n !== 254)
+
+async function main(name: string, attached: number): Promise<void> {
   const context: BackendContext = {
     runDir: join(dir, 'run'),
     stateDir: join(dir, 'state'),
@@ -138,6 +143,7 @@ async function main(name: string): Promise<void> {
   }
   await backend.createNetwork(n, signal())
   const guests = [await attach(backend, n, 100), await attach(backend, n, 101)]
+  for (const last of CROWD.slice(0, attached - guests.length)) guests.push(await attach(backend, n, last, true))
   const [a] = guests as [(typeof guests)[0]]
   if (backend.ports !== undefined) {
     const port = { attachment: a.attachment.id, proto: 'tcp', hostAddress: '0.0.0.0', guestAddress: a.address } as const
@@ -145,7 +151,7 @@ async function main(name: string): Promise<void> {
   }
   const answer: AgentAnswer = {
     ok: true,
-    guests: guests.map(({ netns, address, ifname }) => ({ netns, address, ifname })),
+    guests: guests.slice(0, 2).map(({ netns, address, ifname }) => ({ netns, address, ifname })),
     published: backend.ports !== undefined,
     dns: descriptor.capabilities.dns ? n.services : undefined,
     summary: descriptor.summary,
@@ -177,7 +183,7 @@ function planes(runDir: string): number[] {
 }
 
 try {
-  await main(process.argv[2] as string)
+  await main(process.argv[2] as string, Number(process.argv[3] ?? 2))
 } catch (e) {
   process.stdout.write(`${JSON.stringify({ ok: false, why: (e as Error).message } satisfies AgentAnswer)}\n`)
   process.exit(0)

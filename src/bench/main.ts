@@ -19,6 +19,7 @@ import type { Stand, Station, Subject } from './stand.ts'
 import { dnsmasq, kernel } from './subjects/kernel.ts'
 import { noid } from './subjects/noid.ts'
 import { pasta } from './subjects/pasta.ts'
+import { qemuUser } from './subjects/qemu.ts'
 import { slirp } from './subjects/slirp.ts'
 import { vde } from './subjects/vde.ts'
 
@@ -61,12 +62,14 @@ async function subjects(r: Request): Promise<Subject[]> {
   const smallPasta = quick ? [] : [pasta(1500, r.asUser)]
   return [
     ...own,
+    ...(quick || r.asUser ? [] : [noid('userspace', r.version, false, 200)]),
     ...(quick ? [] : [kernel(0)]),
     kernel(1),
     slirp(65520),
     ...small,
     pasta(65520, r.asUser),
     ...smallPasta,
+    ...(quick ? [] : [qemuUser]),
     vde,
     dnsmasq,
   ]
@@ -178,7 +181,9 @@ async function measure(r: Request): Promise<Report> {
 
 async function rounds(stands: readonly Stand[], picked: readonly Measure[], o: Options, t: Tools): Promise<Figure[]> {
   const figures = new Map<string, { part: string; subject: string; samples: Sample[]; failed?: string }>()
-  const plan = picked.flatMap((m) => stands.filter((s) => can(s).includes(m.needs)).map((s) => ({ m, s })))
+  const plan = picked.flatMap((m) =>
+    stands.filter((s) => can(s).includes(m.needs) && (s.only?.includes(m.id) ?? true)).map((s) => ({ m, s })),
+  )
   const total = plan.length * o.rounds
   let done = 0
   for (let round = 0; round < o.rounds; round++) {

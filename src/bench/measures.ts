@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url'
 import type { MeasureInfo, Need, Options, Part, Sample } from './contract.ts'
 import { parseDnsperf, parseIperf, type Transfer } from './parse.ts'
 import { end, type Place } from './place.ts'
-import { GUEST_PORT, HOST, PUBLISHED_PORT, TOOL_PORT, UDP_PORT } from './ports.ts'
+import { FAR, GUEST_PORT, HOST, PATH_MTU, PUBLISHED_PORT, TOOL_PORT, UDP_PORT } from './ports.ts'
 import type { Stand, Station } from './stand.ts'
 
 export const TOOL = [
@@ -63,6 +63,8 @@ interface Way {
 
 const OUT: Way = { client: (s) => guest(s, 0).place, address: () => HOST, port: GUEST_PORT, reverse: false }
 const IN: Way = { ...OUT, reverse: true }
+const FAR_OUT: Way = { ...OUT, address: () => FAR }
+const FAR_IN: Way = { ...FAR_OUT, reverse: true }
 const VM: Way = { ...OUT, client: (s) => guest(s, 1).place, address: (s) => guest(s, 0).address }
 const PUBLISH: Way = { client: (s) => s.host, address: () => HOST, port: PUBLISHED_PORT, reverse: false }
 
@@ -263,6 +265,8 @@ export const measures: readonly Measure[] = [
   tcp('tcp-out-8', 'guest→host', 'host', OUT, 8, false),
   tcp('tcp-in-1', 'host→guest', 'host', IN, 1, true),
   tcp('tcp-in-8', 'host→guest', 'host', IN, 8, false),
+  tcp('tcp-far-out', `guest→beyond a path of MTU ${PATH_MTU}`, 'host', FAR_OUT, 1, false),
+  tcp('tcp-far-in', `beyond a path of MTU ${PATH_MTU}→guest`, 'host', FAR_IN, 1, false),
   tcp('tcp-vm-1', 'VM↔VM', 'vm', VM, 1, true),
   tcp('tcp-vm-8', 'VM↔VM', 'vm', VM, 8, false),
   tcp('tcp-publish-1', 'published port', 'publish', PUBLISH, 1, true),
@@ -286,7 +290,7 @@ export const measures: readonly Measure[] = [
 
 /** The servers of a stand: they run as long as it does. */
 export async function serve(s: Stand, t: Tools): Promise<void> {
-  for (const p of [s.host, ...s.guests.map((g) => g.place)]) {
+  for (const p of [s.host, s.host.far, ...s.guests.map((g) => g.place)]) {
     await p.start([...TOOL, 'serve', String(TOOL_PORT)], true)
     if (t.iperf3) await p.start(['iperf3', '-s', '-p', String(GUEST_PORT)], false)
     else await p.start([...TOOL, 'serve', String(GUEST_PORT)], true)

@@ -2,12 +2,13 @@
  * A stand: a subject that is up, with its own host namespace and its guests, ready to be measured.
  *
  * Every subject has a host namespace of its own, made in the same way, so that the rules and connections of one are not paid for by another:
- * HOST on its loopback link (the servers are there), a veth uplink with the default route, forwarding on, the same sysctls.
+ * HOST on its loopback link (the servers are there), a veth uplink with the default route, forwarding on, the same sysctls. Behind the uplink, whose MTU
+ * is smaller than the guests', is another server (FAR).
  */
 
 import type { SubjectInfo } from './contract.ts'
 import { finished, Place } from './place.ts'
-import { HOST } from './ports.ts'
+import { FAR, HOST, PATH_MTU } from './ports.ts'
 
 export interface Station {
   readonly place: Place
@@ -15,18 +16,23 @@ export interface Station {
   readonly ifname: string
 }
 
+/** A host namespace, and the place behind its uplink. */
+export type HostPlace = Place & { readonly far: Place }
+
 export interface Stand {
   readonly name: string
   readonly kind: SubjectInfo['kind']
   readonly version: string
   readonly note: string
-  readonly host: Place
+  readonly host: HostPlace
   readonly guests: readonly Station[]
   /** The guest's way out reaches HOST. */
   readonly out: boolean
   /** PUBLISHED_PORT of HOST leads to the first guest. */
   readonly published: boolean
   readonly dns: string | undefined
+  /** Measures that are tried on it; all when left out. */
+  readonly only?: readonly string[]
   /** The processes in the middle. */
   readonly pids: readonly number[]
 }
@@ -52,17 +58,18 @@ export async function tune(place: Place): Promise<void> {
   await place.sh(lines.join('\n'))
 }
 
-export async function makeHost(): Promise<Place> {
-  const host = await Place.make()
+export async function makeHost(): Promise<HostPlace> {
+  const [host, far] = await Promise.all([Place.make(), Place.make()])
   await host.sh(
     `ip addr add ${HOST}/32 dev lo
-     ip link add up0 type veth peer name up1
+     ip link add up0 mtu ${PATH_MTU} type veth peer name up1 mtu ${PATH_MTU} netns ${far.netns.split('/')[2]}
      ip addr add 10.99.1.2/24 dev up0
-     ip link set up0 up; ip link set up1 up
-     ip route add default via 10.99.1.1`,
+     ip link set up0 up`,
   )
-  await tune(host)
-  return host
+  await far.sh(`ip addr add ${FAR}/24 dev up1; ip link set up1 up; ip route add default via 10.99.1.2`)
+  await host.sh(`ip route add default via ${FAR}`)
+  await Promise.all([tune(host), tune(far)])
+  return Object.assign(host, { far })
 }
 
 export async function makeGuest(): Promise<Place> {

@@ -41,6 +41,7 @@ export class DataPlaneHost implements Host {
   #now = 0
   readonly icmp: IcmpError
   peerPort = 0
+  connected = false
   segment = 0
 
   constructor(
@@ -131,7 +132,9 @@ export class DataPlaneHost implements Host {
   // -- TCP -----------------------------------------------------------------------------------------------------------
 
   tcpConnect(dst: number, l4port: number): Sock {
-    return this.tcp.connect(dst, l4port)
+    const sock = this.tcp.connect(dst, l4port)
+    this.connected = this.tcp.connected
+    return sock
   }
 
   tcpAccept(listener: Sock, peer: number): Sock {

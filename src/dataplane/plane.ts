@@ -4,8 +4,8 @@
  * Owns: what each control message means, which descriptors are nics, the order of a turn, what happens when something throws.
  * Never does: anything with a frame, a flow or a byte of the control socket.
  *
- * A turn: wait (not longer than the next timer), the clock once, what is ready (each nic a burst, each socket its budget), what asked to be
- * called again, timers, acknowledgments owed, what was captured. A socket that was not finished makes the next wait return at once, so nobody waits for
+ * A turn: wait (not longer than the next timer; patience.ts), the clock once, what is ready (each nic a burst, each socket its budget), what asked to be
+ * called again, timers, what was captured. Acknowledgments that are owed go out before a sleep, or after a millisecond: until then an answer may carry them. A socket that was not finished makes the next wait return at once, so nobody waits for
  * it longer than one turn.
  *
  * Faults: an exception in a nic's burst or a socket's turn is a mistake of ours. It ends that turn, is counted as the drop `fault`, is logged
@@ -21,6 +21,7 @@ import { close } from '../sys/fd.ts'
 import { Burst } from './burst.ts'
 import { CaptureStreams } from './captures.ts'
 import { DataPlaneHost } from './host.ts'
+import { Patience } from './patience.ts'
 import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
 import {
   type EventMessage,
@@ -72,6 +73,7 @@ export class Plane {
   /** Descriptors that are only kept. */
   readonly #held = new Map<string, number>()
   readonly #captures: CaptureStreams
+  readonly #patience: Patience
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
   #network: Network | undefined
@@ -90,6 +92,7 @@ export class Plane {
     this.#reactor = o.reactor
     this.#host = new DataPlaneHost(o.reactor, o.arena, (e) => this.#event(e))
     this.#captures = new CaptureStreams(o.reactor, o.log)
+    this.#patience = new Patience(o.reactor)
     this.#slot = o.arena.slot()
     this.#burst = Burst.open(o.arena, this.#host.sockets.base)
     this.#host.gather.onLost = (datagrams) => {
@@ -192,10 +195,7 @@ export class Plane {
     const { reactor, arena } = this.#o
     const network = this.#configured()
     const { gather, sockets } = this.#host
-    const endOfBurst = (): void => {
-      network.flush()
-      gather.flush()
-    }
+    const endOfBurst = (): void => gather.flush()
     const { base } = sockets
     return { fds, vnetHdr, reactor, arena, base, slot: this.#slot, burst: this.#burst, network, endOfBurst }
   }
@@ -322,6 +322,8 @@ export class Plane {
     this.#again = rest
   }
 
+  readonly #rest = (): void => this.#network?.flush()
+
   /** Until `stop`, or until nobody wants it any more. */
   run(): void {
     const reactor = this.#reactor
@@ -341,13 +343,12 @@ export class Plane {
           lookedAt = now
           timeout = Math.max(0, Math.min(wakeAt - now, SLEEP_MAX))
         } else {
-          network.flush()
           timeout = Math.max(0, Math.min(wakeAt - now, TIMER_GRAIN))
         }
       }
       if (this.#captures.active) this.#captures.pump()
       const again = this.#again
-      const ready = reactor.wait(timeout)
+      const ready = this.#patience.wait(timeout, this.#rest)
       const later = host.refreshClock()
       reactor.dispatch(ready)
       if (again > 0) this.#callAgain(again)

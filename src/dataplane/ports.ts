@@ -70,6 +70,7 @@ export abstract class NicPort implements Port, Loser {
   protected readonly base: number
   /** Bytes of header before each frame on the wire of the descriptor. */
   protected readonly header: number
+  joins: boolean
   readonly #reactor: Reactor
   readonly #slot: number
   readonly #network: Receiver
@@ -94,7 +95,7 @@ export abstract class NicPort implements Port, Loser {
     if (fd === undefined) throw new RangeError('a nic without a descriptor')
     this.fd = this.source = fd
     this.fds = o.fds
-    this.offload = o.vnetHdr
+    this.offload = this.joins = o.vnetHdr
     this.base = o.base
     this.header = o.vnetHdr ? VNET : 0
     this.#reactor = o.reactor

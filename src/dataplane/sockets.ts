@@ -20,6 +20,8 @@ const RESERVE = 1536
 /** What a descriptor is. */
 export const KIND = { none: 0, tcp: 1, udp: 2, ping: 3, listener: 4 } as const
 
+export const UNSET = -1
+
 export class Sockets {
   readonly reactor: Reactor
   readonly arena: Arena
@@ -31,8 +33,10 @@ export class Sockets {
   readonly six: Uint8Array
   /** 1: came from another process, which may hold the same open file. */
   readonly #foreign: Uint8Array
-  /** TCP: where the kernel's peek offset (SO_PEEK_OFF) stands. */
+  /** TCP: where the kernel's peek offset (SO_PEEK_OFF) stands; UNSET while the option is off. */
   readonly peekOff: Int32Array
+  /** TCP: how often something was sent, up to 2. */
+  readonly sends: Uint8Array
   /** UDP: the UDP_SEGMENT that is set. */
   readonly segment: Uint16Array
   /** Datagram sockets: 1 while EPOLLOUT is asked for. */
@@ -49,6 +53,7 @@ export class Sockets {
     this.six = new Uint8Array(n)
     this.#foreign = new Uint8Array(n)
     this.peekOff = new Int32Array(n)
+    this.sends = new Uint8Array(n)
     this.segment = new Uint16Array(n)
     this.wantsWrite = new Uint8Array(n)
   }
@@ -73,7 +78,8 @@ export class Sockets {
     this.kind[fd] = kind
     this.six[fd] = six
     this.#foreign[fd] = foreign
-    this.peekOff[fd] = 0
+    this.peekOff[fd] = UNSET
+    this.sends[fd] = 0
     this.segment[fd] = 0
     this.wantsWrite[fd] = 0
     this.#open++

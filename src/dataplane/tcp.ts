@@ -4,7 +4,7 @@
  * Theory. The relay stores no payload: what the peer sent stays in the socket's receive queue until the guest has acknowledged
  * it. recv(MSG_PEEK) reads from a peek offset (SO_PEEK_OFF, socket(7); TCP since Linux 6.9, TCP over IPv6 since 6.11), which the kernel
  * advances by what was peeked and takes back by what was consumed. The column `peekOff` mirrors it, so that the option is
- * set only when a retransmission goes back. recv(MSG_TRUNC) consumes without copying (tcp(7)).
+ * set only for the first peek behind the beginning, and when a retransmission goes back. recv(MSG_TRUNC) consumes without copying (tcp(7)).
  *
  * Where the option does not work (a probe at start tells: it sends bytes to itself), a plain MSG_PEEK of everything up to the
  * wanted bytes goes to a bounded staging area, and what is beyond it waits until the guest acknowledges.
@@ -23,6 +23,7 @@ import {
   acceptFrom,
   bind,
   connect,
+  connectAgain,
   connectTo,
   getsockname,
   IPPROTO_TCP,
@@ -46,9 +47,10 @@ import {
   TCP_NODELAY,
   tcpState,
 } from '../sys/socket.ts'
-import { KIND, type Sockets } from './sockets.ts'
+import { KIND, type Sockets, UNSET } from './sockets.ts'
 
 const EAGAIN = 11
+const EALREADY = 114
 const EINPROGRESS = 115
 /** Where SO_PEEK_OFF does not work: the most that is in flight to a guest. */
 const STAGING = 512 * 1024
@@ -71,10 +73,8 @@ export class TcpSockets {
   }
 
   #prepare(fd: Sock): Sock {
-    setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1)
     // The guest's own keepalives end at the relay: a far end that has vanished is found here.
     setOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1)
-    if (this.peekOffset[this.#sockets.six[fd] as 0 | 1]) setOption(fd, SOL_SOCKET, SO_PEEK_OFF, 0)
     return fd
   }
 
@@ -83,7 +83,11 @@ export class TcpSockets {
     const fd = s.make(dst, SOCK_STREAM, 0, KIND.tcp)
     if (fd < 0) return fd
     this.#prepare(fd)
-    const r = connectTo(fd, s.arena.bytes, dst, l4port)
+    let r = connectTo(fd, s.arena.bytes, dst, l4port)
+    // On this machine the other side has answered before the call returned: asking once more costs less than an event.
+    if (r === -EINPROGRESS) r = connectAgain(fd)
+    this.connected = r === 0
+    if (r === -EALREADY) r = -EINPROGRESS
     if (r < 0 && r !== -EINPROGRESS) {
       s.close(fd)
       return r
@@ -91,6 +95,8 @@ export class TcpSockets {
     return fd
   }
 
+  /** The last connect has succeeded already. */
+  connected = false
   /** The client's port of the last accept. */
   peerPort = 0
 
@@ -104,12 +110,17 @@ export class TcpSockets {
   }
 
   send(fd: Sock, off: number, len: number): number {
+    // What is sent first waits for nobody (RFC 896): a connection of one request is spared the call.
+    const { sends } = this.#sockets
+    if ((sends[fd] as number) < 2 && ++(sends[fd] as number) === 2) setOption(fd, IPPROTO_TCP, TCP_NODELAY, 1)
     return send(fd, this.#base + off, len)
   }
 
   peek(fd: Sock, off: number, len: number, skip: number): number {
     const s = this.#sockets
     if (!this.peekOffset[s.six[fd] as 0 | 1]) return this.#peekStaged(fd, off, len, skip)
+    // What lies at the beginning needs no offset: many a connection has but one answer, taken before the next is looked for.
+    if (skip === 0 && s.peekOff[fd] === UNSET) return recv(fd, this.#base + off, len, MSG_PEEK)
     if (s.peekOff[fd] !== skip) {
       const r = setOption(fd, SOL_SOCKET, SO_PEEK_OFF, skip)
       if (r < 0) return r
@@ -143,8 +154,8 @@ export class TcpSockets {
       }
       taken += n
     }
-    const left = (s.peekOff[fd] as number) - taken
-    s.peekOff[fd] = Math.max(0, left)
+    const at = s.peekOff[fd] as number
+    if (at !== UNSET) s.peekOff[fd] = Math.max(0, at - taken)
     return taken
   }
 

@@ -82,6 +82,8 @@ export interface Host {
   // -- TCP ---------------------------------------------------------------------------------------------------------
   /** Begin to connect; WRITABLE or FAILED follows. `dst`: arena offset of 16 bytes. */
   tcpConnect(dst: number, l4port: number): Sock
+  /** After tcpConnect: it has succeeded already (the far end is on this machine), nothing need be waited for. */
+  connected: boolean
   /** Accept from a listener; the client's address goes to the 16 bytes at `peer`, its port to `peerPort`. */
   tcpAccept(listener: Sock, peer: number): Sock
   peerPort: number

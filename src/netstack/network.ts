@@ -7,7 +7,7 @@
  *
  * On a medium `bridge` there is one port for all VMs: the index that `receive` is given says nothing, the source MAC does.
  *
- * The data plane calls: `receive` for each frame, `flush` at the end of a burst, `ready` for a socket's event, `tick` when
+ * The data plane calls: `receive` for each frame, `ready` for a socket's event, `flush` before it sleeps, `tick` after each turn and when
  * `nextWake` has come. host.now() stands still during a call.
  */
 import type { NetworkConfig, StatsAnswer } from '../dataplane/protocol.ts'
@@ -96,6 +96,7 @@ export class Network {
   /** The network's /64. */
   readonly #prefix: { readonly p0: number; readonly p1: number } | undefined
   #housekeepingAt = 0
+  #flushedAt = 0
 
   constructor(host: Host, config: NetworkConfig, limits: Partial<Limits> = {}) {
     const { arena } = host
@@ -323,7 +324,7 @@ export class Network {
     this.#switch.lost(index, error, len)
   }
 
-  /** The end of a burst of frames: acknowledgments that are owed go out. */
+  /** Nothing more to do for now, or a millisecond has passed: acknowledgments that are owed, and that no answer has carried, go out. */
   flush(): void {
     this.#tcp.flush()
   }
@@ -369,6 +370,10 @@ export class Network {
   /** Timers that are due fire. */
   tick(): void {
     const now = this.#host.now()
+    if (now !== this.#flushedAt) {
+      this.#flushedAt = now
+      this.flush()
+    }
     this.#timers.advance(now, this.#expire)
     if (this.#dns.wake() <= now) this.#dns.tick(now)
     if (now >= this.#housekeepingAt) {
@@ -382,9 +387,8 @@ export class Network {
     this.#local.turn(this.#readyLocal)
   }
 
-  /** When `tick` is due next, in ms of host.now(); Infinity when nothing runs. What is owed to guests goes out before the sleep. */
+  /** When `tick` is due next, in ms of host.now(); Infinity when nothing runs. */
   nextWake(): number {
-    this.flush()
     if (this.#ports.end === 0) return Infinity
     return Math.min(this.#timers.nextWake(), this.#dns.wake(), this.#housekeepingAt)
   }

@@ -282,9 +282,19 @@ export function connect(fd: number, address: SocketAddress): number {
   return result(c.connect(fd, scratch.address, len))
 }
 
+/** Length of the address that the last connectTo left in `scratch`. */
+let lastAddress = 0
+
 /** connect to 16 bytes and a port. */
 export function connectTo(fd: number, bytes: Uint8Array, at: number, port: number): number {
-  const r = c.connect(fd, scratch.address, fillAddress(scratch, 0, bytes, at, port))
+  lastAddress = fillAddress(scratch, 0, bytes, at, port)
+  const r = c.connect(fd, scratch.address, lastAddress)
+  return r < 0 ? result(r) : r
+}
+
+/** The last connectTo, once more: 0 when it has succeeded meanwhile, −EALREADY when not yet (connect(2)). Nothing else of this file in between. */
+export function connectAgain(fd: number): number {
+  const r = c.connect(fd, scratch.address, lastAddress)
   return r < 0 ? result(r) : r
 }
 

@@ -15,6 +15,7 @@ import { declare, result, Scratch } from './libc.ts'
 
 const SYS_IO_URING_SETUP = 425
 const SYS_IO_URING_ENTER = 426
+const OP_WRITEV = 2
 const OP_READ = 22
 const OP_WRITE = 23
 const RWF_NOWAIT = 8
@@ -138,6 +139,11 @@ export class Uring {
   /** Queue a write, completing at once or with −EAGAIN. The bytes must stay until `submit` has returned. */
   write(fd: number, address: number, len: number, tag: number): void {
     this.#push(OP_WRITE, fd, address, len, RWF_NOWAIT, tag)
+  }
+
+  /** As `write`, gathered from `count` pieces: struct iovec (readv(2)) at `vector`, an address as those of the others. */
+  writev(fd: number, vector: number, count: number, tag: number): void {
+    this.#push(OP_WRITEV, fd, vector, count, RWF_NOWAIT, tag)
   }
 
   get queued(): number {

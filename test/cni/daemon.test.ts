@@ -1,14 +1,12 @@
 // VMs on a cni network through the whole daemon: addresses of the plugins, ports through portmap, a daemon that is killed, nothing left.
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { exited, kill9, Lab, until } from '../daemon/harness.ts'
 import { ownHost } from '../plugins/own-host.ts'
 import { needsPlugins, PLUGINS } from './needs.ts'
 
 const skip = needsPlugins('bridge', 'host-local', 'portmap', 'firewall') || ownHost()
-if (skip === false) writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
 
 const PORT = 21_876
 const config = (name: string, ...more: object[]) => ({

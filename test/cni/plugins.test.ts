@@ -2,7 +2,7 @@
 // the host is compared (runCase).
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
-import { existsSync, writeFileSync } from 'node:fs'
+import { existsSync } from 'node:fs'
 import { test } from 'node:test'
 import { descriptor } from '../../src/plugins/cni/index.ts'
 import type { Environment } from '../../src/plugins/conformance/environment.ts'
@@ -12,7 +12,6 @@ import { FakePlugins } from './fake.ts'
 import { needsPlugins, PLUGINS } from './needs.ts'
 
 const skip = needsPlugins('bridge', 'ptp', 'macvlan', 'host-local', 'static', 'tuning', 'portmap') || ownHost()
-if (skip === false) writeFileSync('/proc/sys/net/ipv4/ip_forward', '1')
 
 type Plugin = Record<string, unknown> & { readonly type: string }
 const name = `ntpl${process.pid}`

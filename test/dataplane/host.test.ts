@@ -129,16 +129,31 @@ for (const [name, address, peekOffset] of [
   })
 
 describe('TCP', () => {
-  test('refused: FAILED, and the error is fetched once', () => {
+  test('refused on this machine: told at once; accepted: connected at once', () => {
     const l = lab()
-    const { port } = bound(SOCK_STREAM)
+    const { fd, port } = bound(SOCK_STREAM)
     l.address('127.0.0.1')
+    assert.equal(l.host.tcpConnect(l.dst, port), -ECONNREFUSED)
+    listen(fd)
     const c = l.host.tcpConnect(l.dst, port)
     assert.ok(c >= 0)
-    l.host.watch(c, 3)
-    l.until(3, FAILED)
-    assert.equal(l.host.error(c), ECONNREFUSED)
+    assert.equal(l.host.connected, true)
     l.host.close(c)
+  })
+
+  test('nobody answers: not connected, and no error yet', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_STREAM)
+    // A backlog that is full lets a SYN wait.
+    listen(fd, 0)
+    l.address('127.0.0.1')
+    const all = Array.from({ length: 4 }, () => {
+      const c = l.host.tcpConnect(l.dst, port)
+      return { c, connected: l.host.connected }
+    })
+    assert.ok(all.every(({ c }) => c >= 0))
+    assert.equal(all[3]?.connected, false)
+    for (const { c } of all) l.host.close(c)
   })
 
   test('a full socket says EAGAIN, and WRITABLE comes when the peer has read', () => {

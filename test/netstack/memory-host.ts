@@ -68,6 +68,7 @@ export class MemoryHost implements Host {
   routes: (address: string) => RouteKind = (address) => (address.startsWith('127.') ? ROUTE.loopback : ROUTE.outside)
   pingAllowed = true
   peerPort = 0
+  connected = false
   segment = 0
   readonly icmp: IcmpError = { type: 0, code: 0, errno: 0, mtu: 0, sequence: -1 }
   /** A call that fails: sockets made from now on answer with −errno. */

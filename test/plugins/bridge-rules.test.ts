@@ -16,7 +16,7 @@ const model: RuleModel = {
     { proto: 'tcp', hostAddress: '0.0.0.0', hostPort: 8080, guestAddress: '192.168.103.10', guestPort: 80 },
     { proto: 'udp', hostAddress: '10.0.0.1', hostPort: 53, guestAddress: '192.168.103.10', guestPort: 53 },
   ],
-  strangers: ['192.168.100.254'],
+  hostAddresses: ['10.0.0.1', '172.17.0.1'],
 }
 const a: Guard = { vm: 'a', ifname: 'nb0', mac: '52:54:00:00:00:0a', address: '192.168.103.10' }
 const b: Guard = { vm: 'b', ifname: 'nb1', mac: '52:54:00:00:00:0b', address: '192.168.103.11' }

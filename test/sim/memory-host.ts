@@ -81,6 +81,7 @@ export class MemoryHost implements Host {
   readonly #clock: Clock
   readonly #random: Random
   peerPort = 0
+  connected = false
   segment = 0
   readonly icmp: IcmpError = { type: 0, code: 0, errno: 0, mtu: 0, sequence: -1 }
   onReady: (ref: Ref, events: number) => void = () => {}
@@ -120,7 +121,13 @@ export class MemoryHost implements Host {
     const remote = this.next()
     const s = new MemorySocket(remote)
     this.sockets.push(s)
+    this.connected = remote.connectAfter === 0 && remote.connectErrno === 0
     if (remote.connectAfter < 0) return -remote.connectErrno
+    if (this.connected) {
+      s.connected = true
+      this.#live(s)
+      return this.sockets.length - 1
+    }
     this.#clock.after(remote.connectAfter, () => {
       if (s.closed) return
       if (remote.connectErrno !== 0) {

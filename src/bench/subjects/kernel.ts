@@ -4,14 +4,13 @@
  * With dnsmasq on the bridge's address it is the peer for DNS.
  */
 
-import type { Place } from '../place.ts'
 import { GUEST_PORT, HOST, PUBLISHED_PORT } from '../ports.ts'
-import { makeGuest, makeHost, type Stand, type Station, type Subject, versionOf } from '../stand.ts'
+import { type HostPlace, makeGuest, makeHost, type Stand, type Station, type Subject, versionOf } from '../stand.ts'
 
 const NET = '10.214.16'
 const NF = '/proc/sys/net/bridge/bridge-nf-call-iptables'
 
-async function bridge(): Promise<{ host: Place; guests: Station[] }> {
+async function bridge(): Promise<{ host: HostPlace; guests: Station[] }> {
   const host = await makeHost()
   await host.sh(`ip link add br0 type bridge; ip addr add ${NET}.1/24 dev br0; ip link set br0 up`)
   const guests: Station[] = []

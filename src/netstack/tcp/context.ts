@@ -16,6 +16,7 @@ export type TcpHost = Pick<
   | 'close'
   | 'error'
   | 'tcpConnect'
+  | 'connected'
   | 'tcpSend'
   | 'tcpPeek'
   | 'tcpConsume'

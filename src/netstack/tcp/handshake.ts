@@ -12,7 +12,17 @@
  */
 import type { Frame } from '../frame.ts'
 import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
-import { EACCES, ECONNREFUSED, ECONNRESET, EHOSTUNREACH, ENETUNREACH, ETIMEDOUT, WRITABLE } from '../host.ts'
+import {
+  EACCES,
+  ECONNREFUSED,
+  ECONNRESET,
+  EHOSTUNREACH,
+  ENETUNREACH,
+  ETIMEDOUT,
+  FAILED,
+  HANGUP,
+  WRITABLE,
+} from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import * as tcp from '../wire/tcp.ts'
 import { type Seq, seqAdd, seqGt } from '../wire/tcp.ts'
@@ -93,7 +103,9 @@ export class Handshakes {
       return
     }
     x.flows.sock[i] = sock
-    this.#alarms.set(i, x.host.now() + CONNECT_TIMEOUT)
+    const { connected } = x.host
+    if (connected) this.#answer(i)
+    else this.#alarms.set(i, x.host.now() + CONNECT_TIMEOUT)
     x.host.watch(sock, x.ref(i))
   }
 
@@ -300,12 +312,19 @@ export class Handshakes {
   }
 
   connected(i: number, events: number): void {
-    const errno = this.#x.host.error(this.#x.flows.sock[i])
-    if (errno !== 0) {
-      this.refuse(i, errno)
-      return
+    // A failed connect is told as such; asking each time would cost every connection a call.
+    if ((events & (FAILED | HANGUP)) !== 0) {
+      const errno = this.#x.host.error(this.#x.flows.sock[i])
+      if (errno !== 0) {
+        this.refuse(i, errno)
+        return
+      }
     }
-    if ((events & WRITABLE) === 0) return
+    if ((events & WRITABLE) !== 0) this.#answer(i)
+  }
+
+  /** The host is connected: so is the guest, if it still wants to be. */
+  #answer(i: number): void {
     this.#c.state[i] = STATE.synRcvd
     this.#alarms.rest(i)
     this.#sendSyn(i)

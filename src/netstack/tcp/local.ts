@@ -75,6 +75,7 @@ export class LocalStreams implements TcpHost {
   readonly #to = new Address()
   readonly #streams: (LocalStream | undefined)[] = []
   #waiting: number[] = []
+  connected = false
 
   /** @param portOf the switch port of the guest whose flow is watched under a reference */
   constructor(host: TcpHost, portOf: (ref: Ref) => number) {
@@ -130,7 +131,12 @@ export class LocalStreams implements TcpHost {
   tcpConnect(dst: number, l4port: number): Sock {
     const service =
       this.#services.length === 0 ? undefined : this.#serviceAt(this.#to.read(this.arena.bytes, dst), l4port)
-    if (service === undefined) return this.#host.tcpConnect(dst, l4port)
+    if (service === undefined) {
+      const sock = this.#host.tcpConnect(dst, l4port)
+      this.connected = this.#host.connected
+      return sock
+    }
+    this.connected = false
     let k = this.#streams.indexOf(undefined)
     if (k < 0) {
       if (this.#streams.length >= STREAMS_MAX) return -ENFILE

@@ -4,8 +4,9 @@
  * Owns: rcv columns, and when an acknowledgment is due. Nothing in order is stored: what the socket did not take is the guest's to send
  * again; the window (window.ts) makes that rare. What comes ahead of a hole is disorder.ts's, and answered at once (RFC 5681 §4.2). Reading: RFC 9293 §3.8.6, §3.10.7.4.
  *
- * Acknowledgments: one for each burst of frames (`flush`), which is prompt for a request and efficient for bulk, or as soon as ACK_EVERY
- * bytes are owed. No delayed ACK: a timer would save a 54-byte frame and cost every slow start its clock.
+ * Acknowledgments: when there is nothing more to do (`flush`: before the data plane sleeps, within a millisecond in any case), or as soon as ACK_EVERY
+ * bytes are owed. What is sent to the guest meanwhile carries them: the answer to a request, the other side's FIN. No delayed ACK beyond that: it would
+ * cost every slow start its clock.
  */
 import type { FlowTable } from '../flow/table.ts'
 import { EAGAIN } from '../host.ts'
@@ -51,7 +52,7 @@ export class Receiver {
     this.#owing = new Int32Array(table.capacity)
   }
 
-  /** An acknowledgment is due at the end of this burst. */
+  /** An acknowledgment is due, by itself or with what is sent to the guest before `flush`. */
   owe(i: number): void {
     if (this.#c.has(i, ACK_OWED)) return
     this.#c.flags[i] |= ACK_OWED
@@ -59,7 +60,7 @@ export class Receiver {
     this.#owing[this.#owed++] = i
   }
 
-  /** The end of a burst: send what is owed. An index that was freed meanwhile owes nothing. */
+  /** Send what is owed. An index that was freed meanwhile owes nothing. */
   flush(): void {
     for (let k = 0; k < this.#owed; k++) {
       const i = this.#owing[k]
@@ -139,7 +140,7 @@ export class Receiver {
     c.flags[i] |= c.has(i, FIN_SENT) ? GUEST_FIN : GUEST_FIN | GUEST_FIRST
     this.#disorder.release(i)
     this.#host.tcpShutdown(this.#table.sock[i])
-    this.ackNow(i)
+    this.owe(i)
   }
 
   /** The host socket has room again: pass on what is held, and tell the guest when that opens its window. As `take`. */

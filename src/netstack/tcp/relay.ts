@@ -71,7 +71,7 @@ export class TcpRelay implements Relay {
     this.#handshakes = new Handshakes(x, c, segments, alarms, sender, receiver, ends)
   }
 
-  /** The end of a burst of frames: acknowledgments that are owed go out. */
+  /** Acknowledgments that are owed go out. */
   flush(): void {
     this.#receiver.flush()
   }

@@ -183,8 +183,8 @@ export class BridgeBackend implements NetworkBackend {
   }
 
   /**
-   * Links come and go without a word: a way out that comes up (a VPN) must forward answers, and the host's address on a link of another
-   * backend is not for our VMs.
+   * Links come and go without a word: a way out that comes up (a VPN) must forward answers, and a new address of the host is refused to VMs
+   * until it is known to be none of another noid network's.
    */
   #lookAround(): void {
     const now = addresses().join()

@@ -36,7 +36,7 @@ import {
   IFNAME,
   isBridge,
   openServicesTap,
-  outsideLinks,
+  outside,
   portName,
   portState,
   portsOf,
@@ -44,7 +44,6 @@ import {
   removePort,
   removePorts,
   servicesJoined,
-  strangers,
 } from './links.ts'
 import {
   applyGuards,
@@ -94,7 +93,7 @@ export class Bridge {
   #link: Link | undefined
   #name: string | undefined
   #queue: Promise<unknown> = Promise.resolve()
-  #strangers: readonly string[] = []
+  #hostAddresses: readonly string[] = []
   /** Published ports that somebody else has taken while nobody held them. */
   readonly #taken = new Set<string>()
   #warnings: readonly string[] = []
@@ -288,18 +287,17 @@ export class Bridge {
   async refresh(): Promise<void> {
     await this.#serially(async () => {
       if (this.#name === undefined || this.#closed) return
-      await this.#claimForwarding()
-      const now = await strangers()
-      if (now.join() === this.#strangers.join()) return
-      this.#strangers = now
-      await applyRules(this.#model(this.#name))
+      const before = this.#hostAddresses.join()
+      await this.#lookOutside()
+      if (this.#hostAddresses.join() !== before) await applyRules(this.#model(this.#name))
     })
   }
 
-  /** Answers come in by the links of the outside: they must be allowed to go on to the bridge. */
-  async #claimForwarding(): Promise<void> {
-    for (const link of await outsideLinks())
-      this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', this.#spec.id)
+  /** Answers come in by the links of the outside: they must be allowed to go on to the bridge. What the host is called there is learnt as well. */
+  async #lookOutside(): Promise<void> {
+    const { links, addresses } = await outside()
+    for (const link of links) this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', this.#spec.id)
+    this.#hostAddresses = addresses
   }
 
   /** The host's name servers changed. */
@@ -357,8 +355,7 @@ export class Bridge {
       // Somebody removed the bridge, and it came back under another name.
       if (last !== undefined && !(await isBridge(last))) await removeRules(last)
     }
-    this.#strangers = await strangers()
-    await this.#claimForwarding()
+    await this.#lookOutside()
     await Promise.all([applyGuards(name, this.#guards()), keepRules(this.#model(name))])
     for (const r of Object.values(this.#wish.attachments)) {
       signal.throwIfAborted()
@@ -404,7 +401,7 @@ export class Bridge {
       publishes: Object.values(this.#wish.publishes).flatMap(({ spec, hostPort }) =>
         this.#taken.has(spec.id) ? [] : [{ ...spec, hostPort }],
       ),
-      strangers: this.#strangers,
+      hostAddresses: this.#hostAddresses,
     }
   }
 

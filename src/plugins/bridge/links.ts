@@ -244,26 +244,24 @@ export async function openServicesTap(bridge: string, mtu: number): Promise<numb
   }
 }
 
-/** Links by which packets of the outside come in: up, with an IPv4 address, not loopback and not noid's. */
-export async function outsideLinks(): Promise<string[]> {
-  const all = JSON.parse(await ip('-j', '-4', 'addr', 'show', 'up')) as {
-    ifname?: string
-    flags?: string[]
-    addr_info?: unknown[]
-  }[]
-  return all.flatMap(({ ifname, flags, addr_info }) =>
-    ifname === undefined || flags?.includes('LOOPBACK') || /^noid\d+$/.test(ifname) || (addr_info ?? []).length === 0
-      ? []
-      : [ifname],
-  )
+interface AddressInfo {
+  readonly ifname?: string
+  readonly flags?: readonly string[]
+  readonly addr_info?: readonly { readonly local?: string }[]
 }
 
-/** The host's addresses on noid's links that are no bridges: of networks whose backend sets no rules. */
-export async function strangers(): Promise<string[]> {
-  const found = addresses().filter(([ifname]) => NOID_LINK.test(ifname))
-  if (found.length === 0) return []
-  const bridges = new Set((await links('type', 'bridge')).map((l) => l.ifname))
-  return found.flatMap(([ifname, address]) => (bridges.has(ifname) ? [] : [address])).sort()
+/** What the host is outside of noid: the links by which packets of the outside come in, and its addresses, also on links that are down. */
+export async function outside(): Promise<{ readonly links: readonly string[]; readonly addresses: readonly string[] }> {
+  const all = JSON.parse((await ip('-j', '-4', 'addr', 'show')) || '[]') as AddressInfo[]
+  const links: string[] = []
+  const found = new Set<string>()
+  for (const { ifname, flags = [], addr_info = [] } of all) {
+    const own = addr_info.flatMap(({ local }) => (local === undefined || local.startsWith('127.') ? [] : [local]))
+    if (ifname === undefined || NOID_LINK.test(ifname) || own.length === 0) continue
+    if (flags.includes('UP') && !flags.includes('LOOPBACK')) links.push(ifname)
+    for (const a of own) found.add(a)
+  }
+  return { links, addresses: [...found].sort() }
 }
 
 /** The host's links and their addresses, cheaply: to see whether anything has changed. */

@@ -3,14 +3,16 @@
  *
  * Theory. Each network has chains of its own, named after its link, that are written anew as a whole on every change, in one
  * transaction (`--noflush`: nothing else is touched); a jump into each stands first in the built-in chains. So the rules always are a function of
- * the model, and repeating is harmless. What each network says of itself is enough: no rule lists other networks, so none can be stale.
+ * the model, and repeating is harmless. What each network says of itself is enough: no rule lists other networks, so none can be stale. The one
+ * list there is, the host's addresses on links that are not noid's, says what is allowed: an address that is new is refused until it is listed.
  *
  *   raw     PREROUTING   what comes from the network for or from 127/8 is a martian, also while route_localnet is on (CVE-2020-8558)
  *   nat     PREROUTING, OUTPUT   published ports → the VM; the host's address with --allow-host → the host's loopback
  *           POSTROUTING  out of the network by masquerade; what was published and comes from the subnet or loopback as well
  *   mangle  FORWARD      MSS clamp, both ways; nothing published is for an isolated VM (here, so that no other network's chain comes before)
  *   filter  FORWARD      who may reach whom (below)
- *           INPUT        an isolated VM reaches nothing of the host; nobody of another noid network reaches this one's gateway
+ *           INPUT        a VM reaches the host at its own network's addresses and at those of the outside; an isolated one not at all; nobody of
+ *                        another noid network reaches this one's gateway
  *           OUTPUT       the host speaks to no isolated VM of its own accord
  *   bridge  PREROUTING   what each port may send (guard.ts)
  *
@@ -37,8 +39,8 @@ export interface RuleModel {
   readonly isolated: boolean
   readonly allowHostPorts: readonly number[]
   readonly publishes: readonly PortRule[]
-  /** What the host is called on links of other noid networks that are no bridges: their owners set no rules. */
-  readonly strangers: readonly string[]
+  /** What the host is called on links that are not noid's. */
+  readonly hostAddresses: readonly string[]
 }
 
 /** Every noid link. */
@@ -156,11 +158,17 @@ export function chains(m: RuleModel): readonly Chain[] {
       rules: [
         `${established} -j RETURN`,
         ...[gateway, hostAddress].flatMap((a) => refuse(`! -i ${link} -d ${a}/32`)),
-        ...m.strangers.flatMap((a) => refuse(`-i ${link} -d ${a}/32`)),
         ...refuse(`-i ${link} ${linkLocal}`),
         ...(m.allowHostPorts.length > 0 ? [`-i ${link} -d 127.0.0.1/32 ${translated} -j ACCEPT`] : []),
         `-i ${link} -d ${gateway}/32 -p icmp --icmp-type echo-request -j ACCEPT`,
-        ...(isolated ? refuse(`-i ${link}`) : []),
+        ...(isolated
+          ? []
+          : [
+              ...[gateway, hostAddress, ...m.hostAddresses].map((a) => `-i ${link} -d ${a}/32 -j RETURN`),
+              // Groups and broadcasts of the VM's own link.
+              `-i ${link} -m addrtype ! --dst-type LOCAL -j RETURN`,
+            ]),
+        ...refuse(`-i ${link}`),
       ],
     },
     ...(isolated

@@ -1,6 +1,7 @@
 /**
  * What the reference plugins leave on the host when their last attachment is gone: a bridge without ports, an address pool's
- * directory without addresses, and chains of iptables that lead nowhere. Plugins make them again when they need them.
+ * directory without addresses, chains of iptables that lead nowhere, and the host's forwarding (forwarding.ts). Plugins make them again
+ * when they need them.
  *
  * Only what was not there before noid's first ADD is taken away, and only while it holds nothing of anybody's: another
  * engine that came to use the same bridge or the same chains keeps them.
@@ -13,6 +14,7 @@ import { promisify } from 'node:util'
 import { linkIndex } from '../../sys/netdev.ts'
 import type { Chain } from './chain.ts'
 import type { PluginConf } from './config.ts'
+import { putBack, type Witness, witness } from './forwarding.ts'
 
 const run = promisify(execFile)
 const TOOL_MS = 15_000
@@ -30,6 +32,8 @@ interface Made {
   readonly pools: readonly string[]
   /** "iptables-save:nat:CNI-HOSTPORT-DNAT" */
   readonly chains: readonly string[]
+  /** Switches that the plugins may turn on. */
+  readonly switches: readonly Witness[]
 }
 
 export class Traces {
@@ -47,6 +51,7 @@ export class Traces {
       bridges: now ? kept.bridges : [],
       pools: kept?.pools ?? [],
       chains: now ? kept.chains : [],
+      switches: now ? (kept.switches ?? []) : [],
     }
   }
 
@@ -65,6 +70,7 @@ export class Traces {
       bridges: [...new Set([...this.#made.bridges, ...bridges])],
       pools: [...new Set([...this.#made.pools, ...pools])],
       chains: [...new Set([...this.#made.chains, ...absent])],
+      switches: [...this.#made.switches, ...(await witness(this.#made.switches))],
     })
   }
 
@@ -81,7 +87,9 @@ export class Traces {
         log(`chains of ${save} stay: ${e.message}`),
       )
     const left = new Set((await Promise.all(TABLES.map(([tool]) => commonChains(tool)))).flat().map((x) => x.key))
-    this.#save({ ...this.#made, bridges, pools, chains: this.#made.chains.filter((k) => left.has(k)) })
+    const switches: Witness[] = []
+    for (const w of this.#made.switches) if (!(await putBack(w))) switches.push(w)
+    this.#save({ ...this.#made, bridges, pools, chains: this.#made.chains.filter((k) => left.has(k)), switches })
   }
 
   #save(m: Made): void {
