@@ -21,8 +21,10 @@ import { inNetns } from '../../src/sys/netns.ts'
 import { openPackets } from '../../src/sys/packet.ts'
 import {
   AF_INET,
+  AF_INET6,
   bind,
   IPPROTO_ICMP,
+  IPPROTO_ICMPV6,
   listen,
   SO_REUSEADDR,
   SOCK_DGRAM,
@@ -44,6 +46,7 @@ export const skipWithoutRoot = process.getuid?.() === 0 ? false : 'needs root fo
 
 /** The address of the host's servers: on its loopback link, but no loopback address. */
 export const SERVER = '10.77.0.1'
+export const SERVER6 = '2001:db8:77::1'
 
 export const CONFIG: NetworkConfig = {
   id: 'n1',
@@ -58,12 +61,19 @@ export const CONFIG: NetworkConfig = {
   allowHostPorts: [],
   leaseSeconds: 3600,
 }
+/** The same network with both families; guest N has ::N. */
+export const DUAL: NetworkConfig = {
+  ...CONFIG,
+  ipv6: { subnet: 'fd00:77::/64', gateway: 'fd00:77::1', services: 'fd00:77::2', hostAddress: 'fd00:77::254' },
+}
 
 export interface Guest {
   readonly name: string
   readonly kind: 'tap' | 'packet'
   readonly netns: string
   readonly address: string
+  /** On a network that has IPv6. */
+  readonly address6?: string
   readonly mac: string
 }
 
@@ -75,10 +85,12 @@ export class Lab {
   readonly host: string
   process!: ChildProcess
   link!: Link
+  #config = CONFIG
 
   constructor() {
     this.host = this.addNetns('host')
     this.in(this.host, 'ip', 'addr', 'add', `${SERVER}/32`, 'dev', 'lo')
+    this.in(this.host, 'ip', 'addr', 'add', `${SERVER6}/128`, 'dev', 'lo', 'nodad')
   }
 
   /** A namespace with its loopback up. */
@@ -121,6 +133,7 @@ export class Lab {
 
   /** Start the process and configure its network. @param flags Node's, such as --cpu-prof */
   async start(config: NetworkConfig = CONFIG, flags: readonly string[] = []): Promise<void> {
+    this.#config = config
     const log = openSync(join(this.dir, 'log'), 'a')
     const argv = ['netns', 'exec', this.host, process.execPath, ...flags, MAIN, this.dir]
     this.process = spawn('ip', argv, {
@@ -144,7 +157,9 @@ export class Lab {
   /** A namespace with a nic on the network, configured by hand. `kind` packet: a veth whose far end lies in a namespace between. */
   async guest(name: string, last: number, kind: 'tap' | 'packet' = 'tap'): Promise<Guest> {
     const mac = `02:00:00:00:00:${last.toString(16).padStart(2, '0')}`
-    const guest: Guest = { name, netns: this.addNetns(name), address: `192.168.100.${last}`, mac, kind }
+    const { ipv6 } = this.#config
+    const address6 = ipv6 && `${ipv6.subnet.split('/')[0]}${last}`
+    const guest: Guest = { name, netns: this.addNetns(name), address: `192.168.100.${last}`, address6, mac, kind }
     if (kind === 'packet') {
       const wire = this.addNetns(`${name}-wire`)
       run('ip', 'link', 'add', 'eth0', 'netns', guest.netns, 'type', 'veth', 'peer', 'name', 'far', 'netns', wire)
@@ -163,11 +178,15 @@ export class Lab {
       must('up', setLinkUp('eth0'))
       must('default route', addRoute('eth0', '0.0.0.0', 0, CONFIG.gateway))
     })
+    if (ipv6 !== undefined) {
+      this.in(guest.netns, 'ip', 'addr', 'add', `${address6}/64`, 'dev', 'eth0', 'nodad')
+      this.in(guest.netns, 'ip', '-6', 'route', 'add', 'default', 'via', ipv6.gateway)
+    }
     return guest
   }
 
   /** Open the guest's nic, which is made if it is not there, and hand it over. */
-  async attach({ name, netns, mac, address, kind }: Guest): Promise<void> {
+  async attach({ name, netns, mac, address, address6, kind }: Guest): Promise<void> {
     const fds =
       kind === 'tap'
         ? inNetns(this.path(netns), () => [
@@ -177,7 +196,19 @@ export class Lab {
     if (typeof fds === 'number') throw new Error(`no packet socket: ${fds}`)
     const count = fds.length
     await this.link.request(
-      { op: 'attach', fds: count, id: name, role: 'vm', kind, vnetHdr: true, name, mac, address, bound: true },
+      {
+        op: 'attach',
+        fds: count,
+        id: name,
+        role: 'vm',
+        kind,
+        vnetHdr: true,
+        name,
+        mac,
+        address,
+        address6,
+        bound: true,
+      },
       fds,
     )
     for (const fd of fds) close(fd)
@@ -201,11 +232,16 @@ export class Lab {
     close(fd)
   }
 
-  /** Hand over a raw ICMP socket, as root's daemon does. */
+  /** Hand over raw ICMP sockets of both families, as root's daemon does. */
   async rawIcmp(): Promise<void> {
-    const fd = inNetns(this.path(this.host), () => must('raw socket', socket(AF_INET, SOCK_RAW, IPPROTO_ICMP)))
-    await this.link.request({ op: 'rawIcmp', fds: 1 }, [fd])
-    close(fd)
+    for (const [family, protocol] of [
+      [AF_INET, IPPROTO_ICMP],
+      [AF_INET6, IPPROTO_ICMPV6],
+    ] as const) {
+      const fd = inNetns(this.path(this.host), () => must('raw socket', socket(family, SOCK_RAW, protocol)))
+      await this.link.request({ op: 'rawIcmp', fds: 1 }, [fd])
+      close(fd)
+    }
   }
 
   async close(): Promise<void> {
