@@ -170,10 +170,9 @@ export class Network {
     this.#udp = new UdpRelay(context)
     this.#ping = new PingRelay(context)
     const six =
-      ipv6 === undefined || sw.bindings === undefined
+      ipv6 === undefined
         ? undefined
         : {
-            bindings: sw.bindings,
             advertiser: new RouterAdvertiser(host, arena, out, ports, {
               ...ipv6,
               linkLocal: ipv6.router,
@@ -200,6 +199,7 @@ export class Network {
       six,
     )
     sw.connect(this.#gateway)
+    if (sw.guard6 !== undefined && forwards) sw.guard6.onTaken = this.#gateway.defend
     this.#gateway.allowHostPorts(config.allowHostPorts)
     this.#publishes = new Publishes(
       context,
@@ -224,6 +224,7 @@ export class Network {
         reply,
         drop: (port, reason: DnsDrop) => drops.countNamed(port, reason, dnsDrops[reason]),
         ref: (index) => (index << KIND_BITS) | KIND_DNS,
+        speaks: (a) => sw.bindings?.speaks(a.w0, a.w1, a.w2, a.w3) === true,
       },
       config,
     )

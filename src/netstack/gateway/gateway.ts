@@ -16,7 +16,6 @@ import { OUT } from '../flow/table.ts'
 import { find4, insert4, writeMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
 import { ROUTE } from '../host.ts'
-import type { Bindings } from '../switch/bindings.ts'
 import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import type { Switch, Uplink } from '../switch/switch.ts'
@@ -89,7 +88,7 @@ export class Gateway implements Uplink {
     ports: Ports,
     relays: Relays,
     config: GatewayConfig,
-    six?: { readonly bindings: Bindings; readonly advertiser: RouterAdvertiser; readonly config: Gateway6Config },
+    six?: { readonly advertiser: RouterAdvertiser; readonly config: Gateway6Config },
   ) {
     this.#x = x
     this.#b = arena.bytes
@@ -102,17 +101,8 @@ export class Gateway implements Uplink {
     this.#fragments = new Fragments(arena, x.drops, x.limits.reassemblies)
     this.#scratch = arena.alloc(16)
     if (six !== undefined)
-      this.#six = new Gateway6(
-        x,
-        arena,
-        out,
-        ports,
-        six.bindings,
-        relays,
-        this.#fragments,
-        six.advertiser,
-        six.config,
-        (f) => this.#opensHost(f),
+      this.#six = new Gateway6(x, arena, out, ports, relays, this.#fragments, six.advertiser, six.config, (f) =>
+        this.#opensHost(f),
       )
   }
 
@@ -367,6 +357,9 @@ export class Gateway implements Uplink {
   attach(port: number): void {
     this.#six?.advertiser.attach(port)
   }
+
+  /** Tell who asks for an IPv6 address that it is taken. */
+  readonly defend = (f: Frame): void => this.#six?.defend(f)
 
   /** The network ends: guests are told that this is no router any more. */
   retire(): void {

@@ -2,8 +2,8 @@
  * The gateway's IPv6: what is for its addresses it answers, what is for elsewhere becomes a flow. The order of decisions is gateway.ts's.
  *
  * Its addresses: ::1 (the router) and fe80::1, ::2 (services) and ::254 where no host interface has it. Neighbour discovery takes ARP's place
- * (RFC 4861): it answers for its own addresses, never asks, and on an isolated network, where guests do not hear each other, it also says for a VM
- * that its address is taken (RFC 4862 §5.4). Router advertisements: advertise.ts.
+ * (RFC 4861): it answers for its own addresses, never asks, and says for a VM that its address is taken (guard6.ts). Router advertisements:
+ * advertise.ts.
  * Invariants: those of gateway.ts; a packet from a link-local address never leaves its link (RFC 4291 §2.5.6).
  */
 import { type Arena, SLOT_FRAME } from '../arena.ts'
@@ -15,7 +15,6 @@ import { ICMP, OUT } from '../flow/table.ts'
 import { find6, findAny, insert6 } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
 import { ROUTE } from '../host.ts'
-import type { Bindings } from '../switch/bindings.ts'
 import { DHCP6_SERVER } from '../switch/guard6.ts'
 import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
@@ -69,7 +68,6 @@ export class Gateway6 {
   readonly #b: Uint8Array
   readonly #out: Out
   readonly #ports: Ports
-  readonly #bindings: Bindings
   readonly #relays: Relays
   readonly #fragments: Fragments
   readonly #config: Gateway6Config
@@ -86,7 +84,6 @@ export class Gateway6 {
     arena: Arena,
     out: Out,
     ports: Ports,
-    bindings: Bindings,
     relays: Relays,
     fragments: Fragments,
     advertiser: RouterAdvertiser,
@@ -97,7 +94,6 @@ export class Gateway6 {
     this.#b = arena.bytes
     this.#out = out
     this.#ports = ports
-    this.#bindings = bindings
     this.#relays = relays
     this.#fragments = fragments
     this.advertiser = advertiser
@@ -167,13 +163,21 @@ export class Gateway6 {
 
   /** A solicitation, which the guard found well-formed: answered when it asks for an address of ours. */
   #neighbour(f: Frame): void {
+    const target = this.#dst.read(this.#b, f.l4 + 8)
+    const flags = this.#flagsFor(f, target)
+    if (flags >= 0) this.#answer(f, target, flags)
+  }
+
+  /** Somebody asks for an address that another VM has. */
+  defend(f: Frame): void {
+    this.#answer(f, this.#dst.read(this.#b, f.l4 + 8), 0)
+  }
+
+  #answer(f: Frame, target: Address, flags: number): void {
     const b = this.#b
     const { l3, l4 } = f
-    const target = this.#dst.read(b, l4 + 8)
     const src = this.#src.read(b, l3 + ipv6.SRC)
     const asks = (src.w0 | src.w1 | src.w2 | src.w3) === 0
-    const flags = this.#flagsFor(f, target, asks)
-    if (flags < 0) return
     if (!icmpv6.sound(b, l3, l4, f.l4len)) return this.#x.drops.count(f.port, DROP.checksum)
     const { gatewayHi, gatewayLo, linkLocal } = this.#config
     const to = this.#slot + ETHERNET
@@ -189,14 +193,12 @@ export class Gateway6 {
   }
 
   /** With which flags the gateway answers for the target; −1: not at all. */
-  #flagsFor(f: Frame, target: Address, asks: boolean): number {
+  #flagsFor(f: Frame, target: Address): number {
     const { gateway, services, linkLocal, hostAddress, isolated, forwards } = this.#config
     if (target.equals(gateway) || target.equals(linkLocal) || target.equals(services)) return forwards ? ndp.ROUTER : 0
     const ports = this.#ports
-    if (target.equals(hostAddress)) return ports.role[f.port] === ROLE.vm && (ports.host < 0 || isolated) ? 0 : -1
-    if (!asks || !isolated || !forwards) return -1
-    const entry = this.#bindings.find(target.w0, target.w1, target.w2, target.w3)
-    return entry >= 0 && this.#bindings.portOf(entry) !== f.port ? 0 : -1
+    const hosts = target.equals(hostAddress) && ports.role[f.port] === ROLE.vm && (ports.host < 0 || isolated)
+    return hosts ? 0 : -1
   }
 
   // -- the gateway's own addresses ------------------------------------------------------------------------------------
@@ -205,7 +207,7 @@ export class Gateway6 {
     const { drops } = this.#x
     switch (f.proto) {
       case ipv6.ICMPV6:
-        if (icmp.type(this.#b, f.l4) === ndp.NEIGHBOUR_SOLICITATION) return this.#neighbour(f)
+        if (ndp.isDiscovery(icmp.type(this.#b, f.l4))) return this.#groupMessage(f)
         return this.#echo(f)
       case ipv4.UDP:
         if (f.dstPort === DNS || (f.dstPort === DHCP6_SERVER && this.#services.dhcp6 !== undefined))
@@ -229,7 +231,6 @@ export class Gateway6 {
     const b = this.#b
     const { drops } = this.#x
     const type = icmp.type(b, f.l4)
-    if (type === ndp.NEIGHBOUR_ADVERTISEMENT) return
     if (type !== icmpv6.ECHO) return drops.count(f.port, DROP['icmp-unhandled'])
     if (!icmpv6.sound(b, f.l3, f.l4, f.l4len)) return drops.count(f.port, DROP.checksum)
     const at = this.#out.l4at

@@ -5,7 +5,8 @@
  *  - from :: (nobody yet) come duplicate address detection, router solicitations and reports of multicast listeners, and nothing else;
  *  - solicitations and advertisements name the sender's own address and MAC, come whole (RFC 6980) and from the link (hop limit 255);
  *  - a VM is no router: advertisements and redirects are refused; it gives no DHCPv6 answers;
- *  - who asks whether an address is free is let through also when another has it, so that its owner can say so; the address stays its owner's.
+ *  - who asks whether an address is free that another has is told so by the gateway, and the owner does not hear it: to one that is about to use its
+ *    own address, the same question from somebody else would mean that it must not (RFC 4862 §5.4.3), and anybody could keep it from having any.
  * The host's port speaks from the host's address and from link-local ones, and learns no others.
  *
  * Never does: forwarding, answering. Its caller has seen that the source MAC is the port's.
@@ -32,6 +33,8 @@ export class Guard6 {
   readonly #bindings: Bindings
   readonly #p0: number
   readonly #p1: number
+  /** Somebody asks for another's address. Not set where a bridge of the kernel has carried the question already. */
+  onTaken: ((f: Frame) => void) | undefined
 
   /** @param p0, p1 the network's /64 */
   constructor(b: Uint8Array, ports: Ports, bindings: Bindings, p0: number, p1: number) {
@@ -91,7 +94,7 @@ export class Guard6 {
     const lo = ethernet.srcLo(b, f.off)
     if (!ndp.tellsOnly(b, l4, l4len, hi, lo)) return DROP['guard-nd']
     if (nobody && type !== ndp.ROUTER_SOLICITATION && type !== ndp.NEIGHBOUR_SOLICITATION) return DROP['guard-nd']
-    if (nobody && ndp.hasSource(b, l4, l4len)) return DROP['nd-malformed']
+    if (nobody && (ndp.hasSource(b, l4, l4len) || !ipv6.isMulticast(ipv6.dst(b, f.l3, 0)))) return DROP['nd-malformed']
     if (type === ndp.ROUTER_SOLICITATION) return 0
     const solicits = type === ndp.NEIGHBOUR_SOLICITATION
     if (solicits && !nobody) return 0
@@ -100,7 +103,15 @@ export class Guard6 {
     const t2 = ndp.target(b, l4, 2)
     const t3 = ndp.target(b, l4, 3)
     const entry = this.#bindings.find(t0, t1, t2, t3)
-    if (entry >= 0) return solicits || this.#bindings.portOf(entry) === f.port ? 0 : DROP['guard-nd']
+    if (entry >= 0) {
+      const owner = this.#bindings.portOf(entry)
+      if (owner === f.port) return 0
+      if (!solicits) return DROP['guard-nd']
+      // The gateway answers for its own addresses by itself.
+      if (owner === GATEWAY || this.onTaken === undefined) return 0
+      this.onTaken(f)
+      return DROP['address-taken']
+    }
     const bad = this.#claim(f, t0, t1, t2, t3, now)
     return bad === DROP['guard-address'] ? DROP['guard-nd'] : bad
   }

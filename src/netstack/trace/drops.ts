@@ -33,6 +33,7 @@ const CATALOGUE = [
   ['guard-mac-limit', 'more source MACs behind one port than a VM may have'],
   ['guard-address', 'a source address that is not the VM’s own: a static address in the guest, or forged'],
   ['guard-address-limit', 'more IPv6 addresses in use at once than one VM may have'],
+  ['address-taken', 'a question whether an IPv6 address is free, which another VM has: the VM was told so'],
   ['guard-nd', 'neighbour discovery that speaks for an address or a MAC that is not the VM’s own'],
   ['guard-ra', 'router advertisements from a VM: only the network’s gateway is a router'],
   ['guard-arp', 'ARP that speaks for an address or a MAC that is not the VM’s own'],

@@ -75,16 +75,22 @@ test('nobody (::) asks whether an address is free, looks for routers, reports li
   refused(web, 'nd-malformed', solicit({ from: '::', target: 'fd00:6::77:2', told: web.mac }))
 })
 
-test('first come, first served: who asked first has it, and the owner says so', () => {
+test('first come, first served: who asked first has it, and the gateway says so to who asks next', () => {
   const { web, db, log, refused } = lan()
   const target = 'fd00:6::5:5'
   web.send(solicit({ from: '::', target }))
-  web.take()
-  db.take()
+  for (const s of [web, db, log]) s.take()
   db.send(solicit({ from: '::', target }))
-  assert.deepEqual(web.lines(), [`icmp6 :: > ff02::1:ff05:5 who-has ${target}`], 'the owner hears it')
+  assert.deepEqual(db.lines(), [`icmp6 fe80::1 > ff02::1 is-at ${target} ${GATEWAY_MAC}`])
+  // To an owner that has just begun to use it, the question would mean that it must not (RFC 4862 §5.4.3); by whatever way it comes.
+  db.send(solicit({ from: '::', target, dstMac: web.mac }))
+  db.take()
+  assert.deepEqual([web.lines(), db.drops('address-taken')], [[], 2])
+  refused(db, 'nd-malformed', solicit({ from: '::', target, to: target, dstMac: web.mac }))
+  for (const own of [web.ip6, EUI, LINK_LOCAL]) db.send(solicit({ from: '::', target: own }))
+  assert.deepEqual([web.lines(), db.drops('address-taken')], [[], 5])
   web.send(advertise({ from: target, target }))
-  assert.deepEqual(db.lines(), [`icmp6 ${target} > ff02::1 is-at ${target} ${web.mac}`])
+  assert.deepEqual(db.lines().slice(-1), [`icmp6 ${target} > ff02::1 is-at ${target} ${web.mac}`])
   web.take()
   log.take()
   refused(db, 'guard-address', udp({ from: `[${target}]:1`, to: `[${web.ip6}]:1`, dstMac: web.mac }))
