@@ -34,9 +34,9 @@ export interface Control {
   readonly bootId: string
   /** May make interfaces on the host. */
   readonly privileged: boolean
-  readonly hostRoutes: () => readonly TakenSubnet[]
   /** undefined: the kernel has no IPv6. */
   readonly hostRoutes6: () => readonly TakenPrefix6[] | undefined
+  readonly hostRoutes: () => readonly TakenSubnet[]
   /** Called at named points between two steps; tests end the process there. */
   readonly checkpoint: (point: string) => void
 }

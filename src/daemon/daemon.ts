@@ -92,8 +92,8 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     defaultBackend: o.defaultBackend ?? 'userspace',
     bootId: bootId(),
     privileged: o.privileged,
-    hostRoutes: o.hostRoutes ?? hostRoutes,
     hostRoutes6: o.hostRoutes6 ?? hostRoutes6,
+    hostRoutes: o.hostRoutes ?? hostRoutes,
     checkpoint: o.checkpoint ?? (() => {}),
   }
   const networks = new Networks(control)

@@ -20,8 +20,8 @@ const daemon = await startDaemon({
   log: fileLog(paths.daemonLog, true),
   version: '0.0.0-test',
   privileged: false,
-  hostRoutes: () => [],
   hostRoutes6: () => (process.env.NO_IPV6 ? undefined : []),
+  hostRoutes: () => [],
   checkpoint: (point) => {
     if (point === process.env.CRASH_AT) process.kill(process.pid, 'SIGKILL')
   },

@@ -131,13 +131,13 @@ export function stageScript(w: StageWords): string {
     'mount -t mqueue -o nosuid,nodev,noexec mqueue dev/mqueue || :',
     'mount -t tmpfs -o nosuid,nodev,mode=0755 run run',
     'mkdir -m 1777 run/lock; mkdir run/network',
+    // A nic that appears is usable while its addresses are probed (RFC 4429): before the second that this takes.
+    'for k in optimistic_dad use_optimistic; do echo 1 2>/dev/null > proc/sys/net/ipv6/conf/default/$k || :; done',
     'mount -t sysfs -o ro,nosuid,nodev,noexec sys sys',
     `for f in ${MASKED_FILES.join(' ')}; do [ ! -e proc/$f ] || mount --bind /dev/null proc/$f; done`,
     `for d in ${MASKED_DIRECTORIES.join(' ')}; do [ ! -d $d ] || mount -t tmpfs -o ro,nosuid,nodev,noexec,size=0,mode=0555 none $d; done`,
     `hostname ${quote(w.name)}`,
     'ip link set lo up',
-    // A nic that appears is usable while its addresses are probed (RFC 4429): before the second that this takes.
-    'for k in optimistic_dad use_optimistic; do echo 1 2>/dev/null > proc/sys/net/ipv6/conf/default/$k || :; done',
     // man pivot_root(2): the old root is stacked on the new one, and "." then names it.
     'pivot_root . .',
     'umount -l .',
