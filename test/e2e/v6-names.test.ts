@@ -60,6 +60,16 @@ describe('IPv6: names', { skip: missing('dig', 'dnsmasq', 'ss') }, () => {
     await web.sh('ping -6 -c1 -w20 host.noid.internal')
   })
 
+  test('a VM that asks no DHCPv6 is at what its kernel made of the prefix', async () => {
+    const auto = lab.guest('auto')
+    await agent.attach(net, auto, 20)
+    await auto.sh('ip link set eth0 up')
+    await eventually('its name', async () => (await short('AAAA', 'auto.noid.internal')) === `${P}:5054:ff:fe00:1401`)
+    await eventually('it answers', async () => (await web.run(['ping', '-6', '-c1', '-W2', 'auto'])).code === 0)
+    await auto.sh(`ip addr add ${P}::20/64 dev eth0`)
+    await eventually('its own', async () => (await short('AAAA', 'auto.noid.internal')) === `${P}::20`)
+  })
+
   test('reverse names of the network stay at home, others do not', async () => {
     await lab.tell({ queries: true })
     await dig('-x', `${P}::99`)

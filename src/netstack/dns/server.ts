@@ -19,7 +19,7 @@ import { GuestStream } from './guest-stream.ts'
 import * as dns from './message.ts'
 import { parseServer, type Server, Servers } from './servers.ts'
 import { type Pending, Upstream } from './upstream.ts'
-import { type DnsNetwork, Zone } from './zone.ts'
+import { type DnsNetwork, type Speaks, Zone } from './zone.ts'
 
 export const dnsDrops = {
   'dns-malformed': 'a datagram to the name service was no query',
@@ -41,6 +41,8 @@ export interface DnsSurroundings {
   /** What `watch` is called with for socket number `index` of the service: its events come back to `ready(index, events)`. */
   readonly ref: (index: number) => Ref
   readonly policy?: DnsPolicy
+  /** Absent: nothing is known of it. */
+  readonly speaks?: Speaks
 }
 
 /** Questions of one port in flight, and of all; beyond that, only ports with few of them are let in, so that no VM is crowded out. */
@@ -89,7 +91,7 @@ export class DnsServer implements DatagramService, StreamService {
   constructor(s: DnsSurroundings, network: DnsNetwork & { readonly mtu: number }) {
     this.#s = s
     this.#seed = s.host.random32()
-    this.#zone = new Zone(network)
+    this.#zone = new Zone(network, s.speaks)
     this.#own = [network, network.ipv6].flatMap((n) =>
       n === undefined ? [] : [parseIp(n.services), parseIp(n.gateway)],
     )

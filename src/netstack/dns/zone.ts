@@ -37,10 +37,13 @@ interface Host {
   /** −1 for what belongs to the network itself. */
   readonly port: number
   readonly name: string
-  /** What the name leads to, in each family. */
+  /** What the name leads to. */
   readonly a: Address | undefined
-  readonly aaaa: Address | undefined
+  readonly aaaa: readonly Address[]
 }
+
+/** Is the address in use by whom it was given to? */
+export type Speaks = (a: Address) => boolean
 
 type Records = NonNullable<dnsPacket.Packet['answers']>
 
@@ -52,7 +55,10 @@ export class Zone {
   /** By the address's text. */
   readonly #byAddress = new Map<string, Host>()
 
-  constructor(n: DnsNetwork) {
+  readonly #speaks: Speaks
+
+  constructor(n: DnsNetwork, speaks: Speaks = () => false) {
+    this.#speaks = speaks
     this.#domain = n.domain.toLowerCase()
     this.#isolated = n.isolated
     const families: OwnAddresses[] = []
@@ -79,15 +85,19 @@ export class Zone {
   }
 
   #enter(port: number, name: string, addresses: readonly Address[]): void {
-    const of = (family: 4 | 6): Address | undefined => addresses.find((a) => a.family === family)
-    const h: Host = { port, name, a: of(4), aaaa: of(6) }
+    const a = addresses.find((address) => address.family === 4)
+    const h: Host = { port, name, a, aaaa: addresses.filter((address) => address.family === 6) }
     if (!this.#byName.has(name)) this.#byName.set(name, h)
-    for (const a of addresses) if (!this.#byAddress.has(`${a}`)) this.#byAddress.set(`${a}`, h)
+    for (const address of addresses) {
+      const text = `${address}`
+      if (!this.#byAddress.has(text)) this.#byAddress.set(text, h)
+    }
   }
 
   /**
    * Idempotent. The network's own names cannot be taken.
-   * @param addresses all of them lead back to the name; the name leads to the first of each family
+   * @param addresses all of them lead back to the name; the name leads to the first of each family, or of IPv6 to the first that is in use: a VM that
+   * asks no DHCPv6 has only what its kernel makes of the prefix
    */
   bind(port: number, name: string, addresses: readonly string[]): void {
     this.unbind(port)
@@ -115,8 +125,8 @@ export class Zone {
     const records: Records = []
     const wants = (type: number): boolean => q.type === type || q.type === TYPE.ANY
     if (wants(TYPE.A) && host.a !== undefined) records.push({ type: 'A', name, ttl: TTL, data: `${host.a}` })
-    if (wants(TYPE.AAAA) && host.aaaa !== undefined)
-      records.push({ type: 'AAAA', name, ttl: TTL, data: `${host.aaaa}` })
+    const aaaa = wants(TYPE.AAAA) ? (host.aaaa.find(this.#speaks) ?? host.aaaa[0]) : undefined
+    if (aaaa !== undefined) records.push({ type: 'AAAA', name, ttl: TTL, data: `${aaaa}` })
     return this.#write(
       out,
       q,

@@ -34,6 +34,8 @@ export class Bindings {
   readonly #macLo: Int32Array
   readonly #permanent: Uint8Array
   readonly #seenAt: Float64Array
+  /** 1: its port has used it, or said that it will. */
+  readonly #spoken: Uint8Array
   readonly #learned: Int32Array
   /** Before this moment a port that is full need not be searched for something silent: whoever invents addresses costs no more than others. */
   readonly #fullUntil: Float64Array
@@ -55,6 +57,7 @@ export class Bindings {
     this.#macLo = words()
     this.#permanent = new Uint8Array(capacity)
     this.#seenAt = new Float64Array(capacity)
+    this.#spoken = new Uint8Array(capacity)
     this.#learned = new Int32Array(ports)
     this.#fullUntil = new Float64Array(ports)
     this.#seed = seed | 0
@@ -93,6 +96,13 @@ export class Bindings {
     this.#macHi[entry] = hi
     this.#macLo[entry] = lo
     this.#seenAt[entry] = now
+    this.#spoken[entry] = 1
+  }
+
+  /** Is the address in use? One that is assigned need not be. */
+  speaks(w0: number, w1: number, w2: number, w3: number): boolean {
+    const e = this.find(w0, w1, w2, w3)
+    return e >= 0 && this.#spoken[e] === 1
   }
 
   /** An assigned address, whoever had learned it; false when it is another port's assigned one, or there is no room. */
@@ -150,6 +160,7 @@ export class Bindings {
     this.#macLo[e] = lo
     this.#permanent[e] = permanent ? 1 : 0
     this.#seenAt[e] = now
+    this.#spoken[e] = permanent ? 0 : 1
     if (!permanent) this.#learned[port]++
     return true
   }

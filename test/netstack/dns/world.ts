@@ -95,6 +95,8 @@ export class World {
   policy: DnsPolicy | undefined
   upstream: (a: Asked) => Reply = (a) =>
     this.answer(a, [{ type: 'A', name: a.packet.questions![0].name, ttl: 300, data: '93.184.216.34' }])
+  /** IPv6 addresses that VMs use. */
+  readonly speaking = new Set<string>()
   /** The family in which guests ask. */
   family: 4 | 6 = 4
   readonly #at: number
@@ -113,6 +115,7 @@ export class World {
         drop: (_port, reason) => this.drops.push(reason),
         ref: (index) => index,
         policy: (port, name) => this.policy?.(port, name),
+        speaks: (a) => this.speaking.has(`${a}`),
       },
       { ...network, ...options },
     )

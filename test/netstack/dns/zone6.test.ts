@@ -32,6 +32,15 @@ for (const family of [4, 6] as const)
     assert.equal(w.asked.length, 0)
   })
 
+it('a VM is at the address that it uses: its own, or what it makes of the prefix', () => {
+  w.speaking.add(EUI64)
+  assert.deepEqual(data('web', 'AAAA'), [EUI64])
+  w.speaking.add(WEB6)
+  assert.deepEqual(data('web', 'AAAA'), [WEB6])
+  // The network's own names are what they are.
+  assert.deepEqual(data('host.noid.internal', 'AAAA'), [ipv6.hostAddress])
+})
+
 it('who has one family: the other is NODATA with the SOA, never NXDOMAIN', () => {
   for (const [name, type] of [
     ['db', 'AAAA'],
