@@ -165,3 +165,50 @@ function sealHeader(b: Uint8Array, o: number): void {
   b[o + 10] = (~s & 0xffff) >>> 8
   b[o + 11] = ~s & 0xff
 }
+
+test('no chain of extension headers carries a router advertisement, or a false neighbour, to another VM', () => {
+  const { net, web } = world()
+  const db = net.vm('target')
+  const header = fc.record({
+    kind: fc.constantFrom(0, 43, 44, 60),
+    // Multiples of eight; a claim about the length that may be a lie.
+    size: fc.nat(2),
+    claims: fc.option(fc.nat(4)),
+    left: fc.nat(1),
+    offset: fc.constantFrom(0, 0, 0, 8, 64),
+    more: fc.boolean(),
+  })
+  const said = fc.constantFrom<Build>(
+    icmp6({ to: db.ip6, dstMac: db.mac, type: 134, ttl: 255, data: new Uint8Array(16) }),
+    icmp6({ to: db.ip6, dstMac: db.mac, type: 137, ttl: 255, data: new Uint8Array(32) }),
+    advertise({ to: db.ip6, dstMac: db.mac, target: 'fd00:6::1' }),
+    advertise({ to: db.ip6, dstMac: db.mac, target: db.ip6 }),
+  )
+  fc.assert(
+    fc.property(fc.array(header, { maxLength: 7 }), said, (chain, build) => {
+      const payload = build(web).bytes.slice(54)
+      const before = chain.flatMap(({ kind, size, claims, left, offset, more }, n) => {
+        const next = chain[n + 1]?.kind ?? 58
+        if (kind === 44) return [next, 0, offset >> 8, (offset & 0xf8) | (more ? 1 : 0), 0, 0, 0, 1]
+        const options = kind === 43 ? [4, left, 0, 0, 0, 0] : [1, 4, 0, 0, 0, 0]
+        return [next, claims ?? size, ...options, ...new Array(size * 8).fill(0)]
+      })
+      const next = chain[0]?.kind ?? 58
+      const o = { to: db.ip6, dstMac: db.mac, proto: 58, next, before: Uint8Array.from(before), ttl: 255 }
+      web.send(packet({ ...o, payload }))
+      for (const r of db.take()) {
+        // What passes is a later fragment, whose first one would have been refused; or something else by its own lie.
+        const b = r.bytes
+        let [kind, at, later] = [b[20], 54, false]
+        while ([0, 43, 44, 60].includes(kind) && !later) {
+          const size = kind === 44 ? 8 : (b[at + 1] + 1) * 8
+          later = kind === 44 && ((b[at + 2] << 8) | (b[at + 3] & 0xf8)) !== 0
+          kind = b[at]
+          at += size
+        }
+        assert.ok(later || kind !== 58 || ![134, 136, 137].includes(b[at]), Buffer.from(b).toString('hex'))
+      }
+    }),
+    { numRuns: 4000 },
+  )
+})
