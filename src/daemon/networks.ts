@@ -227,7 +227,7 @@ export class Networks {
     const asked = body.subnet6 !== undefined || body.family === 'ipv6'
     if (body.family === 'ipv4') return undefined
     if (!d.capabilities.ipv6 || d.capabilities.addressing === 'external') {
-      if (asked) throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'give a network IPv6' })
+      if (asked) throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'IPv6' })
       return undefined
     }
     if (body.mtu !== undefined && body.mtu < IPV6_MIN_MTU) {
@@ -248,7 +248,15 @@ export class Networks {
       }),
       ...(routes ?? []),
     ]
-    if (body.subnet6 === undefined) return chooseSubnet6(this.#ula(), taken)
+    if (body.subnet6 === undefined) {
+      try {
+        return chooseSubnet6(this.#ula(), taken)
+      } catch (e) {
+        if (asked || !(e instanceof NoidError)) throw e
+        notes.push(`${e.message}, so this network is IPv4-only: --subnet6 names another one`)
+        return undefined
+      }
+    }
     const subnet = parseSubnet6(body.subnet6)
     checkSubnet6(subnet, taken)
     return subnet

@@ -147,7 +147,7 @@ export class Vms {
     if (ports.length > 0 && !publish) throw new NoidError('CAPABILITY_MISSING', { backend, what: 'publish ports' })
     const six = ports.find((p) => p.hostAddress.includes(':'))
     if (six !== undefined && !ipv6)
-      throw new NoidError('CAPABILITY_MISSING', { backend, what: `publish ports on ${six.hostAddress}` })
+      throw new NoidError('CAPABILITY_MISSING', { backend, what: `ports on ${six.hostAddress}` })
   }
 
   /** The VM's rows: in one transaction, without a pause, so that no two VMs are given one address or MAC. */

@@ -105,6 +105,20 @@ test('where the kernel has no IPv6, networks have it only when it is asked for',
   assert.equal(asked.subnet6, 'fd00:1::/64')
 })
 
+test('where a route of the host has all of fd00::/8, networks are IPv4-only unless another prefix is named', async (t) => {
+  const lab = new Lab(t)
+  await lab.up({ VPN6: '1' })
+  const web = await lab.create('web', { networkBackend: 'dual' })
+  assert.equal(web.address6, null)
+  assert.match(
+    (await lab.client.network(web.network)).warnings.join(),
+    /fd00::\/8 \(wg0\), so this network is IPv4-only/,
+  )
+  await assert.rejects(lab.client.createNetwork({ name: 'x', backend: 'dual', family: 'ipv6' }), code('SUBNET_TAKEN'))
+  const global = await lab.client.createNetwork({ name: 'y', backend: 'dual', subnet6: '2001:db8:7::/64' })
+  assert.equal(global.subnet6, '2001:db8:7::/64')
+})
+
 test('a backend without IPv6 is never told of it', async (t) => {
   const lab = new Lab(t)
   await lab.up()

@@ -1,5 +1,6 @@
 /** The daemon with the fakes, as a process: NOID_HOME, and CRASH_AT=POINT to be killed (-9) at a checkpoint. */
 import { join } from 'node:path'
+import { type Prefix6, parsePrefix6 } from '../../src/daemon/addressing6.ts'
 import { startDaemon } from '../../src/daemon/daemon.ts'
 import { fileLog } from '../../src/daemon/log.ts'
 import { ownPaths } from '../../src/paths.ts'
@@ -20,7 +21,12 @@ const daemon = await startDaemon({
   log: fileLog(paths.daemonLog, true),
   version: '0.0.0-test',
   privileged: false,
-  hostRoutes6: () => (process.env.NO_IPV6 ? undefined : []),
+  hostRoutes6: () =>
+    process.env.NO_IPV6
+      ? undefined
+      : process.env.VPN6
+        ? [{ subnet: parsePrefix6('fd00::/8') as Prefix6, by: 'the host route fd00::/8 (wg0)' }]
+        : [],
   hostRoutes: () => [],
   checkpoint: (point) => {
     if (point === process.env.CRASH_AT) process.kill(process.pid, 'SIGKILL')
