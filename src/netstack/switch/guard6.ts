@@ -105,7 +105,11 @@ export class Guard6 {
     const entry = this.#bindings.find(t0, t1, t2, t3)
     if (entry >= 0) {
       const owner = this.#bindings.portOf(entry)
-      if (owner === f.port) return 0
+      if (owner === f.port) {
+        // It is about to use it, or does.
+        this.#bindings.heard(entry, hi, lo, now)
+        return 0
+      }
       if (!solicits) return DROP['guard-nd']
       // The gateway answers for its own addresses by itself.
       if (owner === GATEWAY || this.onTaken === undefined) return 0
