@@ -19,7 +19,7 @@ import { DHCP6_SERVER } from '../switch/guard6.ts'
 import { ROLE } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import { DROP, type Drop } from '../trace/drops.ts'
-import { Address } from '../wire/address.ts'
+import { Address, parseIp } from '../wire/address.ts'
 import { be32 } from '../wire/bytes.ts'
 import { fold, pseudo, sum } from '../wire/checksum.ts'
 import { ETHERNET } from '../wire/ethernet.ts'
@@ -40,6 +40,8 @@ import { FROM_GATEWAY, FROM_PEER, SAY } from './say.ts'
 import type { Datagram, DatagramService } from './service.ts'
 
 const DNS = 53
+const ALL_NODES = parseIp('ff02::1')
+const ALL_ROUTERS = parseIp('ff02::2')
 
 export interface Gateway6Config {
   /** The network's /64. */
@@ -150,15 +152,19 @@ export class Gateway6 {
       case ndp.ROUTER_SOLICITATION:
         if (!icmpv6.sound(this.#b, f.l3, f.l4, f.l4len)) return this.#x.drops.count(f.port, DROP.checksum)
         return this.advertiser.solicited(f.port, f.l3)
+      case icmpv6.ECHO:
+        // Who is there (ff02::1), and who is a router (ff02::2)?
+        if (this.#isTo(f, ALL_NODES) || (this.#config.forwards && this.#isTo(f, ALL_ROUTERS)))
+          return this.#echo(f, this.#config.linkLocal)
+        break
       case ndp.NEIGHBOUR_ADVERTISEMENT:
       case icmpv6.MLD_QUERY:
       case icmpv6.MLD_REPORT:
       case icmpv6.MLD_DONE:
       case icmpv6.MLD2_REPORT:
         return
-      default:
-        this.#x.drops.count(f.port, DROP['broadcast-leaving'])
     }
+    this.#x.drops.count(f.port, DROP['broadcast-leaving'])
   }
 
   /** A solicitation, which the guard found well-formed: answered when it asks for an address of ours. */
@@ -208,7 +214,7 @@ export class Gateway6 {
     switch (f.proto) {
       case ipv6.ICMPV6:
         if (ndp.isDiscovery(icmp.type(this.#b, f.l4))) return this.#groupMessage(f)
-        return this.#echo(f)
+        return this.#echo(f, this.#src.read(this.#b, f.l3 + ipv6.DST))
       case ipv4.UDP:
         if (f.dstPort === DNS || (f.dstPort === DHCP6_SERVER && this.#services.dhcp6 !== undefined))
           return this.#toService(f)
@@ -227,7 +233,7 @@ export class Gateway6 {
     }
   }
 
-  #echo(f: Frame): void {
+  #echo(f: Frame, us: Address): void {
     const b = this.#b
     const { drops } = this.#x
     const type = icmp.type(b, f.l4)
@@ -236,7 +242,6 @@ export class Gateway6 {
     const at = this.#out.l4at
     b.copyWithin(at, f.l4, f.l4 + f.l4len)
     icmp.setType(b, at, icmpv6.ECHO_REPLY)
-    const us = this.#src.read(b, f.l3 + ipv6.DST)
     const guest = this.#dst.read(b, f.l3 + ipv6.SRC)
     this.#out.send6(f.port, us, guest, ipv6.ICMPV6, f.l4len, icmp.CHECKSUM, icmp.ICMP)
   }
@@ -289,7 +294,7 @@ export class Gateway6 {
       // By a stale neighbour entry, or put together from fragments: the host's interface is there.
       if (this.#ports.host >= 0) return this.#out.pass(f, this.#ports.host)
       if (message === ndp.NEIGHBOUR_SOLICITATION) return this.#neighbour(f)
-      if (message >= 0) return this.#echo(f)
+      if (message >= 0) return this.#echo(f, this.#config.hostAddress)
     }
     if (message === ndp.NEIGHBOUR_SOLICITATION) return this.#neighbour(f)
     if (message >= 0 && message !== icmpv6.ECHO) return drops.count(f.port, DROP['icmp-unhandled'])

@@ -39,6 +39,17 @@ test('neighbours: the gateway answers for its own addresses, and for the host’
   assert.deepEqual([web.lines(), web.drops('checksum')], [[], 1])
 })
 
+test('who is there, and who is a router: the gateway', () => {
+  const { net, web } = world()
+  net.vm('db')
+  for (const to of ['ff02::1', 'ff02::2']) {
+    web.send(icmp6({ to, data: 'x' }))
+    assert.deepEqual(web.lines(), [`icmp6 fe80::1 > ${web.ip6} 129/0`])
+  }
+  web.send(icmp6({ to: 'ff05::2', data: 'x' }))
+  assert.deepEqual([web.lines(), web.drops('broadcast-leaving')], [[], 1])
+})
+
 /** An advertisement's options, by type. */
 function options(r: Received): Map<number, Buffer> {
   const b = Buffer.from(r.icmp?.data ?? [])
