@@ -57,7 +57,7 @@ export class DataPlaneHost implements Host {
     this.#udp = new UdpSockets(this.sockets)
     this.gather = new Gather(this.#udp, arena, reactor.capacity)
     this.#ping = new PingSockets(this.sockets, (fd) => this.#udp.reportErrors(fd), this.random32())
-    this.#routes = new Routes(arena.bytes)
+    this.#routes = new Routes(arena)
     this.icmp = this.#udp.icmp
     this.refreshClock()
   }

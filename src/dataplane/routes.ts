@@ -5,11 +5,14 @@
  * made a second ago counts. An answer is kept for at most KEEP ms: a burst of flows to one server asks once.
  * A noid link is known by its name (/^noid[0-9]+$/): a destination that leaves through one, or that is the address of
  * one, is another noid network.
+ * Over IPv6 a way out needs an address to go by: a host that has heard a router but was given no prefix has a default route and only a link-local
+ * address, from which nothing comes back. That is no route, said at once, instead of a connection that guests wait for.
  */
 
+import type { Arena } from '../netstack/arena.ts'
 import { ROUTE, type RouteKind } from '../netstack/host.ts'
 import { RouteSocket, RTN } from '../sys/netlink.ts'
-import { isMapped } from '../sys/socket.ts'
+import { isLinkLocal, isMapped, sourceOf } from '../sys/socket.ts'
 
 const KEEP = 1000
 const ENTRIES = 1024
@@ -22,10 +25,12 @@ export class Routes {
   readonly #words = new Int32Array(ENTRIES * 4)
   readonly #kind = new Uint8Array(ENTRIES)
   readonly #until = new Float64Array(ENTRIES)
+  /** 16 bytes. */
+  readonly #source: number
 
-  /** @param bytes the arena */
-  constructor(bytes: Uint8Array) {
-    this.#bytes = bytes
+  constructor(arena: Arena) {
+    this.#bytes = arena.bytes
+    this.#source = arena.alloc(16)
   }
 
   lookup(dst: number, now: number): RouteKind {
@@ -66,6 +71,13 @@ export class Routes {
     if (s.route(this.#bytes, dst) < 0) return ROUTE.unreachable
     for (const link of s.links) if (s.linkInfo(link) >= 0 && NOID_LINK.test(s.name)) return ROUTE.noid
     if (s.routeType === RTN.local) return ROUTE.host
-    return s.routeType === RTN.unicast || s.routeType === RTN.anycast ? ROUTE.outside : ROUTE.unreachable
+    if (s.routeType !== RTN.unicast && s.routeType !== RTN.anycast) return ROUTE.unreachable
+    return this.#hasSource(dst) ? ROUTE.outside : ROUTE.unreachable
+  }
+
+  #hasSource(dst: number): boolean {
+    const b = this.#bytes
+    if (isMapped(b, dst) || isLinkLocal(b, dst)) return true
+    return sourceOf(b, dst, this.#source) >= 0 && !isLinkLocal(b, this.#source)
   }
 }

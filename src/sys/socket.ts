@@ -8,6 +8,7 @@
  * Descriptors made here are close-on-exec. Results are ≥ 0 or −errno.
  */
 import { isIPv4, isIPv6 } from 'node:net'
+import { close } from './fd.ts'
 import { declare, result, Scratch } from './libc.ts'
 
 const c = {
@@ -296,6 +297,21 @@ export function connectTo(fd: number, bytes: Uint8Array, at: number, port: numbe
 export function connectAgain(fd: number): number {
   const r = c.connect(fd, scratch.address, lastAddress)
   return r < 0 ? result(r) : r
+}
+
+/** From which of the host's addresses would a datagram to the 16 bytes at `dst` go? 0 and the 16 bytes at `source`, or −errno. Nothing is sent. */
+export function sourceOf(bytes: Uint8Array, dst: number, source: number): number {
+  const fd = socket(isMapped(bytes, dst) ? AF_INET : AF_INET6, SOCK_DGRAM)
+  if (fd < 0) return fd
+  let r = connectTo(fd, bytes, dst, 9)
+  if (r >= 0) {
+    scratch.setI32(LENGTH, SOCKADDR_MAX)
+    r = c.getsockname(fd, scratch.address, scratch.address + LENGTH)
+    if (r >= 0) readAddress(scratch, 0, bytes, source)
+    else r = result(r)
+  }
+  close(fd)
+  return r
 }
 
 /** `flags`: SOCK_NONBLOCK or 0. */

@@ -83,6 +83,7 @@ for (const [name, address, peekOffset] of [
   ['IPv4, peek offset of the kernel', '127.0.0.1', undefined],
   ['IPv6, peek offset of the kernel', '::1', undefined],
   ['IPv4, staged', '127.0.0.1', [false, false]],
+  ['IPv6, staged', '::1', [false, false]],
 ] as const)
   describe(`TCP: ${name}`, () => {
     test('connect, send, peek at any place, consume, half-close, FIN', () => {

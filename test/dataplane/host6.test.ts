@@ -260,6 +260,29 @@ describe('IPv6 through routers', { skip: skipWithoutRoot }, () => {
     })
   })
 
+  test('a default route without an address to go by is no route; with one it is', () => {
+    const ns = `${prefix}-bare`
+    make(ns)
+    try {
+      ip(ns, 'link', 'add', 'eth0', 'type', 'veth', 'peer', 'eth1')
+      for (const dev of ['eth0', 'eth1']) {
+        sysctl(ns, `ipv6.conf.${dev}.accept_dad=0`)
+        ip(ns, 'link', 'set', dev, 'up')
+      }
+      ip(ns, '-6', 'route', 'add', 'default', 'via', 'fe80::1', 'dev', 'eth0')
+      assert.match(ip(ns, '-6', 'addr', 'show', 'dev', 'eth0'), /fe80::/)
+      inNetns(`/run/netns/${ns}`, () => assert.equal(lab().route('2001:db8::1'), 'unreachable'))
+      ip(ns, 'addr', 'add', '2001:db8:5::2/64', 'dev', 'eth0', 'nodad')
+      inNetns(`/run/netns/${ns}`, () => assert.equal(lab().route('2001:db8::1'), 'outside'))
+      ip(ns, 'addr', 'del', '2001:db8:5::2/64', 'dev', 'eth0')
+      // An address of its own on another link will do, as the kernel has it.
+      ip(ns, 'addr', 'add', 'fd00:5::2/128', 'dev', 'lo', 'nodad')
+      inNetns(`/run/netns/${ns}`, () => assert.equal(lab().route('2001:db8::1'), 'outside'))
+    } finally {
+      execFileSync('ip', ['netns', 'del', ns])
+    }
+  })
+
   test('a host with IPv6 switched off: no route, no socket, and nothing throws', () => {
     const ns = `${prefix}-off`
     make(ns)

@@ -5,6 +5,7 @@ import { randomBytes } from 'node:crypto'
 import { test } from 'node:test'
 import { openTap } from '../../packages/tun-tap/index.ts'
 import { Routes } from '../../src/dataplane/routes.ts'
+import { Arena } from '../../src/netstack/arena.ts'
 import { ROUTE } from '../../src/netstack/host.ts'
 import { close } from '../../src/sys/fd.ts'
 import { inNetns } from '../../src/sys/netns.ts'
@@ -17,22 +18,23 @@ test('every kind of route is told apart, and an answer is kept for a second', { 
   execFileSync('ip', ['netns', 'add', netns])
   const fds: number[] = []
   try {
-    const { routes, bytes } = inNetns(`/run/netns/${netns}`, () => {
+    const { routes, bytes, at } = inNetns(`/run/netns/${netns}`, () => {
       for (const [name, address] of [
         ['eth0', '198.51.100.2/24'],
         ['noid7', '192.168.107.254/24'],
         ['noidx', '192.168.108.254/24'],
       ] as const)
         fds.push(openTap({ name, address, up: true }).fd)
-      const bytes = new Uint8Array(new ArrayBuffer(64))
-      return { routes: new Routes(bytes), bytes }
+      const arena = new Arena(new ArrayBuffer(256))
+      return { routes: new Routes(arena), bytes: arena.bytes, at: arena.alloc(16) }
     })
     ip('link', 'set', 'lo', 'up')
     ip('-6', 'addr', 'add', '2001:db8:7::1/64', 'dev', 'noid7', 'nodad')
     let now = 0
     const kind = (text: string) => {
-      bytes.set(addressBytes(text), 16)
-      const k = routes.lookup(16, now)
+      bytes.set(addressBytes(text), at)
+      // The socket that looks for a source address is this namespace's.
+      const k = inNetns(`/run/netns/${netns}`, () => routes.lookup(at, now))
       return Object.entries(ROUTE).find(([, v]) => v === k)?.[0]
     }
     assert.equal(kind('203.0.113.9'), 'unreachable')
