@@ -69,6 +69,17 @@ for (const who of ['root', 'an ordinary user'])
       assert.ok(list.includes('IPV6') && list.includes(web.address6 as string))
     })
 
+    test('--ip twice, one of each family; kept through a restart', async () => {
+      const six = web.address6?.replace('::100', '::77') as string
+      const fixed = await cli.json<Vm>('create', 'fixed', '--ip', six, '--ip', '192.168.100.20')
+      assert.deepEqual([fixed.address, fixed.address6], ['192.168.100.20', six])
+      await cli.noid('restart', 'fixed')
+      const inside = await out('fixed', 'ip', '-o', 'addr', 'show', 'dev', 'eth0')
+      assert.ok(inside.includes(`inet 192.168.100.20/24`) && inside.includes(`inet6 ${six}/64`), inside)
+      assert.equal((await cli.fails('create', 'x', '--ip', six, '--ip', `${six}8`)).code, 2)
+      await cli.noid('destroy', 'fixed')
+    })
+
     test('VM to VM, out, and back by name', async () => {
       assert.ok(await reaches('web', db.address6 as string))
       assert.ok(await reaches('web', 'db'))

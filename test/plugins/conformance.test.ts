@@ -5,7 +5,9 @@ import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { test } from 'node:test'
 import { create } from '../../examples/noid-backend-ptp/src/backend.ts'
 import { descriptor as ptp } from '../../examples/noid-backend-ptp/src/descriptor.ts'
+import { Guest } from '../../src/plugins/conformance/guest.ts'
 import { cases, conformance, type Group, runCase } from '../../src/plugins/conformance/index.ts'
+import { FORGE } from '../../src/plugins/conformance/station.ts'
 import type { BackendContext, BackendDescriptor, NetworkBackend } from '../../src/plugins/contract.ts'
 import { missing } from './needs.ts'
 import { ownHost } from './own-host.ts'
@@ -195,4 +197,58 @@ test('a process that outlives its network is noticed', { skip, timeout: 60_000 }
   } finally {
     for (const pid of started) process.kill(-pid, 'SIGKILL')
   }
+})
+
+test('the lies of the kit are believed where nothing is between two guests', { skip, timeout: 60_000 }, async () => {
+  const mac = '02:6b:00:00:00:66'
+  await using stack = new AsyncDisposableStack()
+  const [honest, liar] = [await Guest.open(), await Guest.open()]
+  stack.defer(() => honest.close())
+  stack.defer(() => liar.close())
+  const pid = (g: Guest): string => g.netns.split('/')[2] as string
+  execFileSync('ip', [
+    'link',
+    'add',
+    'ntl0',
+    'netns',
+    pid(honest),
+    'type',
+    'veth',
+    'peer',
+    'name',
+    'ntl1',
+    'netns',
+    pid(liar),
+  ])
+  await liar.run('ip', 'link', 'set', 'ntl1', 'address', mac, 'up')
+  await honest.run('ip', 'link', 'set', 'ntl0', 'up')
+  await honest.run(
+    'ip',
+    '-6',
+    'neigh',
+    'replace',
+    'fd66::1',
+    'lladdr',
+    '02:00:00:00:00:01',
+    'nud',
+    'stale',
+    'dev',
+    'ntl0',
+  )
+  const seen = async (what: RegExp, ...argv: string[]): Promise<void> => {
+    let told = ''
+    for (let i = 0; i < 100; i++) {
+      told = await honest.run('ip', '-6', ...argv)
+      if (what.test(told)) return
+      await new Promise((r) => setTimeout(r, 50))
+    }
+    assert.match(told, what)
+  }
+  // Not before the link is usable: what a kernel without a link-local address hears, it forgets.
+  await seen(/fe80\S+ scope link(?! tentative)/, 'addr', 'show', 'dev', 'ntl0')
+  await liar.run(...FORGE, 'advertise', 'ntl1', mac, 'fd666f72676500000000000000000000')
+  await seen(/inet6 fd66:6f72:6765:0:/, 'addr', 'show', 'dev', 'ntl0')
+  await seen(/via fe80::6b:ff:fe00:66/, 'route', 'show', 'default')
+  await liar.run(...FORGE, 'claim', 'ntl1', mac, 'fd660000000000000000000000000001')
+  await seen(/fd66::1 .*lladdr 02:6b:00:00:00:66/, 'neigh', 'show', 'dev', 'ntl0')
 })

@@ -7,8 +7,9 @@ import { execFileSync, spawnSync } from 'node:child_process'
 import { networkInterfaces } from 'node:os'
 import { CLONE_NEWNET, CLONE_NEWNS, unshare } from '../../src/sys/netns.ts'
 
-/** An address of the host that is not loopback, as machines have one. */
+/** Addresses of the host that are not loopback, as machines have them. */
 const ADDRESS = '198.51.100.1/24'
+const ADDRESS6 = '2001:db8:51::1/64'
 
 /** false when it worked, so that it can be handed to `skip`; otherwise why it did not. */
 export function ownHost(): string | false {
@@ -23,6 +24,8 @@ export function ownHost(): string | false {
   // No link-local address that comes into being while a case runs.
   for (const name of ['up0', 'up1']) ip('link', 'set', name, 'addrgenmode', 'none')
   ip('addr', 'add', ADDRESS, 'dev', 'up0')
+  // There is none to be had in a kernel without IPv6.
+  spawnSync('ip', ['addr', 'add', ADDRESS6, 'dev', 'up0', 'nodad'])
   ip('link', 'set', 'up0', 'up')
   ip('link', 'set', 'up1', 'up')
   // A link is listed once it has its carrier.

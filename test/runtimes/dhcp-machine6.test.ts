@@ -3,7 +3,13 @@ import assert from 'node:assert/strict'
 import { describe, it } from 'node:test'
 import fc from 'fast-check'
 import { decode, duidLinkLayer, encode, type Packet6 } from '#dhcp-packet/v6'
-import { buildFrame6, buildSolicitation, isAdvertisement, parseFrame6 } from '../../src/runtimes/dhcp-client/frame6.ts'
+import {
+  buildAnnouncement,
+  buildFrame6,
+  buildSolicitation,
+  isAdvertisement,
+  parseFrame6,
+} from '../../src/runtimes/dhcp-client/frame6.ts'
 import { hasDefault6, linkLocalIsUsable } from '../../src/runtimes/dhcp-client/ipv6.ts'
 import type { Lease6 } from '../../src/runtimes/dhcp-client/lease.ts'
 import { DhcpClient6 } from '../../src/runtimes/dhcp-client/machine6.ts'
@@ -171,6 +177,15 @@ describe('frames of IPv6', () => {
     const b = buildSolicitation(MAC, true)
     assert.equal(b.subarray(22, 38).toString('hex'), '0'.repeat(32))
     assert.equal(b.length, 62)
+  })
+
+  it('an announcement of an address, to all nodes', () => {
+    const address = Buffer.from('fd770000000000000000000000000100', 'hex')
+    const b = buildAnnouncement(MAC, address)
+    assert.equal(b.subarray(0, 6).toString('hex'), '333300000001')
+    assert.deepEqual([b[21], b[54], b[58]], [255, 136, 0x20])
+    assert.deepEqual([b.subarray(22, 38), b.subarray(62, 78)], [address, address])
+    assert.equal(b.subarray(78).toString('hex'), '0201020000000011')
   })
 
   it('whatever arrives is read or refused, never thrown at', () => {

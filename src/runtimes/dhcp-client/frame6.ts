@@ -1,6 +1,7 @@
 /**
- * The frames a client needs before its link has a usable IPv6 address: router solicitations, DHCPv6 to the servers on the link, and back.
- * Read: RFC 8200 §3 and §8.1 (pseudo-header), RFC 4861 §4.1 and §4.2, RFC 8415 §7.1 and §7.2, RFC 2464 §7 (33:33 and the last 32 bits),
+ * The frames a client needs before its link has a usable IPv6 address: router solicitations, DHCPv6 to the servers on the link and back, the
+ * announcement of the address it got.
+ * Read: RFC 8200 §3 and §8.1 (pseudo-header), RFC 4861 §4.1, §4.2, §4.4 and §7.2.6, RFC 8415 §7.1 and §7.2, RFC 2464 §7 (33:33 and the last 32 bits),
  * RFC 4291 appendix A. Never throws on what arrives; what is not for us is undefined.
  */
 const ETHERNET = 14
@@ -13,8 +14,12 @@ const SERVER_PORT = 547
 const CLIENT_PORT = 546
 const SOLICITATION = 133
 const ADVERTISEMENT = 134
+const NEIGHBOUR = 136
+const OVERRIDE = 0x20
 const SOURCE_LINK_ADDRESS = 1
-/** ff02::2 and ff02::1:2. */
+const TARGET_LINK_ADDRESS = 2
+/** ff02::1, ff02::2 and ff02::1:2. */
+const ALL_NODES = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1)
 const ALL_ROUTERS = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2)
 const ALL_SERVERS = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2)
 const NOBODY = new Uint8Array(16)
@@ -59,6 +64,18 @@ export function buildSolicitation(mac: string, fromNobody: boolean): Buffer {
   const b = around(mac, fromNobody ? NOBODY : linkLocalOf(mac), ALL_ROUTERS, PROTOCOL_ICMPV6, 255, fromNobody ? 8 : 16)
   b[icmp] = SOLICITATION
   if (!fromNobody) b.set([SOURCE_LINK_ADDRESS, 1, ...macBytes(mac)], icmp + 8)
+  b.writeUInt16BE(checksum(b, PROTOCOL_ICMPV6), icmp + 2)
+  return b
+}
+
+/** This address (16 bytes) is here, whoever had it before: to all nodes, unasked. */
+export function buildAnnouncement(mac: string, address: Uint8Array): Buffer {
+  const icmp = ETHERNET + IP
+  const b = around(mac, address, ALL_NODES, PROTOCOL_ICMPV6, 255, 32)
+  b[icmp] = NEIGHBOUR
+  b[icmp + 4] = OVERRIDE
+  b.set(address, icmp + 8)
+  b.set([TARGET_LINK_ADDRESS, 1, ...macBytes(mac)], icmp + 24)
   b.writeUInt16BE(checksum(b, PROTOCOL_ICMPV6), icmp + 2)
   return b
 }
