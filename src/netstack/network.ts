@@ -24,6 +24,7 @@ import { RouterAdvertiser } from './gateway/advertise.ts'
 import { Gateway } from './gateway/gateway.ts'
 import { IcmpErrors } from './gateway/icmp.ts'
 import { Out } from './gateway/out.ts'
+import { NeighbourProbe } from './gateway/probe.ts'
 import type { Host, Ref } from './host.ts'
 import { PingRelay } from './ping/relay.ts'
 import { Fdb } from './switch/fdb.ts'
@@ -81,6 +82,7 @@ export class Network {
   readonly #timers: Timers
   readonly #switch: Switch
   readonly #gateway: Gateway
+  readonly #probe: NeighbourProbe | undefined
   readonly #tcp: TcpRelay
   readonly #udp: UdpRelay
   readonly #ping: PingRelay
@@ -183,8 +185,16 @@ export class Network {
               managed: true,
               shared: this.#shared,
             }),
-            config: { ...ipv6, ...macs, isolated, forwards },
+            config: {
+              ...ipv6,
+              ...macs,
+              isolated,
+              forwards,
+              neighbours: this.#shared && !config.isolated ? sw.bindings : undefined,
+            },
           }
+    if (ipv6 !== undefined && sw.bindings !== undefined)
+      this.#probe = new NeighbourProbe(arena, out, ports, sw.bindings, { ...ipv6, ...macs })
     if (ipv6 !== undefined)
       for (const a of [ipv6.gateway, ipv6.services, ipv6.linkLocal, ipv6.router])
         sw.guard6?.reserve(a.w0, a.w1, a.w2, a.w3, GATEWAY_HI, gateway)
@@ -199,14 +209,14 @@ export class Network {
       six,
     )
     sw.connect(this.#gateway)
-    if (sw.guard6 !== undefined && forwards) sw.guard6.onTaken = this.#gateway.defend
+    if (sw.guard6 !== undefined) sw.guard6.onTaken = this.#gateway.defend
     this.#gateway.allowHostPorts(config.allowHostPorts)
     this.#publishes = new Publishes(
       context,
       ports,
       this.#tcp,
       this.#udp,
-      net,
+      { ...net, bindings: sw.bindings },
       (index) => (index << KIND_BITS) | KIND_PUBLISH,
     )
     this.#tcp.onRefused = (i) => this.#publishes.turn(i)
@@ -262,6 +272,7 @@ export class Network {
     }
     this.#switch.assign(index)
     this.#gateway.attach(index)
+    this.#probe?.attach(index)
     if (a.role === ROLE.vm) {
       const { name, mac, bound } = a
       const names: string[] = []
@@ -281,6 +292,7 @@ export class Network {
     if (index < 0 || index >= this.#ports.end || this.#ports.port[index] === null) return
     this.#abortFlows(index)
     this.#gateway.detach(index)
+    this.#probe?.detach(index)
     this.#dhcp.unbind(index)
     this.#dhcp6?.unbind(index)
     this.#dns.unbind(index)
@@ -383,6 +395,7 @@ export class Network {
       this.#dhcp6?.tick(now)
       this.#dns.tick(now)
       this.#gateway.tick(now)
+      this.#probe?.tick(now)
       this.#switch.tick(now)
     }
     this.#local.turn(this.#readyLocal)

@@ -63,7 +63,7 @@ describe('IPv6: publish', { skip: missing('socat', 'curl', 'ss') }, () => {
   test('both families on one socket: each client is led to its own family, and shown as itself', async () => {
     assert.deepEqual(await agent.publish(spec('both', 8080)), { hostPort: 8080 })
     assert.equal((await lab.host.sh('ss -Hlnt sport = 8080')).split('\n').length, 1)
-    await eventually('it serves', async () => (await greeting(lab.inet, HOST6, 8080)) !== '')
+    await eventually('it was heard', async () => (await greeting(lab.inet, HOST6, 8080)).startsWith('6'))
     assert.equal(await greeting(lab.inet, HOST6, 8080), `6 ${INET6}`)
     assert.equal(await greeting(lab.inet, '10.77.0.2', 8080), '4 203.0.113.2')
   })
@@ -114,6 +114,27 @@ describe('IPv6: publish', { skip: missing('socat', 'curl', 'ss') }, () => {
     assert.equal(await lab.host.sh(head), '4 192.168.118.254')
     assert.equal((await agent.stats(net.id)).flows.filter((f) => f.proto === 'tcp' && f.state === 'SYN-SENT').length, 0)
     for (const guestPort of [81, 82, 83]) await agent.unpublish(`one${guestPort}`)
+  })
+
+  test('a VM that uses no IPv6 is not waited for; one that asks no DHCPv6 is at what its kernel makes of the prefix', async () => {
+    for (const [n, prepare] of [
+      [
+        30,
+        'echo 1 >/proc/sys/net/ipv6/conf/eth0/disable_ipv6; ip addr add 192.168.118.30/24 dev eth0; ip route add default via 192.168.118.1',
+      ],
+      [31, 'echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad'],
+    ] as const) {
+      const vm = lab.guest()
+      await agent.attach(net, vm, n)
+      await vm.sh(`ip link set eth0 up; ${prepare}`)
+      vm.start(['socat', 'TCP6-LISTEN:80,fork,reuseaddr,ipv6only=0', 'SYSTEM:echo $SOCAT_SOCKADDR'])
+      await eventually('it listens', async () => (await vm.sh('ss -Hlnt sport = 80')) !== '')
+      const guest = { guestAddress: `192.168.118.${n}`, guestAddress6: `${P}::${n}`, attachment: `${net.id}-${n}` }
+      await agent.publish(spec(`g${n}`, 8400 + n, guest))
+    }
+    const curl = (port: number) => lab.inet.run(['socat', '-T9', '-', `TCP6:[${HOST6}]:${port}`], { timeoutMs: 20_000 })
+    assert.match((await curl(8430)).stdout, /0000:ffff:c0a8:761e/, 'at its IPv4 address')
+    await eventually('by SLAAC', async () => /5054:00ff:fe00:1f01/.test((await curl(8431)).stdout))
   })
 
   test('one family alone leaves the other; a busy port names its holder in either', async () => {

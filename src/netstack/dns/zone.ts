@@ -96,8 +96,8 @@ export class Zone {
 
   /**
    * Idempotent. The network's own names cannot be taken.
-   * @param addresses all of them lead back to the name; the name leads to the first of each family, or of IPv6 to the first that is in use: a VM that
-   * asks no DHCPv6 has only what its kernel makes of the prefix
+   * @param addresses all of them lead back to the name; the name leads to the first of IPv4 and to the first of IPv6 that is in use: a
+   * VM that asks no DHCPv6 has only what its kernel makes of the prefix, or nothing
    */
   bind(port: number, name: string, addresses: readonly string[]): void {
     this.unbind(port)
@@ -125,7 +125,7 @@ export class Zone {
     const records: Records = []
     const wants = (type: number): boolean => q.type === type || q.type === TYPE.ANY
     if (wants(TYPE.A) && host.a !== undefined) records.push({ type: 'A', name, ttl: TTL, data: `${host.a}` })
-    const aaaa = wants(TYPE.AAAA) ? (host.aaaa.find(this.#speaks) ?? host.aaaa[0]) : undefined
+    const aaaa = wants(TYPE.AAAA) ? this.#addressOf(host) : undefined
     if (aaaa !== undefined) records.push({ type: 'AAAA', name, ttl: TTL, data: `${aaaa}` })
     return this.#write(
       out,
@@ -134,6 +134,12 @@ export class Zone {
       records,
       records.length > 0 ? [] : this.#soa(inside ? this.#domain : name),
     )
+  }
+
+  /** Where the name leads over IPv6. A VM that has not been heard there is led to over IPv4; one that has nothing else, to what it was given. */
+  #addressOf(host: Host): Address | undefined {
+    if (host.port < 0) return host.aaaa[0]
+    return host.aaaa.find(this.#speaks) ?? (host.a === undefined ? host.aaaa[0] : undefined)
   }
 
   #answerReverse(out: Uint8Array, q: Query, port: number, name: string): number {

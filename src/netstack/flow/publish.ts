@@ -5,15 +5,17 @@
  * what happens on a flow afterwards (the relays). A TCP client has a socket of its own; all UDP clients of a port share one, and are
  * told apart by the flow's far address.
  * The VM is found anew for each client, by its address: it may be attached later than the port is published. A client reaches it in its own family
- * where the VM has that, whichever of its addresses the port was published for. A TCP client that is refused there is led to the other family, under the
+ * where the VM has that and uses it, whichever of its addresses the port was published for. A TCP client that is refused there is led to the other family, under the
  * host's address: `localhost` is ::1 first, and many a server listens on 0.0.0.0 alone; the client cannot try by itself, as the host's kernel has
  * accepted it already.
  */
 import type { Arena } from '../arena.ts'
 import { FAILED, type Host, type Sock } from '../host.ts'
+import type { Bindings } from '../switch/bindings.ts'
 import type { Ports } from '../switch/ports.ts'
 import { DROP } from '../trace/drops.ts'
 import { Address, parseIp } from '../wire/address.ts'
+import * as ipv6 from '../wire/ipv6.ts'
 import type { RelayContext } from './context.ts'
 import { type Subnets, setFar, shownPort, showsItself, TRIES } from './nat.ts'
 import type { Relay } from './relay.ts'
@@ -53,6 +55,8 @@ export interface PublishConfig extends Subnets {
   readonly hostAddress: number
   readonly ipv6?: { readonly p0: number; readonly p1: number; readonly hostAddress: Address }
   readonly isolated: boolean
+  /** Which IPv6 addresses are in use. */
+  readonly bindings?: Bindings
 }
 
 export class Publishes {
@@ -216,26 +220,41 @@ export class Publishes {
     const port = this.#ports.withAddress(p.guest)
     const from = this.#from.read(this.#arena.bytes, this.#client)
     this.#fromPort = this.#host.peerPort
-    if (port >= 0 && !this.#config.isolated && (this.#lead(port, from.family) || this.#lead(port, other(from.family))))
-      return port
+    if (port >= 0 && !this.#config.isolated) {
+      const { family } = from
+      if (this.#lead(port, family) || this.#lead(port, other(family)) || this.#lead6(port, true)) return port
+    }
     this.#x.drops.count(-1, DROP['publish-no-guest'])
     return -1
   }
 
-  /** Fill #guest and #hosts in a family; false when the VM or the network does not have it. */
+  /** Fill #guest and #hosts in a family; false when the VM or the network does not have it, or the VM does not use it. */
   #lead(port: number, family: 4 | 6): boolean {
-    const { ipv6: six, hostAddress } = this.#config
-    if (family === 4) {
-      const four = this.#ports.address[port]
-      this.#guest.set4(four)
-      this.#hosts.set4(hostAddress)
-      return four !== 0
-    }
+    if (family === 6) return this.#lead6(port, false)
+    const four = this.#ports.address[port]
+    this.#guest.set4(four)
+    this.#hosts.set4(this.#config.hostAddress)
+    return four !== 0
+  }
+
+  /**
+   * To the VM's reserved address, or to what its kernel makes of the prefix, whichever it uses: what is sent to another is dropped by it in silence.
+   * @param unheard to the reserved one, though nothing was heard of it: there is nothing else
+   */
+  #lead6(port: number, unheard: boolean): boolean {
+    const { ipv6: six } = this.#config
     const guest = this.#ports.read6(port, this.#guest)
     if (six === undefined || (guest.w0 | guest.w1) === 0) return false
-    const h = six.hostAddress
+    const { hostAddress: h } = six
     this.#hosts.set(h.w0, h.w1, h.w2, h.w3)
-    return true
+    if (unheard || this.#speaks(guest)) return true
+    const { macHi, macLo } = this.#ports
+    guest.set(six.p0, six.p1, ipv6.eui64Upper(macHi[port], macLo[port]), ipv6.eui64Lower(macLo[port]))
+    return this.#speaks(guest)
+  }
+
+  #speaks(a: Address): boolean {
+    return this.#config.bindings?.speaks(a.w0, a.w1, a.w2, a.w3) === true
   }
 
   /**

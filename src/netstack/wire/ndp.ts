@@ -107,6 +107,28 @@ export function writeAdvertisement(
   return putLink(b, o + NEIGHBOUR, OPTION_TARGET, hi, lo) - o
 }
 
+/** Write a neighbour's solicitation with its source link-layer address, checksum empty; its length. */
+export function writeSolicitation(
+  b: Uint8Array,
+  o: number,
+  t0: number,
+  t1: number,
+  t2: number,
+  t3: number,
+  hi: number,
+  lo: number,
+): number {
+  icmp.setType(b, o, NEIGHBOUR_SOLICITATION)
+  icmp.setCode(b, o, 0)
+  put16(b, o + icmp.CHECKSUM, 0)
+  put32(b, o + FLAGS, 0)
+  put32(b, o + TARGET, t0)
+  put32(b, o + TARGET + 4, t1)
+  put32(b, o + TARGET + 8, t2)
+  put32(b, o + TARGET + 12, t3)
+  return putLink(b, o + NEIGHBOUR, OPTION_SOURCE, hi, lo) - o
+}
+
 // -- a router's advertisement, made at composition ------------------------------------------------------------------------
 
 export const MANAGED = 0x80

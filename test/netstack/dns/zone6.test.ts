@@ -12,6 +12,7 @@ beforeEach(() => {
   w = new World({ ipv6 })
   w.dns.bind(1, 'web', ['192.168.100.10', WEB6, EUI64])
   w.dns.bind(3, 'six', ['fd12:3456:789a:1::12'])
+  w.speaking.add(WEB6)
 })
 const data = (name: string, type: string, port = 1): unknown[] =>
   w.ask({ name, type }, port).answers!.map((a) => (a as { data: unknown }).data)
@@ -33,6 +34,9 @@ for (const family of [4, 6] as const)
   })
 
 it('a VM is at the address that it uses: its own, or what it makes of the prefix', () => {
+  w.speaking.clear()
+  assert.deepEqual(data('web', 'AAAA'), [], 'it was not heard, and has IPv4')
+  assert.deepEqual(data('six', 'AAAA'), ['fd12:3456:789a:1::12'], 'it has nothing else')
   w.speaking.add(EUI64)
   assert.deepEqual(data('web', 'AAAA'), [EUI64])
   w.speaking.add(WEB6)
@@ -84,6 +88,7 @@ it('its part of ip6.arpa never leaves, nor do link-local addresses', () => {
 it('on an isolated network a VM knows itself and nobody else', () => {
   w = new World({ ipv6, isolated: true })
   w.dns.bind(1, 'web', ['192.168.100.10', WEB6])
+  w.speaking.add(WEB6)
   assert.deepEqual(data('web', 'AAAA', 1), [WEB6])
   assert.equal(rcode('web.noid.internal', 'AAAA', 2), 3)
   assert.equal(rcode(arpa(WEB6), 'PTR', 2), 3)
