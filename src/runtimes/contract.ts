@@ -47,7 +47,10 @@ export interface VmHandle {
 export interface StartedNic {
   /** Absent on an IPv6-only network. */
   readonly address?: string
-  /** The one by which the VM is known; it may have others (SLAAC). Absent on an IPv4-only network. */
+  /**
+   * The one by which the VM is known: what the attachment reserves, configured or asked for by DHCPv6, usable when `start` resolves. It may have
+   * others (SLAAC). Absent on an IPv4-only network.
+   */
   readonly address6?: string
   readonly leaseMs: number | null
 }
