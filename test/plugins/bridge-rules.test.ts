@@ -1,23 +1,33 @@
 // What the bridge backend writes into iptables and ebtables, as text: nothing is set twice, nobody else's line is touched.
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
-import { type Guard, guarded, guardText, refusals, unguardText } from '../../src/plugins/bridge/guard.ts'
+import {
+  type Guard,
+  type GuardedNetwork,
+  guarded,
+  guardText,
+  refusals,
+  unguardText,
+} from '../../src/plugins/bridge/guard.ts'
 import { chains, type RuleModel, removeText, restoreText, takenBy, whole } from '../../src/plugins/bridge/rules.ts'
 
 const model: RuleModel = {
   link: 'noid3',
-  subnet: '192.168.103.0/24',
-  gateway: '192.168.103.1',
-  services: '192.168.103.2',
-  hostAddress: '192.168.103.254',
+  four: {
+    subnet: '192.168.103.0/24',
+    gateway: '192.168.103.1',
+    services: '192.168.103.2',
+    hostAddress: '192.168.103.254',
+    hostAddresses: ['10.0.0.1', '172.17.0.1'],
+  },
   isolated: false,
   allowHostPorts: [9100],
   publishes: [
     { proto: 'tcp', hostAddress: '0.0.0.0', hostPort: 8080, guestAddress: '192.168.103.10', guestPort: 80 },
     { proto: 'udp', hostAddress: '10.0.0.1', hostPort: 53, guestAddress: '192.168.103.10', guestPort: 53 },
   ],
-  hostAddresses: ['10.0.0.1', '172.17.0.1'],
 }
+const net: GuardedNetwork = { link: 'noid3', ipv4: true }
 const a: Guard = { vm: 'a', ifname: 'nb0', mac: '52:54:00:00:00:0a', address: '192.168.103.10' }
 const b: Guard = { vm: 'b', ifname: 'nb1', mac: '52:54:00:00:00:0b', address: '192.168.103.11' }
 const FOREIGN = ['*filter', ':FORWARD DROP [0:0]', ':DOCKER - [0:0]', '-A FORWARD -j DOCKER', 'COMMIT', ''].join('\n')
@@ -86,24 +96,24 @@ test('who takes a port by a rule', () => {
 })
 
 test('guards: a port that comes or goes touches no other, and nothing is left', () => {
-  const one = saved(guardText('noid3', [a], ''))
-  assert.ok(guarded('noid3', [a], one))
-  assert.equal(guardText('noid3', [a], one), '')
-  const added = guardText('noid3', [a, b], one)
+  const one = saved(guardText(net, [a], ''))
+  assert.ok(guarded(net, [a], one))
+  assert.equal(guardText(net, [a], one), '')
+  const added = guardText(net, [a, b], one)
   assert.doesNotMatch(added, /nb0|:0a/)
   const two = saved(added, one)
-  assert.ok(guarded('noid3', [a, b], two))
-  const less = guardText('noid3', [b], two)
+  assert.ok(guarded(net, [a, b], two))
+  const less = guardText(net, [b], two)
   assert.doesNotMatch(less, /nb1|:0b/)
   const rest = saved(less, two)
-  assert.ok(guarded('noid3', [b], rest))
+  assert.ok(guarded(net, [b], rest))
   assert.doesNotMatch(rest, /nb0|:0a/)
   assert.doesNotMatch(saved(unguardText('noid3', rest), rest), /NOID3/)
-  assert.equal(guarded('noid3', [a, b], two.replace(/^-A PREROUTING .*\n/m, '')), false)
+  assert.equal(guarded(net, [a, b], two.replace(/^-A PREROUTING .*\n/m, '')), false)
 })
 
 test('refusals are read by reason, and who uses whose MAC is told', () => {
-  const text = saved(guardText('noid3', [a, b], ''))
+  const text = saved(guardText(net, [a, b], ''))
   const listed = [...text.matchAll(/^:(\S+) /gm)]
     .map(([, chain]) => {
       const rules = text.split('\n').filter((l) => l.startsWith(`-A ${chain} `))
@@ -114,7 +124,7 @@ test('refusals are read by reason, and who uses whose MAC is told', () => {
       return [`Bridge chain: ${chain}, entries: ${rules.length}, policy: RETURN`, ...counted, ''].join('\n')
     })
     .join('\n')
-  const r = refusals('noid3', [a, b], listed)
+  const r = refusals(net, [a, b], listed)
   assert.deepEqual(
     r.drops.map((d) => [d.vm, d.reason, d.count]),
     [['b', 'guard-mac', 4]],

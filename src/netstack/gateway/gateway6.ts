@@ -2,8 +2,8 @@
  * The gateway's IPv6: what is for its addresses it answers, what is for elsewhere becomes a flow. The order of decisions is gateway.ts's.
  *
  * Its addresses: ::1 (the router) and fe80::1, ::2 (services) and ::254 where no host interface has it. Neighbour discovery takes ARP's place
- * (RFC 4861): it answers for its own addresses, never asks, and says for a VM that its address is taken (guard6.ts). Router advertisements:
- * advertise.ts.
+ * (RFC 4861): it answers for its own addresses, never asks, and says for a VM that its address is taken (guard6.ts). On a bridge of the kernel, where
+ * VMs' own advertisements reach no VM (plugins/bridge/guard.ts), it answers for them what one asks of another. Router advertisements: advertise.ts.
  * Invariants: those of gateway.ts; a packet from a link-local address never leaves its link (RFC 4291 §2.5.6).
  */
 import { type Arena, SLOT_FRAME } from '../arena.ts'
@@ -56,6 +56,17 @@ export interface Gateway6Config {
   readonly isolated: boolean
   /** False: the kernel's bridge is the router, and only services answer here. */
   readonly forwards: boolean
+  /** Who has an address, where VMs do not hear each other's advertisements. */
+  readonly neighbours?: Neighbours
+}
+
+/** What neighbour discovery on behalf of VMs needs to know. */
+export interface Neighbours {
+  /** The entry of an address, or −1. */
+  find(w0: number, w1: number, w2: number, w3: number): number
+  portOf(entry: number): number
+  macHi(entry: number): number
+  macLo(entry: number): number
 }
 
 export interface Services6 {
@@ -171,21 +182,28 @@ export class Gateway6 {
   #neighbour(f: Frame): void {
     const target = this.#dst.read(this.#b, f.l4 + 8)
     const flags = this.#flagsFor(f, target)
-    if (flags >= 0) this.#answer(f, target, flags)
+    const { gatewayHi, gatewayLo, neighbours } = this.#config
+    if (flags >= 0) return this.#answer(f, target, flags, gatewayHi, gatewayLo)
+    const entry = neighbours?.find(target.w0, target.w1, target.w2, target.w3) ?? -1
+    if (neighbours === undefined || entry < 0) return
+    const owner = neighbours.portOf(entry)
+    if (owner >= 0 && owner !== f.port) this.#answer(f, target, 0, neighbours.macHi(entry), neighbours.macLo(entry))
   }
 
   /** Somebody asks for an address that another VM has. */
   defend(f: Frame): void {
-    this.#answer(f, this.#dst.read(this.#b, f.l4 + 8), 0)
+    const { gatewayHi, gatewayLo } = this.#config
+    this.#answer(f, this.#dst.read(this.#b, f.l4 + 8), 0, gatewayHi, gatewayLo)
   }
 
-  #answer(f: Frame, target: Address, flags: number): void {
+  /** @param hi, lo the MAC that the target is at */
+  #answer(f: Frame, target: Address, flags: number, hi: number, lo: number): void {
     const b = this.#b
     const { l3, l4 } = f
     const src = this.#src.read(b, l3 + ipv6.SRC)
     const asks = (src.w0 | src.w1 | src.w2 | src.w3) === 0
     if (!icmpv6.sound(b, l3, l4, f.l4len)) return this.#x.drops.count(f.port, DROP.checksum)
-    const { gatewayHi, gatewayLo, linkLocal } = this.#config
+    const { linkLocal } = this.#config
     const to = this.#slot + ETHERNET
     ;(asks ? linkLocal : target).write(b, to + ipv6.SRC)
     // Who has no address yet hears what everybody hears.
@@ -193,7 +211,7 @@ export class Gateway6 {
     else src.write(b, to + ipv6.DST)
     const how = flags | ndp.OVERRIDE | (asks ? 0 : ndp.SOLICITED)
     const at = to + IPV6
-    const len = ndp.writeAdvertisement(b, at, how, target.w0, target.w1, target.w2, target.w3, gatewayHi, gatewayLo)
+    const len = ndp.writeAdvertisement(b, at, how, target.w0, target.w1, target.w2, target.w3, hi, lo)
     icmpv6.seal(b, to, at, len)
     this.#out.sendSmall6(this.#slot, f.port, ipv6.ICMPV6, len, 255)
   }

@@ -33,7 +33,7 @@ export class Guard6 {
   readonly #bindings: Bindings
   readonly #p0: number
   readonly #p1: number
-  /** Somebody asks for another's address. Not set where a bridge of the kernel has carried the question already. */
+  /** Somebody asks for another's address. */
   onTaken: ((f: Frame) => void) | undefined
 
   /** @param p0, p1 the network's /64 */

@@ -63,7 +63,7 @@ export class BridgeBackend implements NetworkBackend {
     })
     this.ports = {
       publish: async (p, signal) => {
-        const id = this.#networkOfPublish.get(p.id) ?? this.#covering(p.guestAddress)
+        const id = this.#networkOfPublish.get(p.id) ?? this.#covering(p.guestAddress || (p.guestAddress6 ?? ''))
         const answer = await this.#bridge(id).publish(p, signal)
         this.#networkOfPublish.set(p.id, id)
         return answer

@@ -8,9 +8,10 @@
  * The services are the project's own, in a data plane of medium `bridge` (src/dataplane): DHCP and DNS at .2 behind a TAP on the bridge. It also
  * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT.
  */
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { HelloAnswer, StatsAnswer } from '../../dataplane/protocol.ts'
+import ipaddr from 'ipaddr.js'
+import { gatewayMac, type HelloAnswer, type StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
 import { close } from '../../sys/fd.ts'
 import { netnsName } from '../../sys/netns.ts'
@@ -23,18 +24,21 @@ import type {
   NetworkStats,
   PublishSpec,
 } from '../contract.ts'
-import { networkConfig } from '../dataplane/config.ts'
+import { addressesOf, networkConfig } from '../dataplane/config.ts'
 import type { Link } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
-import { type Bound, bindPublished } from '../host/publisher.ts'
+import { addressesOverlap, type Bound, bindPublished } from '../host/publisher.ts'
+import { linkLocal } from './addresses6.ts'
 import { Claims } from './claims.ts'
-import type { Guard } from './guard.ts'
+import type { Guard, GuardedNetwork } from './guard.ts'
 import {
   bridgeOf,
   ensureBridge,
   ensurePort,
+  forgetNeighbours,
   IFNAME,
   isBridge,
+  macFor,
   openServicesTap,
   outside,
   portName,
@@ -60,6 +64,8 @@ import { type RuleModel, takenBy } from './rules.ts'
 
 /** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
 const claimsDir = (): string => `/run/noid/claims/${netnsName()}`
+/** As the data plane calls itself on its link (netstack/network.ts). */
+const SERVICES_LINK_LOCAL = 'fe80::2'
 const BACKOFF_MS = [0, 100, 500, 2000, 10_000] as const
 
 interface PublishEntry {
@@ -93,7 +99,8 @@ export class Bridge {
   #link: Link | undefined
   #name: string | undefined
   #queue: Promise<unknown> = Promise.resolve()
-  #hostAddresses: readonly string[] = []
+  /** What the host is called outside, in each family. */
+  #hostAddresses: readonly [four: readonly string[], six: readonly string[]] = [[], []]
   /** Published ports that somebody else has taken while nobody held them. */
   readonly #taken = new Set<string>()
   #warnings: readonly string[] = []
@@ -136,7 +143,7 @@ export class Bridge {
       try {
         const name = this.#link?.open && this.#name !== undefined ? this.#name : await this.#align(signal)
         // A port is guarded before it is there.
-        await Promise.all([applyGuards(name, this.#guards()), keepRules(this.#model(name))])
+        await Promise.all([applyGuards(this.#guarded(name), this.#guards()), keepRules(this.#model(name))])
         await ensurePort(this.#spec, name, r)
         await this.#join(await this.#services(name, signal), r)
         signal.throwIfAborted()
@@ -159,8 +166,11 @@ export class Bridge {
     this.#save()
     await removePort(id)
     if (this.#link?.open) await this.#link.request({ op: 'detach', id })
-    if (this.#name !== undefined) await applyGuards(this.#name, this.#guards())
-    if (had !== undefined) await forgetGuests(addressOf(had))
+    if (this.#name !== undefined) {
+      await applyGuards(this.#guarded(this.#name), this.#guards())
+      if (had !== undefined) await forgetNeighbours(this.#spec, this.#name, had)
+    }
+    for (const a of had?.addresses ?? []) await forgetGuests(a.split('/')[0] as string)
   }
 
   check(a: Attachment, signal: AbortSignal): Promise<void> {
@@ -170,7 +180,7 @@ export class Bridge {
       const name = await bridgeOf(this.#spec.id)
       if (r === undefined || name === undefined || (await portState(this.#spec, name, r)) !== 'whole')
         throw new NoidError('INTERNAL', { why: `the nic of ${r?.name ?? a.id} on ${this.name} is gone` })
-      if (!(await rulesWhole(this.#model(name), this.#guards())))
+      if (!(await rulesWhole(this.#model(name), this.#guarded(name), this.#guards())))
         throw new NoidError('INTERNAL', {
           why: `somebody removed rules of ${this.name} from iptables or ebtables; they come back with the next change`,
         })
@@ -217,26 +227,39 @@ export class Bridge {
     return this.#serially(() => this.#withdraw(id))
   }
 
+  /** Of a family that the network does not have nothing is taken. */
+  #open(p: PublishSpec): Bound {
+    const { ipv4, ipv6 } = this.#spec
+    const all = ipv6 === undefined ? '0.0.0.0' : ipv4 === false ? '::' : '*'
+    return bindPublished(p.hostAddress === '*' ? { ...p, hostAddress: all } : p, this.#deps.holderOf)
+  }
+
   /** The port's socket, if neither a program nor a rule has the port. */
   async #bind(p: PublishSpec): Promise<Bound> {
-    const rules = await saved()
-    const busy = (port: number): string | undefined => takenBy(rules, { ...p, hostPort: port })
+    const rules = await Promise.all([saved(), this.#spec.ipv6 === undefined ? '' : saved('ip6tables')])
+    const busy = (port: number): string | undefined => {
+      for (const r of rules) {
+        const holder = takenBy(r, { ...p, hostPort: port })
+        if (holder !== undefined) return holder
+      }
+      return undefined
+    }
     if (p.hostPort !== 0) {
       const holder = busy(p.hostPort)
       if (holder !== undefined)
         throw new NoidError('PORT_BUSY', {
           proto: p.proto.toUpperCase(),
           port: p.hostPort,
-          address: p.hostAddress === '0.0.0.0' ? 'this host' : p.hostAddress,
+          address: ['*', '::', '0.0.0.0'].includes(p.hostAddress) ? 'this host' : p.hostAddress,
           holder: this.#deps.holderOf(p.proto, p.hostAddress, p.hostPort) ?? holder,
         })
-      return bindPublished(p, this.#deps.holderOf)
+      return this.#open(p)
     }
     // The kernel does not know which ports rules take away: such a one is kept until another is found.
     const passed: Bound[] = []
     try {
       for (;;) {
-        const bound = bindPublished(p, this.#deps.holderOf)
+        const bound = this.#open(p)
         if (busy(bound.hostPort) === undefined) return bound
         passed.push(bound)
       }
@@ -258,8 +281,7 @@ export class Bridge {
 
   publisherOf(proto: 'tcp' | 'udp', address: string, port: number): string | undefined {
     for (const { spec, hostPort } of Object.values(this.#wish.publishes)) {
-      const overlaps = spec.hostAddress === address || spec.hostAddress === '0.0.0.0' || address === '0.0.0.0'
-      if (spec.proto !== proto || hostPort !== port || !overlaps) continue
+      if (spec.proto !== proto || hostPort !== port || !addressesOverlap(spec.hostAddress, address)) continue
       const vm = this.#wish.attachments[spec.attachment]?.name
       return vm === undefined ? `another VM on the network ${this.name}` : `the VM "${vm}"`
     }
@@ -268,6 +290,9 @@ export class Bridge {
 
   /** Is the address in this network's subnet? */
   covers(address: string): boolean {
+    const { ipv6 } = this.#spec
+    if (address.includes(':'))
+      return ipv6 !== undefined && ipaddr.IPv6.parse(address).match(ipaddr.IPv6.parseCIDR(ipv6.subnet))
     const [base = '', bits] = this.#spec.subnet.split('/')
     const shift = 32 - Number(bits)
     return word(address) >>> shift === word(base) >>> shift
@@ -276,7 +301,7 @@ export class Bridge {
   async stats(): Promise<NetworkStats> {
     const name = await this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
     const s = await (this.#link as Link).request<StatsAnswer>({ op: 'stats' })
-    const { drops, warnings } = await guardRefusals(name, this.#guards())
+    const { drops, warnings } = await guardRefusals(this.#guarded(name), this.#guards())
     for (const message of warnings)
       if (!this.#warnings.includes(message)) this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message })
     this.#warnings = warnings
@@ -295,9 +320,28 @@ export class Bridge {
 
   /** Answers come in by the links of the outside: they must be allowed to go on to the bridge. What the host is called there is learnt as well. */
   async #lookOutside(): Promise<void> {
-    const { links, addresses } = await outside()
-    for (const link of links) this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', this.#spec.id)
-    this.#hostAddresses = addresses
+    const { four, six } = await outside()
+    if (this.#spec.ipv4 !== false)
+      for (const link of four.links)
+        this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', this.#spec.id)
+    if (this.#spec.ipv6 !== undefined && this.#name !== undefined) this.#forward6([this.#name, ...six.links])
+    this.#hostAddresses = [four.addresses, six.addresses]
+  }
+
+  /**
+   * IPv6 is forwarded by link since Linux 6.17 (force_forwarding). Before, only all of it can be: then a host that has its own way out from router
+   * advertisements would not listen to them any more, so its links are told to go on first (accept_ra 2, ip-sysctl.rst).
+   */
+  #forward6(links: readonly string[]): void {
+    const conf = '/proc/sys/net/ipv6/conf'
+    const claim = (key: string, value: string): void => this.#claims.claim(`${conf}/${key}`, value, this.#spec.id)
+    if (existsSync(`${conf}/all/force_forwarding`)) {
+      for (const link of links) claim(`${link}/force_forwarding`, '1')
+      return
+    }
+    for (const link of links.slice(1))
+      if (readFileSync(`${conf}/${link}/accept_ra`, 'latin1').trim() === '1') claim(`${link}/accept_ra`, '2')
+    claim('all/forwarding', '1')
   }
 
   /** The host's name servers changed. */
@@ -324,6 +368,7 @@ export class Bridge {
       for (const { spec, hostPort } of Object.values(this.#wish.publishes))
         await forgetConnections(spec.proto, hostPort)
       await forgetGuests(this.#spec.subnet)
+      if (this.#spec.ipv6 !== undefined) await forgetGuests(this.#spec.ipv6.subnet)
       await this.#process.end(link)
     })
   }
@@ -356,7 +401,7 @@ export class Bridge {
       if (last !== undefined && !(await isBridge(last))) await removeRules(last)
     }
     await this.#lookOutside()
-    await Promise.all([applyGuards(name, this.#guards()), keepRules(this.#model(name))])
+    await Promise.all([applyGuards(this.#guarded(name), this.#guards()), keepRules(this.#model(name))])
     for (const r of Object.values(this.#wish.attachments)) {
       signal.throwIfAborted()
       if (r.netns !== undefined && namespaceGone(r.netns)) continue
@@ -373,7 +418,7 @@ export class Bridge {
         continue
       }
       try {
-        await link.give({ op: 'hold', fds: 1, id }, bindPublished({ ...p, hostPort }, this.#deps.holderOf).fd)
+        await link.give({ op: 'hold', fds: 1, id }, this.#open({ ...p, hostPort }).fd)
         this.#taken.delete(id)
       } catch (e) {
         if (!link.open) throw e
@@ -389,20 +434,27 @@ export class Bridge {
 
   /** What the rules are a function of. */
   #model(link: string): RuleModel {
-    const { subnet, gateway, services, hostAddress, isolated, allowHostPorts } = this.#spec
+    const { subnet, gateway, services, hostAddress, ipv4, ipv6, isolated, allowHostPorts } = this.#spec
+    const [four, six] = this.#hostAddresses
     return {
       link,
-      subnet,
-      gateway,
-      services,
-      hostAddress,
       isolated,
       allowHostPorts,
+      ...(ipv4 === false ? {} : { four: { subnet, gateway, services, hostAddress, hostAddresses: four } }),
+      ...(ipv6 === undefined ? {} : { six: { ...ipv6, hostAddresses: six } }),
       publishes: Object.values(this.#wish.publishes).flatMap(({ spec, hostPort }) =>
         this.#taken.has(spec.id) ? [] : [{ ...spec, hostPort }],
       ),
-      hostAddresses: this.#hostAddresses,
     }
+  }
+
+  /** What ports are guarded on. */
+  #guarded(link: string): GuardedNetwork {
+    const { id, services, ipv4, ipv6 } = this.#spec
+    if (ipv6 === undefined) return { link, ipv4: ipv4 !== false }
+    const own = [ipv6.gateway, ipv6.hostAddress, linkLocal(macFor(id)), ipv6.services, SERVICES_LINK_LOCAL]
+    const macs = [macFor(id), gatewayMac(services)]
+    return { link, ipv4: ipv4 !== false, six: { subnet: ipv6.subnet, own, macs } }
   }
 
   #guards(): readonly Guard[] {
@@ -410,14 +462,14 @@ export class Bridge {
       vm: r.name,
       ifname: portName(r.id),
       mac: r.mac.toLowerCase(),
-      address: addressOf(r),
+      ...addressesOf(r.addresses),
     }))
   }
 
   /** Tell the services of a VM. */
   #join(link: Link, r: AttachRequest): Promise<unknown> {
     const bound = this.#wish.bound.includes(r.id)
-    return link.request({ op: 'member', id: r.id, name: r.name, mac: r.mac, address: addressOf(r), bound })
+    return link.request({ op: 'member', id: r.id, name: r.name, mac: r.mac, ...addressesOf(r.addresses), bound })
   }
 
   /** The services' data plane, started or adopted, configured, with its TAP on the bridge. */
@@ -466,7 +518,11 @@ export class Bridge {
   }
 
   async #configure(link: Link): Promise<void> {
-    const network = networkConfig(this.#spec, { medium: 'bridge', allowHostPorts: [] })
+    const { id, ipv6 } = this.#spec
+    const routerMac = macFor(id)
+    const router = { routerMac, routerLinkLocal: linkLocal(routerMac) }
+    const six = ipv6 === undefined ? {} : { ipv6: { ...ipv6, ...router } }
+    const network = networkConfig(this.#spec, { medium: 'bridge', allowHostPorts: [], ...six })
     await link.request({ op: 'configure', network, resolvers: await this.#deps.resolvers() })
   }
 
@@ -507,8 +563,14 @@ export class Bridge {
       mac: r.mac,
       mtu: s.mtu,
       addresses: r.addresses,
-      routes: [{ to: '0.0.0.0/0', via: s.gateway }],
-      dns: { servers: [s.services], search: [s.domain] },
+      routes: [
+        ...(s.ipv4 === false ? [] : [{ to: '0.0.0.0/0', via: s.gateway }]),
+        ...(s.ipv6 === undefined ? [] : [{ to: '::/0', via: s.ipv6.gateway }]),
+      ],
+      dns: {
+        servers: [...(s.ipv4 === false ? [] : [s.services]), ...(s.ipv6 === undefined ? [] : [s.ipv6.services])],
+        search: [s.domain],
+      },
       configuredBy: 'dhcp',
       state: { port: portName(r.id) },
     }
@@ -548,5 +610,4 @@ function namespaceGone(path: string): boolean {
   }
 }
 
-const addressOf = (r: AttachRequest): string => (r.addresses[0] ?? '').split('/')[0] as string
 const word = (v4: string): number => v4.split('.').reduce((w, part) => (w << 8) | Number(part), 0)

@@ -15,7 +15,7 @@ export const descriptor: BackendDescriptor = {
     publish: true,
     dns: true,
     isolation: true,
-    ipv6: false,
+    ipv6: true,
   },
   async load() {
     const { BridgeBackend } = await import('./backend.ts')

@@ -4,7 +4,8 @@
  *
  * What is there is read from the kernel. A bridge is known by its MAC and a port by its name, which follow from ids and are there from the link's
  * first moment; so a daemon that was killed anywhere, or lost everything else, finds its own again. A VM's port learns no MACs and floods
- * nothing: its own MAC is entered by hand, so nobody takes over a neighbour's traffic. Never does: rules (rules.ts), switches of other links (claims.ts).
+ * nothing: its own MAC is entered by hand, so nobody takes over a neighbour's traffic, and so are the IPv6 addresses that are a VM's from the beginning, as
+ * neighbours for good: the host never asks for them, so nobody can answer for another. Never does: rules (rules.ts), switches of other links (claims.ts).
  */
 import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -15,7 +16,8 @@ import { openTap } from '#tun-tap'
 import { close } from '../../sys/fd.ts'
 import { inNetns } from '../../sys/netns.ts'
 import type { AttachRequest, NetworkSpec } from '../contract.ts'
-import { PORT_PREFIX } from './guard.ts'
+import { linkLocal } from './addresses6.ts'
+import { addresses6Of, PORT_PREFIX } from './guard.ts'
 
 const run = promisify(execFile)
 const IP_MS = 10_000
@@ -106,7 +108,7 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
     name = candidate
   }
   if (name === undefined) throw new Error(`there are ${LINKS_MAX} links named noidN already`)
-  sysctl('ipv6', name, 'disable_ipv6', 1)
+  sixth(name, n.ipv6 !== undefined)
   sysctl('ipv4', name, 'forwarding', 1)
   // Only published ports and --allow-host use it; what comes from the network for 127/8 is dropped in table raw.
   sysctl('ipv4', name, 'route_localnet', 1)
@@ -116,10 +118,28 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
   const prefix = n.subnet.split('/')[1]
   await batch('ip', [
     `link set ${name} alias "${networkAlias(n.id)}"`,
-    ...[n.gateway, n.hostAddress].map((address) => `addr replace ${address}/${prefix} dev ${name}`),
+    ...(n.ipv4 === false ? [] : [n.gateway, n.hostAddress]).map((a) => `addr replace ${a}/${prefix} dev ${name}`),
     `link set ${name} up`,
   ])
+  const { ipv6 } = n
+  if (ipv6 !== undefined) {
+    const own = [linkLocal(macFor(n.id)), ipv6.gateway, ipv6.hostAddress]
+    await batch(
+      'ip',
+      own.map((a) => `addr replace ${a}/64 dev ${name} nodad`),
+    )
+  }
   return name
+}
+
+/** IPv6 of the bridge: the addresses that it is given, used at once, and no others; or none at all. */
+function sixth(name: string, on: boolean): void {
+  if (!on) return sysctl('ipv6', name, 'disable_ipv6', 1)
+  sysctl('ipv6', name, 'accept_ra', 0)
+  sysctl('ipv6', name, 'autoconf', 0)
+  sysctl('ipv6', name, 'accept_redirects', 0)
+  sysctl('ipv6', name, 'addr_gen_mode', 1)
+  sysctl('ipv6', name, 'disable_ipv6', 0)
 }
 
 /** The bridge and every port of it, in one go. */
@@ -167,6 +187,12 @@ export async function ensurePort(n: NetworkSpec, bridge: string, r: AttachReques
   ])
   sysctl('ipv6', ifname, 'disable_ipv6', 1)
   await batch('bridge', [`fdb replace ${r.mac} dev ${ifname} master static`])
+  const known = neighboursOf(n, r)
+  if (known.length > 0)
+    await batch(
+      'ip',
+      known.map((a) => `neigh replace ${a} lladdr ${r.mac} dev ${bridge} nud permanent`),
+    )
   // Read back: an older kernel takes the option and does nothing.
   if (n.isolated && (await portState(n, bridge, r)) !== 'whole') {
     await removePort(r.id)
@@ -195,6 +221,24 @@ export async function portState(
   } catch {
     return 'broken'
   }
+}
+
+/** IPv6 addresses that are the VM's, whoever says otherwise. */
+function neighboursOf(n: NetworkSpec, r: AttachRequest): readonly string[] {
+  if (n.ipv6 === undefined) return []
+  const address6 = r.addresses.find((a) => a.includes(':'))?.split('/')[0]
+  return addresses6Of(n.ipv6.subnet, { mac: r.mac, address6 })
+}
+
+/** The host forgets a VM that is gone. */
+export async function forgetNeighbours(n: NetworkSpec, bridge: string, r: AttachRequest): Promise<void> {
+  const known = neighboursOf(n, r)
+  if (known.length === 0) return
+  await batch(
+    'ip',
+    known.map((a) => `neigh del ${a} dev ${bridge}`),
+    '-force',
+  ).catch(() => {})
 }
 
 export async function removePort(attachment: string): Promise<void> {
@@ -247,25 +291,38 @@ export async function openServicesTap(bridge: string, mtu: number): Promise<numb
 interface AddressInfo {
   readonly ifname?: string
   readonly flags?: readonly string[]
-  readonly addr_info?: readonly { readonly local?: string }[]
+  readonly addr_info?: readonly { readonly family?: string; readonly local?: string }[]
 }
 
-/** What the host is outside of noid: the links by which packets of the outside come in, and its addresses, also on links that are down. */
-export async function outside(): Promise<{ readonly links: readonly string[]; readonly addresses: readonly string[] }> {
-  const all = JSON.parse((await ip('-j', '-4', 'addr', 'show')) || '[]') as AddressInfo[]
-  const links: string[] = []
-  const found = new Set<string>()
-  for (const { ifname, flags = [], addr_info = [] } of all) {
-    const own = addr_info.flatMap(({ local }) => (local === undefined || local.startsWith('127.') ? [] : [local]))
-    if (ifname === undefined || NOID_LINK.test(ifname) || own.length === 0) continue
-    if (flags.includes('UP') && !flags.includes('LOOPBACK')) links.push(ifname)
-    for (const a of own) found.add(a)
-  }
-  return { links, addresses: [...found].sort() }
+/** What the host is outside of noid in one family: the links by which packets come in, and its addresses, also on links that are down. */
+export interface Outside {
+  readonly links: readonly string[]
+  readonly addresses: readonly string[]
 }
+
+export async function outside(): Promise<{ readonly four: Outside; readonly six: Outside }> {
+  const all = JSON.parse((await ip('-j', 'addr', 'show')) || '[]') as AddressInfo[]
+  const of = (family: 'inet' | 'inet6'): Outside => {
+    const links: string[] = []
+    const addresses = new Set<string>()
+    for (const { ifname, flags = [], addr_info = [] } of all) {
+      const own = addr_info.flatMap((a) =>
+        a.family !== family || isInner(a.local ?? '::1') ? [] : [a.local as string],
+      )
+      if (ifname === undefined || NOID_LINK.test(ifname) || own.length === 0) continue
+      if (flags.includes('UP') && !flags.includes('LOOPBACK')) links.push(ifname)
+      for (const a of own) addresses.add(a)
+    }
+    return { links, addresses: [...addresses].sort() }
+  }
+  return { four: of('inet'), six: of('inet6') }
+}
+
+/** Of the loopback, or of one link alone. */
+const isInner = (a: string): boolean => a.startsWith('127.') || a === '::1' || /^fe[89ab]/i.test(a)
 
 /** The host's links and their addresses, cheaply: to see whether anything has changed. */
 export const addresses = (): [ifname: string, address: string][] =>
   Object.entries(networkInterfaces()).flatMap(([ifname, all]) =>
-    (all ?? []).flatMap((a): [string, string][] => (a.family === 'IPv4' ? [[ifname, a.address]] : [])),
+    (all ?? []).map((a): [string, string] => [ifname, a.address]),
   )

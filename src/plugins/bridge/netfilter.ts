@@ -7,7 +7,7 @@ import { execFile, spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { promisify } from 'node:util'
 import { NoidError } from '../../errors.ts'
-import { type Guard, guarded, guardText, type Refusals, refusals, unguardText } from './guard.ts'
+import { type Guard, type GuardedNetwork, guarded, guardText, type Refusals, refusals, unguardText } from './guard.ts'
 import { type Chain, chains, chains6, type RuleModel, removeText, restoreText, whole } from './rules.ts'
 
 const run = promisify(execFile)
@@ -16,6 +16,7 @@ const TOOL_MS = 15_000
 const LOCK_WAIT = '10'
 /** Somebody else's rules may change between reading and writing. */
 const TRIES = 3
+const FAMILIES = ['ipv4', 'ipv6'] as const
 
 /** Which packages the programs come from, for hints. */
 export const PROGRAMS = {
@@ -75,47 +76,55 @@ async function change(tool: 'iptables' | 'ip6tables' | 'ebtables', text: (presen
   }
 }
 
-/** A kernel without IPv6 has no ip6tables either, and needs none. */
-async function change6(text: (present: string) => string): Promise<void> {
-  if (existsSync('/proc/net/if_inet6')) await change('ip6tables', text).catch(() => {})
+/** A kernel without IPv6 has no ip6tables either, and needs none; nor must a network without IPv6 fail for them. */
+async function change6(needed: boolean, text: (present: string) => string): Promise<void> {
+  if (!existsSync('/proc/net/if_inet6')) return
+  const done = change('ip6tables', text)
+  await (needed ? done : done.catch(() => {}))
 }
 
-/** Make iptables' chains of a network what the model says. */
-export const applyRules = (m: RuleModel): Promise<void> =>
-  change('iptables', (present) => restoreText(chains(m), present))
+/** Both families' chains of a network. */
+async function changeRules(m: RuleModel, text: (all: readonly Chain[], present: string) => string): Promise<void> {
+  await Promise.all([
+    change('iptables', (present) => text(chains(m), present)),
+    change6(m.six !== undefined, (present) => text(chains6(m), present)),
+  ])
+}
+
+/** Make iptables' and ip6tables' chains of a network what the model says. */
+export const applyRules = (m: RuleModel): Promise<void> => changeRules(m, restoreText)
 
 /** As `applyRules`, for a model that has not changed: writes only when somebody meddled. */
-export async function keepRules(m: RuleModel): Promise<void> {
-  const mend =
-    (all: readonly Chain[]) =>
-    (present: string): string =>
-      whole(all, present) ? '' : restoreText(all, present)
-  await Promise.all([change('iptables', mend(chains(m))), change6(mend(chains6(m.link)))])
-}
+export const keepRules = (m: RuleModel): Promise<void> =>
+  changeRules(m, (all, present) => (whole(all, present) ? '' : restoreText(all, present)))
 
 /** Make the guards of a network's ports what they should be. */
-export const applyGuards = (link: string, guards: readonly Guard[]): Promise<void> =>
-  change('ebtables', (present) => guardText(link, guards, present))
+export const applyGuards = (n: GuardedNetwork, guards: readonly Guard[]): Promise<void> =>
+  change('ebtables', (present) => guardText(n, guards, present))
 
 /** Is every rule of a network in place? */
-export async function rulesWhole(m: RuleModel, guards: readonly Guard[]): Promise<boolean> {
-  const [four, bridge] = await Promise.all([saved(), saved('ebtables')])
-  return whole(chains(m), four) && guarded(m.link, guards, bridge)
+export async function rulesWhole(m: RuleModel, n: GuardedNetwork, guards: readonly Guard[]): Promise<boolean> {
+  const [four, six, bridge] = await Promise.all([
+    saved(),
+    m.six === undefined ? undefined : saved('ip6tables'),
+    saved('ebtables'),
+  ])
+  return whole(chains(m), four) && (six === undefined || whole(chains6(m), six)) && guarded(n, guards, bridge)
 }
 
 /** Remove every rule of a link. Idempotent. */
 export async function removeRules(link: string): Promise<void> {
   await Promise.all([
     change('iptables', (present) => removeText(link, present)),
-    change6((present) => removeText(link, present)),
+    change6(false, (present) => removeText(link, present)),
     change('ebtables', (present) => unguardText(link, present)),
   ])
 }
 
 /** What the guards of a network have refused. */
-export async function guardRefusals(link: string, guards: readonly Guard[]): Promise<Refusals> {
+export async function guardRefusals(n: GuardedNetwork, guards: readonly Guard[]): Promise<Refusals> {
   const { stdout } = await run('ebtables', ['-t', 'nat', '-L', '--Lc'], { timeout: TOOL_MS, maxBuffer: 64 << 20 })
-  return refusals(link, guards, stdout)
+  return refusals(n, guards, stdout)
 }
 
 /** Remove what matches from connection tracking. An entry that goes by itself meanwhile ends the program half way: then again. */
@@ -132,14 +141,16 @@ async function forget(...match: string[]): Promise<void> {
 }
 
 /** Forget connections to a host port: they were made under a rule that is no more, or before there was one. */
-export const forgetConnections = (proto: 'tcp' | 'udp', hostPort: number): Promise<void> =>
-  forget('-p', proto, '--orig-port-dst', String(hostPort))
+export async function forgetConnections(proto: 'tcp' | 'udp', hostPort: number): Promise<void> {
+  for (const family of FAMILIES) await forget('-f', family, '-p', proto, '--orig-port-dst', String(hostPort))
+}
 
 /**
  * Forget connections of VMs that go, by address or subnet: whoever has an address next must not inherit them. Answers of
  * translated connections (`--reply-src`) cannot be asked for by subnet: those of published ports are forgotten by port.
  */
 export async function forgetGuests(address: string): Promise<void> {
-  await forget('--orig-src', address)
-  await forget(address.includes('/') ? '--orig-dst' : '--reply-src', address)
+  const family = address.includes(':') ? 'ipv6' : 'ipv4'
+  await forget('-f', family, '--orig-src', address)
+  await forget('-f', family, address.includes('/') ? '--orig-dst' : '--reply-src', address)
 }

@@ -1,51 +1,64 @@
 /**
- * The rules of one bridged network, as text for iptables-restore. Pure: a model in, text out. What a port may send is guard.ts.
+ * The rules of one bridged network, as text for iptables-restore and ip6tables-restore. Pure: a model in, text out. What a port may send is guard.ts.
  *
  * Theory. Each network has chains of its own, named after its link, that are written anew as a whole on every change, in one
  * transaction (`--noflush`: nothing else is touched); a jump into each stands first in the built-in chains. So the rules always are a function of
  * the model, and repeating is harmless. What each network says of itself is enough: no rule lists other networks, so none can be stale. The one
  * list there is, the host's addresses on links that are not noid's, says what is allowed: an address that is new is refused until it is listed.
  *
- *   raw     PREROUTING   what comes from the network for or from 127/8 is a martian, also while route_localnet is on (CVE-2020-8558)
- *   nat     PREROUTING, OUTPUT   published ports → the VM; the host's address with --allow-host → the host's loopback
+ *   raw     PREROUTING   what comes from the network for or from the loopback is a martian, also while route_localnet is on (CVE-2020-8558)
+ *   nat     PREROUTING, OUTPUT   published ports → the VM; the host's address with --allow-host → the host's loopback (IPv4)
  *           POSTROUTING  out of the network by masquerade; what was published and comes from the subnet or loopback as well
  *   mangle  FORWARD      MSS clamp, both ways; nothing published is for an isolated VM (here, so that no other network's chain comes before)
  *   filter  FORWARD      who may reach whom (below)
  *           INPUT        a VM reaches the host at its own network's addresses and at those of the outside; an isolated one not at all; nobody of
  *                        another noid network reaches this one's gateway
- *           OUTPUT       the host speaks to no isolated VM of its own accord
+ *           OUTPUT       the host speaks to no isolated VM of its own accord; published ports are not at ::1
  *   bridge  PREROUTING   what each port may send (guard.ts)
  *
  * Who may reach whom: VM → VM of its network, yes; → another noid network, never, but a published port is a service of the
  * host; → outside, yes; → link-local, no; from outside, only what was published. From isolated: outside and nothing else.
+ *
+ * Both families have the same chains, from the same function (`side`). Three things differ. IPv6's kernel has no route_localnet: what is for ::1 cannot be
+ * led elsewhere, nor the other way round, so a client of ::1 is refused at once and takes 127.0.0.1. Neighbour discovery is ICMPv6, which iptables sees: it
+ * passes. A family that a network does not have is dropped.
  */
 
 export interface PortRule {
   readonly proto: 'tcp' | 'udp'
-  /** 0.0.0.0 for all. */
+  /** 0.0.0.0 or :: for all of a family, * for all of both. */
   readonly hostAddress: string
   readonly hostPort: number
+  /** Empty: the VM has none of this family. */
   readonly guestAddress: string
+  readonly guestAddress6?: string
   readonly guestPort: number
+}
+
+/** What a network is in one family. */
+export interface Side {
+  readonly subnet: string
+  readonly gateway: string
+  readonly services: string
+  readonly hostAddress: string
+  /** What the host is called on links that are not noid's. */
+  readonly hostAddresses: readonly string[]
 }
 
 export interface RuleModel {
   /** noid<N>. */
   readonly link: string
-  readonly subnet: string
-  readonly gateway: string
-  readonly services: string
-  readonly hostAddress: string
   readonly isolated: boolean
   readonly allowHostPorts: readonly number[]
   readonly publishes: readonly PortRule[]
-  /** What the host is called on links that are not noid's. */
-  readonly hostAddresses: readonly string[]
+  /** Absent: an IPv6-only network. */
+  readonly four?: Side
+  /** Absent: an IPv4-only network. */
+  readonly six?: Side
 }
 
 /** Every noid link. */
 const NOID = 'noid+'
-const LINK_LOCAL = '169.254.0.0/16'
 
 export type Table = 'raw' | 'nat' | 'mangle' | 'filter'
 
@@ -57,27 +70,99 @@ export interface Chain {
   readonly rules: readonly string[]
 }
 
+/** What differs between the families in what is written. */
+interface Family {
+  readonly bits: 32 | 128
+  readonly loopback: string
+  /** Link-local and metadata services: never anybody's to reach. */
+  readonly never: readonly string[]
+  readonly groups: string
+  readonly prohibited: string
+  readonly echo: string
+  /** Neighbour discovery. */
+  readonly discovery: readonly string[]
+  readonly dhcp: string
+  readonly guestOf: (p: PortRule) => string
+  readonly to: (address: string, port: number) => string
+}
+
+const FOUR: Family = {
+  bits: 32,
+  loopback: '127.0.0.0/8',
+  never: ['169.254.0.0/16'],
+  groups: '224.0.0.0/4',
+  prohibited: 'icmp-admin-prohibited',
+  echo: '-p icmp --icmp-type echo-request',
+  discovery: [],
+  dhcp: '67:68',
+  guestOf: (p) => (p.hostAddress.includes(':') ? '' : p.guestAddress),
+  to: (address, port) => `${address}:${port}`,
+}
+const SIX: Family = {
+  bits: 128,
+  loopback: '::1/128',
+  never: ['fe80::/10', 'fd00:ec2::254/128'],
+  groups: 'ff00::/8',
+  prohibited: 'icmp6-adm-prohibited',
+  echo: '-p ipv6-icmp --icmpv6-type echo-request',
+  discovery: [133, 135, 136].map((type) => `-p ipv6-icmp -m icmp6 --icmpv6-type ${type}`),
+  dhcp: '546:547',
+  guestOf: (p) => (p.hostAddress === '*' || p.hostAddress.includes(':') ? (p.guestAddress6 ?? '') : ''),
+  to: (address, port) => `[${address}]:${port}`,
+}
+
 const upper = (link: string): string => link.toUpperCase()
+const everywhere = (address: string): boolean => address === '*' || address === '0.0.0.0' || address === '::'
 
 /** What iptables holds of a network. */
-export function chains(m: RuleModel): readonly Chain[] {
-  const { link, subnet, gateway, hostAddress, isolated } = m
+export const chains = (m: RuleModel): readonly Chain[] => (m.four === undefined ? none(m, 'V4') : side(m, m.four, FOUR))
+
+/** What ip6tables holds of a network. */
+export const chains6 = (m: RuleModel): readonly Chain[] => (m.six === undefined ? none(m, 'V6') : side(m, m.six, SIX))
+
+/** A network carries nothing of a family, whoever switches it on for the link. */
+function none({ link }: RuleModel, suffix: string): readonly Chain[] {
+  return [
+    {
+      table: 'filter',
+      name: `${upper(link)}-${suffix}`,
+      jumps: [
+        ['FORWARD', `-i ${link}`],
+        ['FORWARD', `-o ${link}`],
+        ['INPUT', `-i ${link}`],
+      ],
+      rules: ['-j DROP'],
+    },
+  ]
+}
+
+function side(m: RuleModel, s: Side, f: Family): readonly Chain[] {
+  const { link, isolated } = m
+  const { subnet, gateway, services, hostAddress } = s
   const name = upper(link)
+  const at = (address: string): string => `${address}/${f.bits}`
   const refuse = (match: string): string[] => [
     `${match} -p tcp -j REJECT --reject-with tcp-reset`.trim(),
-    `${match} -j REJECT --reject-with icmp-admin-prohibited`.trim(),
+    `${match} -j REJECT --reject-with ${f.prohibited}`.trim(),
   ]
   const established = '-m conntrack --ctstate RELATED,ESTABLISHED'
   const translated = '-m conntrack --ctstate DNAT'
   // As the VM wrote it, whatever somebody else's rules have made of it.
-  const linkLocal = `-m conntrack --ctorigdst ${LINK_LOCAL}`
-  const both = ['tcp', 'udp']
+  const never = f.never.map((net) => `-i ${link} -m conntrack --ctorigdst ${net}`)
+  const published = m.publishes.filter((p) => f.guestOf(p) !== '')
+  const allowed = f === FOUR ? m.allowHostPorts : []
+  // A port that is held on all addresses is held at ::1 too, where nobody can be led on from.
+  const deaf = published.flatMap((p) => {
+    if (!everywhere(p.hostAddress) && p.hostAddress !== '::1') return []
+    const how = p.proto === 'tcp' ? 'tcp-reset' : 'icmp6-port-unreachable'
+    return [`-p ${p.proto} --dport ${p.hostPort} -j REJECT --reject-with ${how}`]
+  })
   return [
     {
       table: 'raw',
       name: `${name}-RAW`,
       jumps: [['PREROUTING', `-i ${link}`]],
-      rules: ['-d 127.0.0.0/8 -j DROP', '-s 127.0.0.0/8 -j DROP'],
+      rules: [`-d ${f.loopback} -j DROP`, `-s ${f.loopback} -j DROP`],
     },
     {
       table: 'nat',
@@ -87,15 +172,15 @@ export function chains(m: RuleModel): readonly Chain[] {
         ['OUTPUT', '-m addrtype --dst-type LOCAL'],
       ],
       rules: [
-        ...m.allowHostPorts.flatMap((p) =>
-          both.map(
+        ...allowed.flatMap((p) =>
+          ['tcp', 'udp'].map(
             (proto) =>
-              `-i ${link} -d ${hostAddress}/32 -p ${proto} --dport ${p} -j DNAT --to-destination 127.0.0.1:${p}`,
+              `-i ${link} -d ${at(hostAddress)} -p ${proto} --dport ${p} -j DNAT --to-destination 127.0.0.1:${p}`,
           ),
         ),
-        ...m.publishes.map((p) => {
-          const at = p.hostAddress === '0.0.0.0' ? '' : `-d ${p.hostAddress}/32 `
-          return `${at}-p ${p.proto} --dport ${p.hostPort} -j DNAT --to-destination ${p.guestAddress}:${p.guestPort}`
+        ...published.map((p) => {
+          const where = everywhere(p.hostAddress) ? '' : `-d ${at(p.hostAddress)} `
+          return `${where}-p ${p.proto} --dport ${p.hostPort} -j DNAT --to-destination ${f.to(f.guestOf(p), p.guestPort)}`
         }),
       ],
     },
@@ -104,13 +189,13 @@ export function chains(m: RuleModel): readonly Chain[] {
       name: `${name}-SNAT`,
       jumps: [
         ['POSTROUTING', `-s ${subnet}`],
-        ['POSTROUTING', `-s 127.0.0.0/8 -o ${link}`],
+        ['POSTROUTING', `-s ${f.loopback} -o ${link}`],
       ],
       rules: [
-        `-s 127.0.0.0/8 -o ${link} -j MASQUERADE`,
+        `-s ${f.loopback} -o ${link} -j MASQUERADE`,
         // To a published port of a VM of the same network: the answer must come back by the host.
         `-o ${link} ${translated} -j MASQUERADE`,
-        `! -o ${NOID} ! -d 224.0.0.0/4 -j MASQUERADE`,
+        `! -o ${NOID} ! -d ${f.groups} -j MASQUERADE`,
       ],
     },
     {
@@ -136,15 +221,16 @@ export function chains(m: RuleModel): readonly Chain[] {
         // Bridged frames come by here too where bridge-nf-call-iptables is 1.
         ...(isolated
           ? [
-              ...['-d', '-s'].map((way) => `-i ${link} -o ${link} ${way} ${m.services}/32 -j ACCEPT`),
-              `-i ${link} -o ${link} -p udp --dport 67:68 -j ACCEPT`,
+              ...f.discovery.map((type) => `-i ${link} -o ${link} ${type} -j ACCEPT`),
+              ...['-d', '-s'].map((way) => `-i ${link} -o ${link} ${way} ${at(services)} -j ACCEPT`),
+              `-i ${link} -o ${link} -p udp --dport ${f.dhcp} -j ACCEPT`,
               `-i ${link} -o ${link} -j DROP`,
             ]
           : [`-i ${link} -o ${link} -j ACCEPT`]),
         `${established} -j ACCEPT`,
         ...(isolated ? refuse(`-i ${link} ${translated}`) : [`-i ${link} -o ${NOID} ${translated} -j RETURN`]),
         ...refuse(`-i ${link} -o ${NOID}`),
-        ...refuse(`-i ${link} ${linkLocal}`),
+        ...never.flatMap(refuse),
         `-i ${link} ! -s ${subnet} -j DROP`,
         `-i ${link} -j ACCEPT`,
         `-o ${link} ${translated} -j ACCEPT`,
@@ -157,14 +243,15 @@ export function chains(m: RuleModel): readonly Chain[] {
       jumps: [['INPUT', `-i ${NOID}`]],
       rules: [
         `${established} -j RETURN`,
-        ...[gateway, hostAddress].flatMap((a) => refuse(`! -i ${link} -d ${a}/32`)),
-        ...refuse(`-i ${link} ${linkLocal}`),
-        ...(m.allowHostPorts.length > 0 ? [`-i ${link} -d 127.0.0.1/32 ${translated} -j ACCEPT`] : []),
-        `-i ${link} -d ${gateway}/32 -p icmp --icmp-type echo-request -j ACCEPT`,
+        ...f.discovery.map((type) => `-i ${link} ${type} -j RETURN`),
+        ...[gateway, hostAddress].flatMap((a) => refuse(`! -i ${link} -d ${at(a)}`)),
+        ...never.flatMap(refuse),
+        ...(allowed.length > 0 ? [`-i ${link} -d 127.0.0.1/32 ${translated} -j ACCEPT`] : []),
+        `-i ${link} -d ${at(gateway)} ${f.echo} -j ACCEPT`,
         ...(isolated
           ? []
           : [
-              ...[gateway, hostAddress, ...m.hostAddresses].map((a) => `-i ${link} -d ${a}/32 -j RETURN`),
+              ...[gateway, hostAddress, ...s.hostAddresses].map((a) => `-i ${link} -d ${at(a)} -j RETURN`),
               // Groups and broadcasts of the VM's own link.
               `-i ${link} -m addrtype ! --dst-type LOCAL -j RETURN`,
             ]),
@@ -177,26 +264,18 @@ export function chains(m: RuleModel): readonly Chain[] {
             table: 'filter' as const,
             name: `${name}-OUT`,
             jumps: [['OUTPUT', `-o ${link}`]] as const,
-            rules: [`${established} -j RETURN`, `${translated} -j RETURN`, ...refuse('')],
+            rules: [
+              ...f.discovery.map((type) => `${type} -j RETURN`),
+              `${established} -j RETURN`,
+              `${translated} -j RETURN`,
+              ...refuse(''),
+            ],
           },
         ]
       : []),
-  ]
-}
-
-/** What ip6tables holds of a network: it carries no IPv6, whoever switches it on for the link. */
-export function chains6(link: string): readonly Chain[] {
-  return [
-    {
-      table: 'filter',
-      name: `${upper(link)}-V6`,
-      jumps: [
-        ['FORWARD', `-i ${link}`],
-        ['FORWARD', `-o ${link}`],
-        ['INPUT', `-i ${link}`],
-      ],
-      rules: ['-j DROP'],
-    },
+    ...(f === SIX
+      ? [{ table: 'filter' as const, name: `${name}-LO`, jumps: [['OUTPUT', '-d ::1/128']] as const, rules: deaf }]
+      : []),
   ]
 }
 
@@ -268,8 +347,8 @@ export function takenBy(
     if (from === undefined || p.hostPort < Number(from) || p.hostPort > Number(to)) continue
     // Rules for one link (--allow-host, hairpins) take nothing from the host.
     if (!match.includes(`-p ${p.proto} `) || /(?:^|(?<!!) )-i /.test(match)) continue
-    const address = match.match(/(?:^| )-d (\S+)\/32 /)?.[1] ?? '0.0.0.0'
-    if (address !== p.hostAddress && address !== '0.0.0.0' && p.hostAddress !== '0.0.0.0') continue
+    const address = match.match(/(?:^| )-d (\S+)\/(?:32|128) /)?.[1]
+    if (address !== undefined && address !== p.hostAddress && !everywhere(p.hostAddress)) continue
     const link = chain.match(/^(NOID\d+)-DNAT$/)?.[1]
     return link === undefined ? `a rule in the chain ${chain} of iptables` : `a VM on ${link.toLowerCase()}`
   }
