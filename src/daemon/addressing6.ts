@@ -108,7 +108,8 @@ export function ulaOf(random: Uint8Array): Prefix6 {
 
 /** The next free /64 of the installation's /48, from the one with subnet id 1. */
 export function chooseSubnet6(ula: Prefix6, taken: readonly TakenPrefix6[]): Prefix6 {
-  for (let id = 1n; id <= 0xffffn; id++) {
+  const whole = taken.some((t) => t.subnet.prefix > 0 && t.subnet.prefix <= ula.prefix && overlaps6(t.subnet, ula))
+  for (let id = 1n; !whole && id <= 0xffffn; id++) {
     const s = { base: ula.base | (id << 64n), prefix: 64 }
     if (clashOf(s, taken) === undefined) return s
   }
