@@ -216,7 +216,14 @@ export class Network {
       ports,
       this.#tcp,
       this.#udp,
-      { ...net, bindings: sw.bindings },
+      // On a bridge the services speak for whoever has no address there.
+      {
+        ...net,
+        isolated: config.isolated,
+        ...(this.#shared ? { hostAddress: services } : {}),
+        ...(this.#shared && ipv6 !== undefined ? { ipv6: { ...ipv6, hostAddress: ipv6.services } } : {}),
+        bindings: sw.bindings,
+      },
       (index) => (index << KIND_BITS) | KIND_PUBLISH,
     )
     this.#tcp.onRefused = (i) => this.#publishes.turn(i)

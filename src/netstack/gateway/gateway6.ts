@@ -236,6 +236,11 @@ export class Gateway6 {
       case ipv4.UDP:
         if (f.dstPort === DNS || (f.dstPort === DHCP6_SERVER && this.#services.dhcp6 !== undefined))
           return this.#toService(f)
+        if (!this.#config.forwards) {
+          // A client of a published port that the services speak for.
+          const i = this.#find(f, ipv4.UDP)
+          if (i >= 0) return this.#relays.udp.receive(i, f)
+        }
         drops.count(f.port, DROP.closed)
         return this.#out.icmpError(f, SAY.port, 0, FROM_PEER)
       case ipv4.TCP: {

@@ -6,7 +6,8 @@
  * Never does: choosing addresses (the daemon), text of rules (rules.ts), packets.
  *
  * The services are the project's own, in a data plane of medium `bridge` (src/dataplane): DHCP and DNS at .2 behind a TAP on the bridge. It also
- * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT.
+ * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT. Who comes to the socket
+ * all the same is a client at ::1, for whom the kernel has no DNAT: he is relayed to the VM, as on userspace.
  */
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -212,7 +213,7 @@ export class Bridge {
       this.#wish.publishes[p.id] = { spec: p, hostPort: bound.hostPort }
       this.#save()
       try {
-        await (await this.#services(name, signal)).give({ op: 'hold', fds: 1, id: p.id }, bound.fd)
+        await this.#hold(await this.#services(name, signal), { ...p, hostPort: bound.hostPort }, bound.fd)
         await applyRules(this.#model(name))
         await forgetConnections(p.proto, bound.hostPort)
       } catch (e) {
@@ -225,6 +226,14 @@ export class Bridge {
 
   unpublish(id: string): Promise<void> {
     return this.#serially(() => this.#withdraw(id))
+  }
+
+  /** Hand a port's socket to the services. */
+  #hold(link: Link, p: PublishSpec, fd: number): Promise<unknown> {
+    const { id, proto, hostAddress, hostPort, guestAddress, guestAddress6, guestPort } = p
+    const loopback6 = this.#spec.ipv6 !== undefined && ['*', '::', '::1'].includes(hostAddress)
+    const told = { fds: 1, id, proto, hostAddress, hostPort, guestAddress, guestAddress6, guestPort } as const
+    return link.give(loopback6 ? { op: 'publish', ...told } : { op: 'hold', fds: 1, id }, fd)
   }
 
   /** Of a family that the network does not have nothing is taken. */
@@ -418,7 +427,7 @@ export class Bridge {
         continue
       }
       try {
-        await link.give({ op: 'hold', fds: 1, id }, this.#open({ ...p, hostPort }).fd)
+        await this.#hold(link, { ...p, hostPort }, this.#open({ ...p, hostPort }).fd)
         this.#taken.delete(id)
       } catch (e) {
         if (!link.open) throw e

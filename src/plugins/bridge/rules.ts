@@ -13,15 +13,15 @@
  *   filter  FORWARD      who may reach whom (below)
  *           INPUT        a VM reaches the host at its own network's addresses and at those of the outside; an isolated one not at all; nobody of
  *                        another noid network reaches this one's gateway
- *           OUTPUT       the host speaks to no isolated VM of its own accord; published ports are not at ::1
+ *           OUTPUT       the host speaks to no isolated VM of its own accord
  *   bridge  PREROUTING   what each port may send (guard.ts)
  *
  * Who may reach whom: VM → VM of its network, yes; → another noid network, never, but a published port is a service of the
  * host; → outside, yes; → link-local, no; from outside, only what was published. From isolated: outside and nothing else.
  *
- * Both families have the same chains, from the same function (`side`). Three things differ. IPv6's kernel has no route_localnet: what is for ::1 cannot be
- * led elsewhere, nor the other way round, so a client of ::1 is refused at once and takes 127.0.0.1. Neighbour discovery is ICMPv6, which iptables sees: it
- * passes. A family that a network does not have is dropped.
+ * Both families have the same chains, from the same function (`side`). Three things differ. IPv6 has no route_localnet: what is for ::1 cannot be led
+ * elsewhere by a rule, nor the other way round, so clients of a published port at ::1 are relayed by the services (bridge.ts), and --allow-host is IPv4's.
+ * Neighbour discovery is ICMPv6, which iptables sees: it passes. A family that a network does not have is dropped.
  */
 
 export interface PortRule {
@@ -74,6 +74,8 @@ export interface Chain {
 interface Family {
   readonly bits: 32 | 128
   readonly loopback: string
+  /** Match of what the kernel cannot lead elsewhere. */
+  readonly notLed: string
   /** Link-local and metadata services: never anybody's to reach. */
   readonly never: readonly string[]
   readonly groups: string
@@ -89,6 +91,7 @@ interface Family {
 const FOUR: Family = {
   bits: 32,
   loopback: '127.0.0.0/8',
+  notLed: '',
   never: ['169.254.0.0/16'],
   groups: '224.0.0.0/4',
   prohibited: 'icmp-admin-prohibited',
@@ -101,13 +104,15 @@ const FOUR: Family = {
 const SIX: Family = {
   bits: 128,
   loopback: '::1/128',
+  notLed: '! -d ::1/128 ',
   never: ['fe80::/10', 'fd00:ec2::254/128'],
   groups: 'ff00::/8',
   prohibited: 'icmp6-adm-prohibited',
   echo: '-p ipv6-icmp --icmpv6-type echo-request',
   discovery: [133, 135, 136].map((type) => `-p ipv6-icmp -m icmp6 --icmpv6-type ${type}`),
   dhcp: '546:547',
-  guestOf: (p) => (p.hostAddress === '*' || p.hostAddress.includes(':') ? (p.guestAddress6 ?? '') : ''),
+  guestOf: (p) =>
+    p.hostAddress === '*' || (p.hostAddress.includes(':') && p.hostAddress !== '::1') ? (p.guestAddress6 ?? '') : '',
   to: (address, port) => `[${address}]:${port}`,
 }
 
@@ -151,12 +156,6 @@ function side(m: RuleModel, s: Side, f: Family): readonly Chain[] {
   const never = f.never.map((net) => `-i ${link} -m conntrack --ctorigdst ${net}`)
   const published = m.publishes.filter((p) => f.guestOf(p) !== '')
   const allowed = f === FOUR ? m.allowHostPorts : []
-  // A port that is held on all addresses is held at ::1 too, where nobody can be led on from.
-  const deaf = published.flatMap((p) => {
-    if (!everywhere(p.hostAddress) && p.hostAddress !== '::1') return []
-    const how = p.proto === 'tcp' ? 'tcp-reset' : 'icmp6-port-unreachable'
-    return [`-p ${p.proto} --dport ${p.hostPort} -j REJECT --reject-with ${how}`]
-  })
   return [
     {
       table: 'raw',
@@ -169,7 +168,7 @@ function side(m: RuleModel, s: Side, f: Family): readonly Chain[] {
       name: `${name}-DNAT`,
       jumps: [
         ['PREROUTING', '-m addrtype --dst-type LOCAL'],
-        ['OUTPUT', '-m addrtype --dst-type LOCAL'],
+        ['OUTPUT', `${f.notLed}-m addrtype --dst-type LOCAL`],
       ],
       rules: [
         ...allowed.flatMap((p) =>
@@ -272,9 +271,6 @@ function side(m: RuleModel, s: Side, f: Family): readonly Chain[] {
             ],
           },
         ]
-      : []),
-    ...(f === SIX
-      ? [{ table: 'filter' as const, name: `${name}-LO`, jumps: [['OUTPUT', '-d ::1/128']] as const, rules: deaf }]
       : []),
   ]
 }
