@@ -299,8 +299,16 @@ test('on a bridge of the kernel services answer for themselves, forward nothing,
   const servicesMac = '02:6e:c0:a8:64:02'
   web.send(solicit({ target: IPV6.services }), solicit({ target: IPV6.gateway }), solicit({ target: 'fe80::b:1' }))
   assert.deepEqual(web.lines(), [`icmp6 ${IPV6.services} > ${web.ip6} is-at ${IPV6.services} ${servicesMac}`])
+  // VMs do not hear each other's advertisements: the services say whose an address is, and where.
   web.send(solicit({ from: '::', target: db.ip6 }))
-  assert.deepEqual([...web.lines(), ...db.lines()], [], 'whose it is its owner says')
+  assert.deepEqual(web.lines(), [`icmp6 fe80::2 > ff02::1 is-at ${db.ip6} ${servicesMac}`])
+  web.send(
+    solicit({ target: db.ip6 }),
+    solicit({ target: web.ip6 }),
+    solicit({ target: `${IPV6.subnet.split('::')[0]}::99` }),
+  )
+  assert.deepEqual(web.lines(), [`icmp6 ${db.ip6} > ${web.ip6} is-at ${db.ip6} ${db.mac}`])
+  assert.deepEqual(db.lines(), [])
   web.send(udp({ to: `[${OUTSIDE}]:53`, dstMac: servicesMac }), udp({ to: '8.8.8.8:53', dstMac: servicesMac }))
   assert.deepEqual([net.drops('not-router'), net.host.open().length], [2, 0])
   web.send(udp({ to: `[${IPV6.services}]:53`, dstMac: servicesMac, data: question('db', 'A') }))
@@ -310,6 +318,10 @@ test('on a bridge of the kernel services answer for themselves, forward nothing,
   assert.equal(told.length, 1, 'one is enough: all hear it')
   assert.equal(told[0].ip?.src, 'fe80::b:1')
   assert.equal(options(told[0]).get(1)?.subarray(2).toString('hex'), '020000000b01')
+  const apart = new TestNet({ config: { ipv6: { ...IPV6, ...router }, medium: 'bridge', isolated: true } })
+  const [lone, other] = [apart.vm('web'), apart.vm('db')]
+  lone.send(solicit({ target: other.ip6 }))
+  assert.deepEqual(lone.lines(), [], 'isolated VMs are nobody’s neighbours')
   const quiet = new TestNet({ config: { ipv6: IPV6, medium: 'bridge' } })
   const vm = quiet.vm('vm')
   quiet.advance(20_000)
