@@ -4,8 +4,8 @@ import { describe, it } from 'node:test'
 import fc from 'fast-check'
 import { decode, duidLinkLayer, encode, type Packet6 } from '#dhcp-packet/v6'
 import {
-  buildAnnouncement,
   buildFrame6,
+  buildProbe,
   buildSolicitation,
   isAdvertisement,
   parseFrame6,
@@ -179,13 +179,13 @@ describe('frames of IPv6', () => {
     assert.equal(b.length, 62)
   })
 
-  it('an announcement of an address, to all nodes', () => {
-    const address = Buffer.from('fd770000000000000000000000000100', 'hex')
-    const b = buildAnnouncement(MAC, address)
-    assert.equal(b.subarray(0, 6).toString('hex'), '333300000001')
-    assert.deepEqual([b[21], b[54], b[58]], [255, 136, 0x20])
-    assert.deepEqual([b.subarray(22, 38), b.subarray(62, 78)], [address, address])
-    assert.equal(b.subarray(78).toString('hex'), '0201020000000011')
+  it('the question whether anybody has an address, as a kernel asks it', () => {
+    const address = Buffer.from('fd770000000000000000000000123456', 'hex')
+    const b = buildProbe(MAC, address)
+    assert.equal(b.subarray(0, 6).toString('hex'), '3333ff123456')
+    assert.equal(b.subarray(22, 54).toString('hex'), `${'0'.repeat(32)}ff0200000000000000000001ff123456`)
+    assert.deepEqual([b[21], b[54]], [255, 135])
+    assert.deepEqual(b.subarray(62), address)
   })
 
   it('whatever arrives is read or refused, never thrown at', () => {

@@ -1,7 +1,7 @@
 /**
  * The frames a client needs before its link has a usable IPv6 address: router solicitations, DHCPv6 to the servers on the link and back, the
- * announcement of the address it got.
- * Read: RFC 8200 §3 and §8.1 (pseudo-header), RFC 4861 §4.1, §4.2, §4.4 and §7.2.6, RFC 8415 §7.1 and §7.2, RFC 2464 §7 (33:33 and the last 32 bits),
+ * question whether anybody has the address it got.
+ * Read: RFC 8200 §3 and §8.1 (pseudo-header), RFC 4861 §4.1 to §4.3, RFC 4862 §5.4.2, RFC 8415 §7.1 and §7.2, RFC 2464 §7 (33:33 and the last 32 bits),
  * RFC 4291 appendix A. Never throws on what arrives; what is not for us is undefined.
  */
 const ETHERNET = 14
@@ -14,12 +14,9 @@ const SERVER_PORT = 547
 const CLIENT_PORT = 546
 const SOLICITATION = 133
 const ADVERTISEMENT = 134
-const NEIGHBOUR = 136
-const OVERRIDE = 0x20
+const NEIGHBOUR = 135
 const SOURCE_LINK_ADDRESS = 1
-const TARGET_LINK_ADDRESS = 2
-/** ff02::1, ff02::2 and ff02::1:2. */
-const ALL_NODES = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1)
+/** ff02::2 and ff02::1:2. */
 const ALL_ROUTERS = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2)
 const ALL_SERVERS = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2)
 const NOBODY = new Uint8Array(16)
@@ -68,14 +65,13 @@ export function buildSolicitation(mac: string, fromNobody: boolean): Buffer {
   return b
 }
 
-/** This address (16 bytes) is here, whoever had it before: to all nodes, unasked. */
-export function buildAnnouncement(mac: string, address: Uint8Array): Buffer {
+/** Has anybody this address (16 bytes)? From nobody, to the group of those who end like it: what a kernel asks before it takes one. */
+export function buildProbe(mac: string, address: Uint8Array): Buffer {
   const icmp = ETHERNET + IP
-  const b = around(mac, address, ALL_NODES, PROTOCOL_ICMPV6, 255, 32)
+  const group = Uint8Array.of(0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, ...address.subarray(13))
+  const b = around(mac, NOBODY, group, PROTOCOL_ICMPV6, 255, 24)
   b[icmp] = NEIGHBOUR
-  b[icmp + 4] = OVERRIDE
   b.set(address, icmp + 8)
-  b.set([TARGET_LINK_ADDRESS, 1, ...macBytes(mac)], icmp + 24)
   b.writeUInt16BE(checksum(b, PROTOCOL_ICMPV6), icmp + 2)
   return b
 }

@@ -11,7 +11,7 @@ import { giveAddress6, takeAddress6 } from '../../sys/netaddr.ts'
 import { addRoute, linkIndex, linkMac, linkMtu, setLinkAddress, setLinkMtu, setLinkUp } from '../../sys/netdev.ts'
 import { bindPacket } from '../../sys/packet.ts'
 import { AF_PACKET, addressBytes, recv, SOCK_NONBLOCK, SOCK_RAW, send, setOption, socket } from '../../sys/socket.ts'
-import { buildAnnouncement } from './frame6.ts'
+import { buildProbe } from './frame6.ts'
 import { prepare6 } from './ipv6.ts'
 import type { Lease } from './lease.ts'
 
@@ -95,9 +95,9 @@ export class Link {
 
   /** The link's IPv6 address, beside those that SLAAC makes. */
   configure6(address: string, prefix: number, before: string | undefined): void {
+    // Nobody else has it, and the answer is not waited for; but the network knows by the question that the address is in use.
+    this.send(buildProbe(this.mac, addressBytes(address)))
     must(`address ${address}`, giveAddress6(this.name, address, prefix))
-    // It is given without a probe, from which the network would have learned of it.
-    this.send(buildAnnouncement(this.mac, addressBytes(address)))
     if (before !== undefined && before !== address) takeAddress6(this.name, before, prefix)
   }
 
