@@ -42,6 +42,10 @@ export const vm = z.object({
   pid: z.number().nullable(),
   createdAt: z.string(),
   startedAt: z.string().nullable(),
+  /** "no", "on-failure", "on-failure:5" or "always": what happens when it ends on its own. */
+  restart: z.string(),
+  /** How often it was started again for that, since somebody started it or it ran for a while. */
+  restarts: z.number(),
 })
 export type Vm = z.infer<typeof vm>
 
@@ -57,6 +61,10 @@ export const createVm = z.strictObject({
   cpus: z.number().int().min(1).max(64).default(1),
   memMib: z.number().int().min(16).default(512),
   image: z.string().optional(),
+  restart: z
+    .string()
+    .regex(/^(no|always|on-failure(:[1-9]\d{0,3})?)$/)
+    .default('no'),
   start: z.boolean().default(true),
 })
 export type CreateVm = z.input<typeof createVm>

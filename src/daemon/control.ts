@@ -76,6 +76,7 @@ export const specOf = (paths: Paths, v: VmRecord): VmSpec => ({
   memMib: v.memMib,
   ...(v.image === null ? {} : { image: v.image }),
   ...(v.netns === null ? {} : { netns: v.netns }),
+  ...(v.mounts.length === 0 ? {} : { mounts: v.mounts }),
 })
 
 /** The runtimes, loaded on first use. */

@@ -167,6 +167,9 @@ export class Vms {
       bootId: null,
       createdAt: new Date().toISOString(),
       startedAt: null,
+      mounts: [],
+      restart: body.restart ?? 'no',
+      restarts: 0,
     })
     reserve(store, this.boot, id, plan.ports)
   }
@@ -355,6 +358,8 @@ export class Vms {
       pid: v.handle?.pid || null,
       createdAt: v.createdAt,
       startedAt: v.startedAt,
+      restart: v.restart,
+      restarts: v.restarts,
     }
   }
 }

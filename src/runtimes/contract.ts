@@ -59,6 +59,17 @@ export interface ExecRequest {
   readonly cols?: number
 }
 
+/** Says to whoever waits what is being done now: "booting it". */
+export type Tell = (text: string) => void
+
+/** How a VM went that ended on its own. */
+export interface Obituary {
+  /** It shut itself down. Otherwise it was killed, or failed. */
+  readonly orderly: boolean
+  /** What its process and its console said last: a few lines, for people. */
+  readonly words?: string
+}
+
 /** One running command. Streams are Node's; with a terminal, stdout carries everything and stderr is absent. */
 export interface ExecSession {
   readonly stdin: import('node:stream').Writable
@@ -73,7 +84,12 @@ export interface ExecSession {
 
 export interface Runtime {
   status(): Promise<Status>
-  prepare(vm: VmSpec, signal: AbortSignal): Promise<VmHandle>
+  /**
+   * What VMs like this one need and what may take minutes the first time: an image that is built. Asked before each start, without a time limit, until the
+   * caller goes away; never leaves anything half-made.
+   */
+  provide?(vm: VmSpec, signal: AbortSignal, tell: Tell): Promise<void>
+  prepare(vm: VmSpec, signal: AbortSignal, tell?: Tell): Promise<VmHandle>
   /** Resolves when the VM can be used: its nic has the address, exec works. */
   start(
     vm: VmSpec,
@@ -81,6 +97,7 @@ export interface Runtime {
     a: Attachment,
     dns: Resolver | undefined,
     signal: AbortSignal,
+    tell?: Tell,
   ): Promise<{ handle: VmHandle; nic: StartedNic }>
   /** The nic was made again (the data plane restarted and the old device is gone): configure it again. */
   renic(vm: VmSpec, h: VmHandle, a: Attachment, signal: AbortSignal): Promise<StartedNic>
@@ -88,6 +105,8 @@ export interface Runtime {
   stop(vm: VmSpec, h: VmHandle | undefined, graceMs: number): Promise<void>
   /** Is it still the VM that the handle names? */
   alive(h: VmHandle): boolean
+  /** Of a VM that is not alive any more and was not stopped: how it went, when that can be known. */
+  obituary?(vm: VmSpec, h: VmHandle): Promise<Obituary | undefined>
   exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession>
   /** The VM's serial console, where it has one: bytes both ways, several readers at once. */
   console?(vm: VmSpec, h: VmHandle): Promise<import('node:stream').Duplex>
@@ -95,7 +114,10 @@ export interface Runtime {
   destroy(vm: VmSpec): Promise<void>
   /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
   unenforced?(): Promise<string | undefined>
-  /** The file with what the VM's init printed. */
+  /**
+   * The file with what the VM's init or serial line printed. Whoever writes it has it open for appending (O_APPEND): the daemon keeps it small by copying it
+   * to FILE.1 and cutting it to nothing.
+   */
   logFile(vm: VmSpec): string
 }
 

@@ -35,6 +35,8 @@ export function fakeVm(name: string, over: Partial<Vm> = {}): Vm {
     pid: 42,
     createdAt: '2026-01-01T00:00:00.000Z',
     startedAt: new Date(Date.now() - 90_000).toISOString(),
+    restart: 'no',
+    restarts: 0,
     ...over,
   }
 }

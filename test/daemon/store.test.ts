@@ -43,6 +43,9 @@ const vm: VmRecord = {
   bootId: null,
   createdAt: '2026-01-01T00:00:00.000Z',
   startedAt: null,
+  mounts: [{ source: '/srv', target: '/data', readonly: true }],
+  restart: 'on-failure:3',
+  restarts: 0,
 }
 
 const scratch = (t: { after(fn: () => void): void }): string => {
@@ -107,6 +110,19 @@ test('an empty file is brought to this schema; a newer one is refused and left a
   db.exec(`PRAGMA user_version = ${SCHEMA_VERSION + 1}`)
   db.close()
   assert.throws(() => new Store(file), /noid\.db was written by a newer noid/)
+  // Rows that an older noid wrote get what it did not know.
+  const old = `${file}.old`
+  const was = new Store(old)
+  was.addNetwork(network)
+  was.addVm(vm)
+  was.close()
+  const sql = new DatabaseSync(old)
+  for (const column of ['mounts', 'restart', 'restarts']) sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`)
+  sql.exec('PRAGMA user_version = 1')
+  sql.close()
+  const now = new Store(old)
+  assert.deepEqual(plain(now.vmNamed('web')), plain({ ...vm, mounts: [], restart: 'no', restarts: 0 }))
+  now.close()
   const odd = `${file}.odd`
   writeFileSync(odd, 'anything else. '.repeat(100))
   assert.throws(() => new Store(odd), /\.odd cannot be used: file is not a database/)
