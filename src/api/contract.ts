@@ -46,6 +46,8 @@ export const vm = z.object({
   restart: z.string(),
   /** How often it was started again for that, since somebody started it or it ran for a while. */
   restarts: z.number(),
+  /** When it will be started again on its own, where that is planned. */
+  restartAt: z.string().nullable(),
 })
 export type Vm = z.infer<typeof vm>
 
@@ -61,10 +63,8 @@ export const createVm = z.strictObject({
   cpus: z.number().int().min(1).max(64).default(1),
   memMib: z.number().int().min(16).default(512),
   image: z.string().optional(),
-  restart: z
-    .string()
-    .regex(/^(no|always|on-failure(:[1-9]\d{0,3})?)$/)
-    .default('no'),
+  /** "no", "always", "on-failure" or "on-failure:N". */
+  restart: z.string().default('no'),
   start: z.boolean().default(true),
 })
 export type CreateVm = z.input<typeof createVm>

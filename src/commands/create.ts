@@ -14,6 +14,7 @@ export default class Create extends NoidCommand {
     '<%= config.bin %> create web --port 8080:80 --port 5353:53/udp',
     '<%= config.bin %> create db --ip 192.168.100.10 --mem 1024',
     '<%= config.bin %> create untrusted --network isolated',
+    '<%= config.bin %> create db --runtime qemu --restart always',
   ]
   static override args = { name: Args.string({ ignoreStdin: true, description: 'Name of the VM.', required: true }) }
   static override flags = {
@@ -36,6 +37,10 @@ export default class Create extends NoidCommand {
     cpus: Flags.integer({ summary: 'Processors.', min: 1, max: 64 }),
     mem: Flags.integer({ summary: 'Memory in MiB.', min: 16, helpValue: 'MIB' }),
     image: Flags.string({ summary: 'Root file system: a directory or a tar archive.', helpValue: 'DIR|TAR' }),
+    restart: Flags.string({
+      summary: 'Start it again when it ends on its own: no, on-failure[:TIMES] or always (also after a reboot).',
+      helpValue: 'POLICY',
+    }),
     'no-start': Flags.boolean({ summary: 'Make it, and leave it stopped.' }),
   }
 
@@ -57,6 +62,7 @@ export default class Create extends NoidCommand {
           cpus: flags.cpus,
           memMib: flags.mem,
           image: flags.image,
+          restart: flags.restart,
           start: !flags['no-start'],
         },
         view.line,

@@ -24,6 +24,7 @@ export default class Info extends NoidCommand {
         ['Runtime', vm.runtime],
         ['Image', vm.image ?? 'the one built in'],
         ['Size', `${vm.cpus} CPU, ${vm.memMib} MiB`],
+        ['Restart', restart(vm)],
         ['Process', vm.pid === null ? '-' : String(vm.pid)],
         ['Created', vm.createdAt],
         ['Up', upFor(vm)],
@@ -31,4 +32,10 @@ export default class Info extends NoidCommand {
     )
     return vm
   }
+}
+
+/** The policy, how often it was needed, and when it will be next. */
+function restart(vm: Vm): string {
+  const times = vm.restarts === 0 ? '' : `, ${vm.restarts} ${vm.restarts === 1 ? 'time' : 'times'} in a row`
+  return `${vm.restart}${times}${vm.restartAt === null ? '' : `, next at ${vm.restartAt}`}`
 }

@@ -14,6 +14,7 @@ import type { Registry } from '../plugins/registry.ts'
 import type { Runtime, RuntimeContext, RuntimeDescriptor, VmSpec } from '../runtimes/contract.ts'
 import type { TakenSubnet } from './addressing.ts'
 import type { KeyedMutex } from './mutex.ts'
+import type { Backoff } from './restarts.ts'
 import type { Store, VmRecord } from './store.ts'
 
 export type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string) => void
@@ -34,6 +35,8 @@ export interface Control {
   /** May make interfaces on the host. */
   readonly privileged: boolean
   readonly hostRoutes: () => readonly TakenSubnet[]
+  /** Pauses between a VM's end and its next start (restarts.ts). */
+  readonly backoff: Backoff
   /** Called at named points between two steps; tests end the process there. */
   readonly checkpoint: (point: string) => void
 }

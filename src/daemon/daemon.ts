@@ -19,6 +19,7 @@ import { KeyedMutex } from './mutex.ts'
 import { Networks } from './networks.ts'
 import { Publishes } from './publishes.ts'
 import { Reconciler } from './reconcile.ts'
+import { BACKOFF, type Backoff } from './restarts.ts'
 import { buildServer } from './server.ts'
 import { SCHEMA_VERSION, Store } from './store.ts'
 import { Vms } from './vms.ts'
@@ -42,6 +43,7 @@ export interface DaemonOptions {
   readonly debug?: boolean
   readonly hostRoutes?: () => readonly TakenSubnet[]
   readonly checkpoint?: (point: string) => void
+  readonly backoff?: Backoff
 }
 
 export interface Daemon {
@@ -91,6 +93,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     bootId: bootId(),
     privileged: o.privileged,
     hostRoutes: o.hostRoutes ?? hostRoutes,
+    backoff: o.backoff ?? BACKOFF,
     checkpoint: o.checkpoint ?? (() => {}),
   }
   const networks = new Networks(control)

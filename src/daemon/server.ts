@@ -282,7 +282,7 @@ async function upgrade(p: ServerParts, req: IncomingMessage, socket: Duplex, hea
   if (v.phase !== 'running' || v.handle === null) throw new NoidError('VM_NOT_RUNNING', { name: v.name })
   const runtime = await control.runtimes.get(v.runtime)
   const handle = v.handle
-  const session = await bounded('entering the VM', limitMs.start, () =>
+  const session = await bounded('entering the VM', limitMs.enter, () =>
     runtime.exec(specOf(control.paths, v), handle, want),
   )
   socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${EXEC_PROTOCOL}\r\n\r\n`)

@@ -38,7 +38,8 @@ const MIGRATIONS: readonly string[] = [
      expires_at INTEGER) STRICT;`,
   `ALTER TABLE vms ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]';
    ALTER TABLE vms ADD COLUMN restart TEXT NOT NULL DEFAULT 'no';
-   ALTER TABLE vms ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;`,
+   ALTER TABLE vms ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
+   ALTER TABLE vms ADD COLUMN restart_at TEXT;`,
 ]
 export const SCHEMA_VERSION = MIGRATIONS.length
 
@@ -91,6 +92,8 @@ export interface VmRecord {
   readonly restart: string
   /** How often it was started again on its own since somebody started it, or since it ran for a while. */
   readonly restarts: number
+  /** When it will be started again on its own; null for what is not planned. */
+  readonly restartAt: string | null
 }
 
 export interface PublishRecord {

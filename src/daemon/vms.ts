@@ -8,6 +8,7 @@
 import { mkdir, rm } from 'node:fs/promises'
 import type { CreateVm, Publish, Vm } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
+import type { Obituary } from '../runtimes/contract.ts'
 import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
 import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
@@ -15,10 +16,13 @@ import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDi
 import { type Networks, planOfNetwork, type Wanted } from './networks.ts'
 import { parsePorts } from './ports.ts'
 import { publicPort, reserve } from './publishes.ts'
+import { due, parsePolicy, plan } from './restarts.ts'
 import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 
 const GRACE_MS = 5_000
 export const MAX_GRACE_MS = 600_000
+/** Of what a VM said last, in its problem. */
+const MAX_WORDS = 2_000
 
 /** A request after everything that can be checked without the store was checked. */
 interface Plan {
@@ -104,6 +108,7 @@ export class Vms {
   async #check(body: CreateVm, foreign?: ForeignOrigin): Promise<Plan> {
     const { registry, runtimes, store } = this.#c
     checkName('VM', body.name)
+    parsePolicy(body.restart ?? 'no')
     if (store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
     const wanted = this.#networks.resolve(body.network, body.networkBackend)
     const backend = registry.descriptor(wanted.backend)
@@ -170,6 +175,7 @@ export class Vms {
       mounts: [],
       restart: body.restart ?? 'no',
       restarts: 0,
+      restartAt: null,
     })
     reserve(store, this.boot, id, plan.ports)
   }
@@ -186,13 +192,17 @@ export class Vms {
   start(name: string, progress: Progress, cancel?: AbortSignal): Promise<Vm> {
     return this.locked(name, async (v) => {
       if (v.phase === 'running') progress('note', `${name} runs already`)
-      else await this.#start(v, progress, cancel)
+      else {
+        this.#unplan(v)
+        await this.#start(v, progress, cancel)
+      }
       return this.view(this.find(name))
     })
   }
 
   restart(name: string, progress: Progress): Promise<Vm> {
     return this.locked(name, async (v) => {
+      this.#unplan(v)
       if (v.phase === 'running') {
         progress('step', 'stopping it')
         await this.#stop(v, GRACE_MS)
@@ -200,6 +210,11 @@ export class Vms {
       await this.#start(this.find(name), progress)
       return this.view(this.find(name))
     })
+  }
+
+  /** A person's word: what was planned for it on its own is over. */
+  #unplan(v: VmRecord): void {
+    if (v.restartAt !== null || v.restarts !== 0) this.#c.store.updateVm(v.id, { restartAt: null, restarts: 0 })
   }
 
   async #start(v: VmRecord, progress: Progress, cancel?: AbortSignal): Promise<void> {
@@ -231,6 +246,7 @@ export class Vms {
 
   stop(name: string, graceMs = GRACE_MS): Promise<Vm> {
     return this.locked(name, async (v) => {
+      this.#unplan(v)
       if (v.phase !== 'created' && v.phase !== 'stopped' && v.phase !== 'destroying') await this.#stop(v, graceMs)
       return this.view(this.find(name))
     })
@@ -293,6 +309,8 @@ export class Vms {
       } else if (v.phase === 'starting') {
         log('info', `undoing the start of ${v.name}`)
         await this.#ended(v, 'failed', 'the daemon ended while it was starting')
+        // Nobody waits for one that was being started on its own, or that is to run always.
+        if (v.restartAt !== null || parsePolicy(v.restart).when === 'always') this.#again(v)
       } else if (v.phase === 'stopping') {
         log('info', `finishing the stop of ${v.name}`)
         await this.#ended(v, 'stopped', null)
@@ -301,13 +319,12 @@ export class Vms {
   }
 
   async #recoverRunning(v: VmRecord): Promise<void> {
-    if (v.bootId !== this.#c.bootId) return this.#ended(v, 'stopped', 'the machine was started again')
-    if (!(await this.isAlive(v)))
-      return this.#ended(
-        v,
-        'failed',
-        v.netns === null ? 'its init ended while the daemon was away' : 'its network namespace is gone',
-      )
+    if (v.bootId !== this.#c.bootId) {
+      await this.#ended(v, 'stopped', 'the machine was started again')
+      if (parsePolicy(v.restart).when === 'always') this.#again(v)
+      return
+    }
+    if (!(await this.isAlive(v))) return this.#died(v, ' while the daemon was away')
     try {
       await this.boot.adopt(v)
       this.#c.store.updateVm(v.id, { problem: null })
@@ -319,9 +336,70 @@ export class Vms {
     }
   }
 
-  async #ended(v: VmRecord, phase: 'failed' | 'stopped', problem: string | null): Promise<void> {
+  async #ended(
+    v: VmRecord,
+    phase: 'failed' | 'stopped',
+    problem: string | null,
+    next: Partial<VmRecord> = {},
+  ): Promise<void> {
     await this.boot.down(v, 0).catch(() => {})
-    this.#c.store.updateVm(v.id, { phase, problem })
+    this.#c.store.updateVm(v.id, { phase, problem, ...next })
+  }
+
+  /** It goes on as soon as somebody looks; that counts as no failure of its own. */
+  #again(v: VmRecord): void {
+    this.#c.store.updateVm(v.id, { restartAt: new Date().toISOString() })
+  }
+
+  /** It ended on its own: give back what it held, say why, and plan what its policy says. */
+  async #died(v: VmRecord, when = ''): Promise<void> {
+    const last = await this.#obituary(v)
+    const what = last?.orderly
+      ? `it shut itself down${when}`
+      : v.netns === null
+        ? `${last === undefined ? 'its init ended' : 'it ended unexpectedly'}${when}`
+        : 'its network namespace is gone'
+    const words = last?.orderly ? '' : (last?.words ?? '').trim().slice(-MAX_WORDS)
+    const problem = words === '' ? what : `${what}; its last words:\n${words}`
+    this.#c.log('warn', `${v.name}: ${problem}`)
+    const next = plan(v, last?.orderly ?? false, Date.now(), this.#c.backoff)
+    // In one turn with the phase: no moment in which it has ended and nothing is planned.
+    await this.#ended(v, last?.orderly ? 'stopped' : 'failed', problem, next)
+    if (next.restartAt !== null) this.#c.log('info', `${v.name} is started again at ${next.restartAt} (${v.restart})`)
+  }
+
+  async #obituary(v: VmRecord): Promise<Obituary | undefined> {
+    const { runtimes, paths, log } = this.#c
+    const handle = v.handle
+    if (handle === null) return undefined
+    try {
+      const runtime = await runtimes.get(v.runtime)
+      return await bounded('asking how it ended', limitMs.stats, async () =>
+        runtime.obituary?.(specOf(paths, v), handle),
+      )
+    } catch (e) {
+      log('warn', `${v.name}: ${e instanceof Error ? e.message : e}`)
+      return undefined
+    }
+  }
+
+  /** Start what is due to be started again on its own. */
+  async revive(name: string, cancel: AbortSignal): Promise<void> {
+    await this.locked(name, async (v) => {
+      if (cancel.aborted || !due(v, Date.now())) return
+      const { log, store, backoff } = this.#c
+      log('info', `starting ${name} again`)
+      try {
+        await this.#start(v, (_, text) => log('debug', `${name}: ${text}`), cancel)
+        store.updateVm(v.id, { restartAt: null })
+        log('info', `${name} runs again`)
+      } catch (e) {
+        // The daemon ends: the next one goes on with it.
+        if (e instanceof Cancelled) return
+        log('error', `starting ${name} again: ${e instanceof Error ? e.message : e}`)
+        store.updateVm(v.id, plan({ ...v, startedAt: null }, false, Date.now(), backoff))
+      }
+    })
   }
 
   async isAlive(v: VmRecord): Promise<boolean> {
@@ -332,9 +410,7 @@ export class Vms {
   async reap(name: string): Promise<void> {
     await this.locked(name, async (v) => {
       if (v.phase !== 'running' || (await this.isAlive(v))) return
-      const what = v.netns === null ? 'its init ended' : 'its network namespace is gone'
-      this.#c.log('warn', `${name}: ${what}`)
-      await this.#ended(v, 'failed', what)
+      await this.#died(v)
     })
   }
 
@@ -360,6 +436,7 @@ export class Vms {
       startedAt: v.startedAt,
       restart: v.restart,
       restarts: v.restarts,
+      restartAt: v.restartAt,
     }
   }
 }

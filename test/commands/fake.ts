@@ -37,6 +37,7 @@ export function fakeVm(name: string, over: Partial<Vm> = {}): Vm {
     startedAt: new Date(Date.now() - 90_000).toISOString(),
     restart: 'no',
     restarts: 0,
+    restartAt: null,
     ...over,
   }
 }

@@ -16,7 +16,7 @@ import type {
   CaptureOptions,
   NetworkBackend,
 } from '../../src/plugins/contract.ts'
-import type { Runtime, RuntimeDescriptor } from '../../src/runtimes/contract.ts'
+import type { Obituary, Runtime, RuntimeDescriptor } from '../../src/runtimes/contract.ts'
 import { isRunning, processStat } from '../../src/sys/process.ts'
 
 /** How the fakes misbehave, read from a file before each call, so that a test can change it while the daemon runs. */
@@ -27,6 +27,8 @@ export interface Mood {
   readonly failDetach?: boolean
   readonly hangCheck?: boolean
   readonly slowMs?: number
+  /** What the runtime says of a VM that ended on its own. */
+  readonly obituary?: Obituary
 }
 
 export class World {
@@ -199,6 +201,9 @@ class FakeRuntime implements Runtime {
   }
   alive(h: { pid: number; startTime: string }) {
     return isRunning(h.pid, h.startTime)
+  }
+  async obituary() {
+    return this.#w.mood.obituary
   }
   async exec(...[, , r]: Parameters<Runtime['exec']>) {
     const child = spawn(r.argv[0] as string, r.argv.slice(1), { env: { ...process.env, ...r.env }, detached: true })

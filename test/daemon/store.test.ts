@@ -46,6 +46,7 @@ const vm: VmRecord = {
   mounts: [{ source: '/srv', target: '/data', readonly: true }],
   restart: 'on-failure:3',
   restarts: 0,
+  restartAt: null,
 }
 
 const scratch = (t: { after(fn: () => void): void }): string => {
@@ -117,7 +118,8 @@ test('an empty file is brought to this schema; a newer one is refused and left a
   was.addVm(vm)
   was.close()
   const sql = new DatabaseSync(old)
-  for (const column of ['mounts', 'restart', 'restarts']) sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`)
+  for (const column of ['mounts', 'restart', 'restarts', 'restart_at'])
+    sql.exec(`ALTER TABLE vms DROP COLUMN ${column}`)
   sql.exec('PRAGMA user_version = 1')
   sql.close()
   const now = new Store(old)
