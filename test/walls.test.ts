@@ -61,7 +61,7 @@ interface Wall {
 
 const NODE = /^node:/
 const walls: Record<string, Wall> = {
-  'errors and paths stand alone': { room: /^src\/(errors|paths)\.ts$/, may: [NODE, /^src\/errors\.ts$/] },
+  'errors, paths and logs stand alone': { room: /^src\/(errors|paths|logs)\.ts$/, may: [NODE, /^src\/errors\.ts$/] },
   'contracts are types': {
     room: /^src\/(plugins|runtimes)\/contract\.ts$/,
     may: [],
@@ -79,7 +79,7 @@ const walls: Record<string, Wall> = {
     may: [
       /^src\/(cli|client)\//,
       /^src\/api\/(exec|routes)\.ts$/,
-      /^src\/(errors|paths)\.ts$/,
+      /^src\/(errors|paths|logs)\.ts$/,
       /^src\/runtimes\/sandbox\/doctor\.ts$/,
       // So do the conformance kit and the benchmark.
       /^src\/plugins\/conformance\/index\.ts$/,
@@ -102,7 +102,12 @@ const walls: Record<string, Wall> = {
   },
   'daemon → plugins, runtimes, api': {
     room: /^src\/daemon\//,
-    may: [/^src\/(daemon|plugins|runtimes|api|sys)\//, /^src\/(errors|paths)\.ts$/, /^(fastify|zod|ipaddr\.js)$/, NODE],
+    may: [
+      /^src\/(daemon|plugins|runtimes|api|sys)\//,
+      /^src\/(errors|paths|logs)\.ts$/,
+      /^(fastify|zod|ipaddr\.js)$/,
+      NODE,
+    ],
   },
   'plugins never reach into the daemon or the engine': {
     room: /^src\/plugins\//,

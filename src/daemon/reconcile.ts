@@ -4,7 +4,7 @@
  * At the start: what was being done is finished or undone, VMs that run are adopted, networks with such VMs are carried
  * again and strays on them removed. Networks are repaired side by side; one that hangs delays nobody else's.
  * While it runs: each second every running VM is asked whether its init lives (two reads of /proc for each), and those whose time has come
- * are started again, a few at once; events of the backends go to the store.
+ * are started again, a few at once; logs are kept small; events of the backends go to the store.
  */
 import { availableParallelism } from 'node:os'
 import type { BackendEvent } from '../plugins/contract.ts'
@@ -12,10 +12,12 @@ import { bounded, limitMs } from './bounded.ts'
 import type { Control } from './control.ts'
 import type { Networks } from './networks.ts'
 import { due } from './restarts.ts'
+import { LogKeeper } from './rotate.ts'
 import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 import type { Vms } from './vms.ts'
 
 const WATCH_MS = 1_000
+const SWEEP_MS = 2_000
 /** VMs that are started again at one time: after a reboot all of them want to. */
 const REVIVING = Math.max(2, availableParallelism())
 /** Phases in which a VM may hold something of its network. */
@@ -26,6 +28,7 @@ export class Reconciler {
   readonly #networks: Networks
   readonly #vms: Vms
   #timer: NodeJS.Timeout | undefined
+  #sweeper: NodeJS.Timeout | undefined
   readonly #closing = new AbortController()
 
   constructor(c: Control, networks: Networks, vms: Vms) {
@@ -67,6 +70,8 @@ export class Reconciler {
   }
 
   watch(): void {
+    const logs = new LogKeeper(this.#c)
+    this.#sweeper = setInterval(() => logs.sweep(), SWEEP_MS)
     const reaping = new Set<string>()
     const reviving = new Set<string>()
     const look = async (v: VmRecord): Promise<void> => {
@@ -92,6 +97,7 @@ export class Reconciler {
 
   close(): void {
     clearInterval(this.#timer)
+    clearInterval(this.#sweeper)
     this.#closing.abort()
   }
 

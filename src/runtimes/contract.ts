@@ -115,8 +115,8 @@ export interface Runtime {
   /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
   unenforced?(): Promise<string | undefined>
   /**
-   * The file with what the VM's init or serial line printed. Whoever writes it has it open for appending (O_APPEND): the daemon keeps it small by copying it
-   * to FILE.1 and cutting it to nothing.
+   * The file with what the VM's init or serial line printed. Whoever writes a `*.log` in vm.dir has it open for appending (O_APPEND): the daemon keeps
+   * each of them small by copying it to FILE.1 and cutting it to nothing.
    */
   logFile(vm: VmSpec): string
 }
