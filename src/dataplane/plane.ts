@@ -18,10 +18,12 @@ import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
+import { Backlog } from './backlog.ts'
 import { Burst } from './burst.ts'
 import { CaptureStreams } from './captures.ts'
+import { DgramPort } from './dgram.ts'
 import { DataPlaneHost } from './host.ts'
-import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
+import { type Nic, type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
 import {
   type EventMessage,
   type HelloAnswer,
@@ -31,6 +33,7 @@ import {
   type StatsAnswer,
 } from './protocol.ts'
 import type { Reactor } from './reactor.ts'
+import { TurnEnd } from './turn-end.ts'
 
 /** The longest sleep, in ms: the control socket's file is looked at, and housekeeping is due about as often. */
 const SLEEP_MAX = 1000
@@ -62,7 +65,7 @@ export class Plane {
   readonly #host: DataPlaneHost
   readonly #slot: number
   readonly #burst: Burst | undefined
-  readonly #nics = new Map<string, NicPort>()
+  readonly #nics = new Map<string, Nic>()
   readonly #idOfPort: string[] = []
   // On a kernel's bridge: the one nic, and who is behind it.
   #uplink: NicPort | undefined
@@ -72,6 +75,9 @@ export class Plane {
   /** Descriptors that are only kept. */
   readonly #held = new Map<string, number>()
   readonly #captures: CaptureStreams
+  readonly #turnEnd = new TurnEnd()
+  /** Made for the first nic that needs it. */
+  #backlog: Backlog | undefined
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
   #network: Network | undefined
@@ -169,8 +175,7 @@ export class Plane {
 
   #attach(a: Attach, fds: readonly number[]): void {
     const network = this.#configured()
-    const options = this.#nicOptions(a.kind === 'tap' ? [taken(fds)] : fds, a.vnetHdr)
-    const nic = a.kind === 'tap' ? new TapPort(options) : new PacketPort(options)
+    const nic = this.#open(a, fds)
     nic.index = network.attach({
       id: a.id,
       role: a.role === 'host' ? ROLE.host : ROLE.vm,
@@ -184,6 +189,21 @@ export class Plane {
     this.#nics.set(a.id, nic)
     this.#idOfPort[nic.index] = a.id
     nic.start()
+  }
+
+  #open({ kind, vnetHdr }: Attach, fds: readonly number[]): Nic {
+    const options = this.#nicOptions(kind === 'packet' ? fds : [taken(fds)], vnetHdr)
+    switch (kind) {
+      case 'tap':
+        return new TapPort(options)
+      case 'packet':
+        return new PacketPort(options)
+      case 'dgram':
+        this.#backlog ??= new Backlog(this.#o.arena, (this.#config as NetworkConfig).mtu)
+        return new DgramPort(options, this.#backlog, this.#turnEnd)
+      default:
+        throw new Error(`unknown kind of nic ${kind}`)
+    }
   }
 
   #nicOptions(fds: readonly number[], vnetHdr: boolean): NicOptions {
@@ -343,6 +363,7 @@ export class Plane {
       }
       if (this.#captures.active) this.#captures.pump()
       const again = this.#again
+      this.#turnEnd.run()
       const ready = reactor.wait(timeout)
       const later = host.refreshClock()
       reactor.dispatch(ready)
