@@ -172,6 +172,28 @@ export const versionInfo = z.object({
 })
 export type VersionInfo = z.infer<typeof versionInfo>
 
+/** What of `noid prune` is wanted beside what is plainly left over. */
+export const pruneRequest = z.strictObject({
+  /** Stopped and failed VMs too. */
+  vms: z.boolean().default(false),
+  /** Images too that no VM is made of. */
+  images: z.boolean().default(false),
+  dryRun: z.boolean().default(false),
+})
+export type PruneRequest = z.input<typeof pruneRequest>
+
+export interface Pruned {
+  readonly kind: 'vm' | 'network' | 'vm-directory' | 'network-directory' | 'image' | 'template'
+  readonly name: string
+  readonly bytes: number
+}
+export interface PruneReport {
+  readonly removed: readonly Pruned[]
+  readonly failed: readonly { readonly name: string; readonly why: string }[]
+  readonly bytes: number
+  readonly dryRun: boolean
+}
+
 export const execStart = z.strictObject({
   argv: z.array(z.string()).min(1),
   env: z.record(z.string(), z.string()).default({}),

@@ -14,6 +14,7 @@ export const API_VERSION = 1
  * GET    /v1/version                      → VersionInfo
  * POST   /v1/daemon/stop                  → {}            the daemon ends, VMs go on
  * GET    /v1/backends                     → Backend[]
+ * POST   /v1/prune             PruneRequest → PruneReport
  * GET    /v1/vms                          → Vm[]
  * POST   /v1/vms                CreateVm  → NDJSON ProgressLine
  * GET    /v1/vms/:vm                      → Vm
@@ -45,6 +46,7 @@ export const routes = {
   version: '/v1/version',
   daemonStop: '/v1/daemon/stop',
   backends: '/v1/backends',
+  prune: '/v1/prune',
   vms: '/v1/vms',
   networks: '/v1/networks',
 } as const

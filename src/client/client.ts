@@ -13,6 +13,8 @@ import type {
   ExecStart,
   Network,
   ProgressLine,
+  PruneReport,
+  PruneRequest,
   Publish,
   VersionInfo,
   Vm,
@@ -42,6 +44,7 @@ export class Client {
   version = (signal?: AbortSignal): Promise<VersionInfo> => json(this.#wire, 'GET', routes.version, undefined, signal)
   stopDaemon = (): Promise<unknown> => json(this.#wire, 'POST', routes.daemonStop, {})
   backends = (): Promise<Backend[]> => json(this.#wire, 'GET', routes.backends)
+  prune = (want: PruneRequest): Promise<PruneReport> => json(this.#wire, 'POST', routes.prune, want)
 
   vms = (): Promise<Vm[]> => json(this.#wire, 'GET', routes.vms)
   vm = (name: string): Promise<Vm> => json(this.#wire, 'GET', vmPath(name))

@@ -93,6 +93,11 @@ export class Runtimes {
     this.#context = context
   }
 
+  /** Those whose VMs are noid's own. */
+  names(): string[] {
+    return this.#descriptors.filter((d) => d.foreign !== true).map((d) => d.name)
+  }
+
   /** The named one, or the embedded default. */
   descriptor(name: string | undefined): RuntimeDescriptor {
     const d = name === undefined ? this.#descriptors[0] : this.#descriptors.find((x) => x.name === name)

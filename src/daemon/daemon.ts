@@ -8,15 +8,16 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync, rmSync, writ
 import { dirname, join } from 'node:path'
 import type { VersionInfo } from '../api/contract.ts'
 import { API_VERSION } from '../api/routes.ts'
+import { Lock } from '../lock.ts'
 import type { Paths } from '../paths.ts'
 import { Registry, type Source } from '../plugins/registry.ts'
 import type { RuntimeDescriptor } from '../runtimes/contract.ts'
 import { parseRoutes, type TakenSubnet } from './addressing.ts'
 import { bootId, type Control, type Log, Runtimes } from './control.ts'
 import { Foreign } from './foreign.ts'
-import { Lock } from './lock.ts'
 import { KeyedMutex } from './mutex.ts'
 import { Networks } from './networks.ts'
+import { Prune } from './prune.ts'
 import { Publishes } from './publishes.ts'
 import { Reconciler } from './reconcile.ts'
 import { BACKOFF, type Backoff } from './restarts.ts'
@@ -139,6 +140,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     networks,
     publishes,
     foreign,
+    prune: new Prune(control, networks, vms),
     version,
     ready,
     stop: wish,

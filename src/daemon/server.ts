@@ -18,6 +18,7 @@ import {
   createVm,
   execStart,
   type ProgressLine,
+  pruneRequest,
   type VersionInfo,
   type Vm,
 } from '../api/contract.ts'
@@ -30,6 +31,7 @@ import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
 import type { Foreign } from './foreign.ts'
 import type { Networks } from './networks.ts'
+import type { Prune } from './prune.ts'
 import type { Publishes } from './publishes.ts'
 import type { NetworkRecord } from './store.ts'
 import { MAX_GRACE_MS, type Vms } from './vms.ts'
@@ -56,6 +58,7 @@ export interface ServerParts {
   readonly networks: Networks
   readonly publishes: Publishes
   readonly foreign: Foreign
+  readonly prune: Prune
   readonly version: () => VersionInfo
   /** Resolves when the store and the world agree. */
   readonly ready: Promise<void>
@@ -85,6 +88,7 @@ export function buildServer(p: ServerParts): FastifyInstance {
     p.stop()
     return {}
   })
+  app.post(routes.prune, (req) => p.prune.run(parse(pruneRequest, req.body ?? {})))
   app.get(routes.backends, () => backends(p.control))
   vmRoutes(app, p)
   networkRoutes(app, p)

@@ -275,6 +275,21 @@ export class Vms {
     })
   }
 
+  /** Unless it is in use by then; false when it stayed. */
+  destroyIf(name: string, unused: (v: VmRecord) => boolean): Promise<boolean> {
+    return this.#c.locks.run(`vm:${name}`, async () => {
+      const v = this.#c.store.vmNamed(name)
+      if (v === undefined || !unused(v)) return false
+      try {
+        await this.#forget(v.id, 0)
+      } catch (e) {
+        this.#stuck(v.id, e)
+        throw e
+      }
+      return true
+    })
+  }
+
   /** Unmake everything a VM has and its rows. Also for a VM of which nothing was made yet. Under its lock. */
   async #forget(id: string, graceMs: number): Promise<void> {
     const { store, runtimes, paths, checkpoint } = this.#c

@@ -82,6 +82,15 @@ export interface ExecSession {
   readonly exit: Promise<number>
 }
 
+/** Something a runtime keeps for VMs to come. */
+export interface Leftover {
+  readonly kind: 'image' | 'template'
+  readonly name: string
+  readonly bytes: number
+  /** False when it is in use after all. */
+  remove(): Promise<boolean>
+}
+
 export interface Runtime {
   status(): Promise<Status>
   /**
@@ -114,6 +123,11 @@ export interface Runtime {
   destroy(vm: VmSpec): Promise<void>
   /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
   unenforced?(): Promise<string | undefined>
+  /** What it keeps and no VM needs, given all VMs of it that there are: templates nobody can use; with `images` also images no VM is made of. */
+  leftovers?(
+    vms: readonly { readonly id: string; readonly image?: string | undefined }[],
+    images: boolean,
+  ): Promise<readonly Leftover[]>
   /**
    * The file with what the VM's init or serial line printed. Whoever writes a `*.log` in vm.dir has it open for appending (O_APPEND): the daemon keeps
    * each of them small by copying it to FILE.1 and cutting it to nothing.

@@ -205,6 +205,20 @@ class FakeRuntime implements Runtime {
   async obituary() {
     return this.#w.mood.obituary
   }
+  /** Files named .kept-KIND-NAME. */
+  async leftovers(vms: Parameters<NonNullable<Runtime['leftovers']>>[0], images: boolean) {
+    return readdirSync(this.#w.dir).flatMap((file) => {
+      const [, kind, name] = /^\.kept-(image|template)-(.+)$/.exec(file) ?? []
+      if (kind === undefined || name === undefined) return []
+      if (kind === 'image' && (!images || vms.some((v) => v.image === name))) return []
+      const remove = async (): Promise<boolean> => {
+        if (name === 'stuck') throw new Error('the fake keeps it')
+        this.#w.drop(file)
+        return true
+      }
+      return [{ kind: kind as 'image' | 'template', name, bytes: 1, remove }]
+    })
+  }
   async exec(...[, , r]: Parameters<Runtime['exec']>) {
     const child = spawn(r.argv[0] as string, r.argv.slice(1), { env: { ...process.env, ...r.env }, detached: true })
     await once(child, 'spawn').catch((e: Error) => {
