@@ -96,6 +96,11 @@ export const catalogue = {
     (p) => `there is no runtime named "${p.name}"`,
     (p) => `there are: ${p.known}`,
   ),
+  RUNTIME_UNAVAILABLE: entry(
+    409,
+    (p) => `the runtime ${p.name} cannot be used here: ${p.why}`,
+    (p) => `${p.hint ?? 'noid doctor tells what is missing'}`,
+  ),
   // -- addresses and ports -----------------------------------------------------------------------------------------
   SUBNET_INVALID: entry(
     400,
@@ -267,6 +272,11 @@ export const catalogue = {
     500,
     (p) => `"${p.vm}" could not do what its agent was asked: ${p.why}`,
     (p) => `noid console ${p.vm} shows more`,
+  ),
+  NO_CONSOLE: entry(
+    409,
+    (p) => `the VM "${p.name}" has no serial console: the runtime ${p.runtime} gives none`,
+    (p) => `noid exec ${p.name} opens a shell in it; noid logs ${p.name} shows what it printed`,
   ),
   INTERNAL: entry(
     500,

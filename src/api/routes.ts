@@ -25,6 +25,7 @@ export const API_VERSION = 1
  * GET    /v1/vms/:vm/logs?follow=0|1&lines=N → text stream
  * GET    /v1/vms/:vm/capture?snap=BYTES   → pcapng stream of the VM's frames, until either side closes
  * POST   /v1/vms/:vm/exec       ExecStart → 101, then frames of src/api/exec.ts
+ * POST   /v1/vms/:vm/console     {}       → 101, then the same frames: the serial line, without codes and signals
  * GET    /v1/vms/:vm/ports                → Publish[]
  * POST   /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those added, with the ports picked for 0)
  * DELETE /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those removed)

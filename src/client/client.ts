@@ -88,6 +88,8 @@ export class Client {
       `${kind === 'vm' ? vmPath(name) : netPath(name)}/capture${snap === undefined ? '' : `?snap=${snap}`}`,
     )
 
+  /** The VM's serial line, as the frames of a command. */
+  console = (name: string) => upgrade(this.#wire, `${vmPath(name)}/console`, EXEC_PROTOCOL, {})
   exec = (name: string, body: ExecStart) => upgrade(this.#wire, `${vmPath(name)}/exec`, EXEC_PROTOCOL, body)
 
   async #watch(method: string, path: string, body: unknown, progress: Progress): Promise<Vm> {

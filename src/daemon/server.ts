@@ -26,7 +26,9 @@ import { EXEC_PROTOCOL } from '../api/exec.ts'
 import { CAPTURE_SNAP_MAX, CAPTURE_SNAP_MIN, CAPTURE_TYPE, routes } from '../api/routes.ts'
 import { NoidError } from '../errors.ts'
 import { tail } from '../logs.ts'
+import type { ExecRequest, ExecSession } from '../runtimes/contract.ts'
 import { asNoidError, bounded, limitMs } from './bounded.ts'
+import { openConsole } from './console.ts'
 import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
 import type { Foreign } from './foreign.ts'
@@ -274,23 +276,28 @@ async function capture(
   return reply.type(CAPTURE_TYPE).header('cache-control', 'no-store').send(frames)
 }
 
-/** POST /v1/vms/NAME/exec with `upgrade: noid-exec/1`. */
+/** POST /v1/vms/NAME/exec or console with `upgrade: noid-exec/1`. */
 async function upgrade(p: ServerParts, req: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-  const name = /^\/v1\/vms\/([^/?]+)\/exec$/.exec(req.url ?? '')?.[1]
+  const [, name, kind] = /^\/v1\/vms\/([^/?]+)\/(exec|console)$/.exec(req.url ?? '') ?? []
   if (req.method !== 'POST' || name === undefined || req.headers.upgrade !== EXEC_PROTOCOL)
     throw new NoidError('INVALID_INPUT', { what: `there is no ${req.method} ${req.url} for ${req.headers.upgrade}` })
-  const want = parse(execStart, await readJson(req))
+  const asked = await readJson(req)
   await p.ready
+  const session =
+    kind === 'exec'
+      ? await enter(p, decode(name), parse(execStart, asked))
+      : await openConsole(p.control, p.vms.find(decode(name)))
+  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${EXEC_PROTOCOL}\r\n\r\n`)
+  await joinExec(socket, head, session)
+}
+
+async function enter(p: ServerParts, name: string, want: ExecRequest): Promise<ExecSession> {
   const { control, vms } = p
-  const v = vms.find(decode(name))
+  const v = vms.find(name)
   if (v.phase !== 'running' || v.handle === null) throw new NoidError('VM_NOT_RUNNING', { name: v.name })
   const runtime = await control.runtimes.get(v.runtime)
   const handle = v.handle
-  const session = await bounded('entering the VM', limitMs.enter, () =>
-    runtime.exec(specOf(control.paths, v), handle, want),
-  )
-  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${EXEC_PROTOCOL}\r\n\r\n`)
-  await joinExec(socket, head, session)
+  return bounded('entering the VM', limitMs.enter, () => runtime.exec(specOf(control.paths, v), handle, want))
 }
 
 function decode(text: string): string {
