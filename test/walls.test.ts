@@ -61,7 +61,10 @@ interface Wall {
 
 const NODE = /^node:/
 const walls: Record<string, Wall> = {
-  'errors, paths and logs stand alone': { room: /^src\/(errors|paths|logs)\.ts$/, may: [NODE, /^src\/errors\.ts$/] },
+  'errors, paths and logs stand alone': {
+    room: /^src\/(errors|lock|paths|logs)\.ts$/,
+    may: [NODE, /^src\/errors\.ts$/],
+  },
   'contracts are types': {
     room: /^src\/(plugins|runtimes)\/contract\.ts$/,
     may: [],
@@ -80,7 +83,8 @@ const walls: Record<string, Wall> = {
       /^src\/(cli|client)\//,
       /^src\/api\/(exec|routes)\.ts$/,
       /^src\/(errors|paths|logs)\.ts$/,
-      /^src\/runtimes\/sandbox\/doctor\.ts$/,
+      /^src\/runtimes\/(sandbox|qemu)\/doctor\.ts$/,
+      /^src\/images\/doctor\.ts$/,
       // So do the conformance kit and the benchmark.
       /^src\/plugins\/conformance\/index\.ts$/,
       /^src\/bench\/(run|table|html)\.ts$/,
@@ -103,8 +107,8 @@ const walls: Record<string, Wall> = {
   'daemon → plugins, runtimes, api': {
     room: /^src\/daemon\//,
     may: [
-      /^src\/(daemon|plugins|runtimes|api|sys)\//,
-      /^src\/(errors|paths|logs)\.ts$/,
+      /^src\/(daemon|plugins|runtimes|images|api|sys)\//,
+      /^src\/(errors|lock|paths|logs)\.ts$/,
       /^(fastify|zod|ipaddr\.js)$/,
       NODE,
     ],
@@ -123,9 +127,13 @@ const walls: Record<string, Wall> = {
     // The conformance kit asks for leases as a sandbox does.
     mayType: [/^src\/runtimes\/dhcp-client\/lease\.ts$/],
   },
+  'images know who builds and imports, not who boots': {
+    room: /^src\/images\//,
+    may: [/^src\/images\//, /^src\/(errors|lock)\.ts$/, NODE],
+  },
   'runtimes know no backend': {
     room: /^src\/runtimes\//,
-    may: [/^src\/(runtimes|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet|tun-tap)$/, NODE],
+    may: [/^src\/(runtimes|images|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet|tun-tap)$/, NODE],
     mayType: [/^src\/plugins\/contract\.ts$/],
   },
   'dataplane → netstack, sys': {

@@ -14,6 +14,7 @@ export default class Quickstart extends NoidCommand {
   static override examples = [
     '<%= config.bin %> quickstart',
     '<%= config.bin %> quickstart --keep',
+    '<%= config.bin %> quickstart --runtime qemu',
     '<%= config.bin %> quickstart --network-backend userspace --json',
   ]
   static override flags = {

@@ -8,7 +8,7 @@
 import { mkdir, rm } from 'node:fs/promises'
 import type { CreateVm, Publish, Vm } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
-import type { Obituary } from '../runtimes/contract.ts'
+import type { Obituary, RuntimeDescriptor } from '../runtimes/contract.ts'
 import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
 import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
@@ -100,7 +100,10 @@ export class Vms {
   async #tellLimits(runtime: string, progress: Progress): Promise<void> {
     if (this.#told.has(runtime)) return
     this.#told.add(runtime)
-    const missing = await (await this.#c.runtimes.get(runtime)).unenforced?.()
+    const r = await this.#c.runtimes.get(runtime)
+    const notice = await r.notice?.()
+    if (notice !== undefined) progress('note', notice)
+    const missing = await r.unenforced?.()
     if (missing !== undefined) progress('note', `nothing on this machine enforces ${missing}: noid doctor tells why`)
   }
 
@@ -126,6 +129,7 @@ export class Vms {
         throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
       if (parseIpv4(body.ip) === undefined) throw new NoidError('ADDRESS_INVALID', { address: body.ip })
     }
+    await this.#mustRun(runtime)
     const mac = body.mac === undefined ? undefined : parseMac(body.mac)
     const b = await registry.backend(wanted.backend)
     const status = await bounded(`asking the backend ${wanted.backend}`, limitMs.status, (s) => b.status(s))
@@ -138,6 +142,17 @@ export class Vms {
       })
     }
     return { body, wanted, runtime: runtime.name, mac, ports, foreign }
+  }
+
+  /** The default runtime is tried as it is; one that was chosen says first what it lacks. */
+  async #mustRun({ name, foreign }: RuntimeDescriptor): Promise<void> {
+    const { runtimes } = this.#c
+    if (foreign || name === runtimes.descriptor(undefined).name) return
+    const r = await runtimes.get(name)
+    const status = await bounded(`asking the runtime ${name}`, limitMs.status, () => r.status())
+    const p = status.problems[0]
+    if (!status.ok)
+      throw new NoidError('RUNTIME_UNAVAILABLE', { name, why: p?.what ?? 'it is not ready', hint: p?.hint })
   }
 
   /** Throws when the backend forwards no ports. */

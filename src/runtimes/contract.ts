@@ -35,7 +35,7 @@ export interface VmSpec {
 
 /** What must be remembered of a VM that was prepared or runs. Plain JSON. */
 export interface VmHandle {
-  /** The process to watch: when it is gone the VM is gone. */
+  /** The process to watch: when it is gone the VM is gone. 0 after `prepare` when nothing needs to be held before `start`. */
   readonly pid: number
   /** /proc/PID/stat field 22, so that a reused pid is never taken for the VM. */
   readonly startTime: string
@@ -123,6 +123,8 @@ export interface Runtime {
   destroy(vm: VmSpec): Promise<void>
   /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
   unenforced?(): Promise<string | undefined>
+  /** A sentence that whoever makes a VM should read once; undefined when there is none. */
+  notice?(): Promise<string | undefined>
   /** What it keeps and no VM needs, given all VMs of it that there are: templates nobody can use; with `images` also images no VM is made of. */
   leftovers?(
     vms: readonly { readonly id: string; readonly image?: string | undefined }[],
