@@ -1,0 +1,406 @@
+/**
+ * The qemu runtime: a VM with a kernel of its own.
+ *
+ * One process for each VM: QEMU, detached, with three sockets in the VM's run directory (0700): its control (QMP), its serial console, and
+ * the port of the guest's agent, which is root in the guest. So the daemon may die: the next one finds the process by pid and start time, and
+ * the sockets by their place. What must last (overlay, logs) is in vm.dir.
+ *
+ * A start tries, in this order: a template's copy (templates.ts), a cold boot on the best machine, a cold boot on q35. Whatever went wrong
+ * with one is the next one's turn, with an overlay made anew; a VM that has run before keeps its overlay and boots cold.
+ * A VM has no identity before `configure` (the agent): name, MAC, clock, random seed. Its address it gets itself, by DHCP.
+ *
+ * Any of daemon and QEMU may be killed at any moment: `stop` finds what is left by its name (process.ts).
+ * Never does: networks, addresses, a Node process for each VM.
+ */
+import { randomBytes } from 'node:crypto'
+import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { NoidError } from '../../errors.ts'
+import type { Attachment, Nic, Resolver, Status } from '../../plugins/contract.ts'
+import { isRunning, signalExactly, signalNumber } from '../../sys/process.ts'
+import type {
+  ExecRequest,
+  ExecSession,
+  Obituary,
+  Runtime,
+  RuntimeContext,
+  StartedNic,
+  Tell,
+  VmHandle,
+  VmSpec,
+} from '../contract.ts'
+import { rootBase } from '../sandbox/identity.ts'
+import { AgentLink, type GuestInfo } from './agent/client.ts'
+import { AGENT_SOCKET, type CommandSpec, commandLine, type Machine, type MemorySpec, QMP_SOCKET } from './command.ts'
+import type { BootImage, ImageSource } from './image.ts'
+import { Machines, PROGRAM, programPath, text } from './machine.ts'
+import { type OpenNic, openNic } from './nic.ts'
+import { freshOverlay } from './overlay.ts'
+import { endAll, holdsTap, launch, markOf, type Running, tail, waitForEnd } from './process.ts'
+import { Qmp } from './qmp.ts'
+
+const KILL = signalNumber('SIGKILL') as number
+/** A socket's path, its NUL not counted; unix(7). */
+const SUN_PATH_MAX = 107
+const FIRST_FD = 3
+/** How long a boot may be silent before another way is tried: ten times what it takes on a busy machine of two cores. */
+const SILENT_MS = { microvm: 45_000, q35: 150_000 } as const
+const ADDRESS_MS = 30_000
+const EXEC_CONNECT_MS = 15_000
+const ORDER_MS = 3_000
+const QUIT_MS = 2_000
+const LAST_LINES = 5
+const TSC_POLL_MS = 500
+const TSC_TRIES = 60
+
+/** What is remembered of a VM beside pid and start time. */
+export interface QemuState {
+  readonly id: string
+  readonly name: string
+  /** Where its sockets are. */
+  readonly run: string
+  readonly machine: Machine | null
+  readonly nic: Nic | null
+}
+
+interface Attempt {
+  readonly machine: Machine
+  readonly what: string
+  readonly silentMs: number
+}
+
+export class Qemu implements Runtime {
+  readonly #ctx: RuntimeContext
+  readonly #images: ImageSource
+  readonly #machines: Machines
+  readonly #links = new Map<string, AgentLink>()
+
+  constructor(ctx: RuntimeContext, images: ImageSource) {
+    this.#ctx = ctx
+    this.#images = images
+    this.#machines = new Machines({ file: join(ctx.runDir, 'qemu', 'machine.json'), bootId: bootId() })
+  }
+
+  async status(): Promise<Status> {
+    const problems: { what: string; hint: string }[] = []
+    for (const [program, debian] of [
+      [PROGRAM, 'qemu-system-x86'],
+      ['qemu-img', 'qemu-utils'],
+    ] as const)
+      if (programPath(program) === undefined)
+        problems.push({ what: `the program ${program} is not installed`, hint: `apt-get install ${debian}` })
+    if (process.arch !== 'x64')
+      problems.push({
+        what: `QEMU's VMs need an x86-64 machine, this is ${process.arch}`,
+        hint: 'use --runtime sandbox',
+      })
+    return { ok: problems.length === 0, problems }
+  }
+
+  /** Said once: it makes everything in the VM several times slower. */
+  async notice(): Promise<string | undefined> {
+    const { kvm, why } = await this.#machines.find()
+    return kvm ? undefined : `VMs run in software emulation (tcg), several times slower than with KVM: ${why}`
+  }
+
+  // -- provide, prepare, start --------------------------------------------------------------------------------------------------
+  async provide(vm: VmSpec, signal: AbortSignal, tell: Tell): Promise<void> {
+    const status = await this.status()
+    if (!status.ok) throw new NoidError('RUNTIME_UNAVAILABLE', { name: 'qemu', ...firstProblem(status) })
+    await this.#images.resolve(vm, signal, tell)
+  }
+
+  async prepare(vm: VmSpec, signal: AbortSignal): Promise<VmHandle> {
+    signal.throwIfAborted()
+    await this.#end(vm.id)
+    const run = this.#runDir(vm.id)
+    if (Buffer.byteLength(join(run, 'console')) > SUN_PATH_MAX)
+      throw new NoidError('VM_START_FAILED', {
+        name: vm.name,
+        why: `its sockets in ${run} would have names longer than ${SUN_PATH_MAX} bytes; choose a shorter NOID_HOME`,
+      })
+    mkdirSync(vm.dir, { recursive: true, mode: 0o700 })
+    await this.#machines.find()
+    signal.throwIfAborted()
+    // There is nothing to hold yet: pid 0 is nobody.
+    return { pid: 0, startTime: '0', state: { id: vm.id, name: vm.name, run, machine: null, nic: null } }
+  }
+
+  async start(
+    vm: VmSpec,
+    _h: VmHandle,
+    a: Attachment,
+    _dns: Resolver | undefined,
+    signal: AbortSignal,
+  ): Promise<{ handle: VmHandle; nic: StartedNic }> {
+    const image = await this.#images.resolve(vm, signal)
+    const first = !existsSync(join(vm.dir, OVERLAY))
+    let failure: unknown
+    for (const attempt of await this.#attempts()) {
+      try {
+        return await this.#boot(vm, image, a, attempt, signal)
+      } catch (e) {
+        await this.#end(vm.id)
+        if (first) rmSync(join(vm.dir, OVERLAY), { force: true })
+        if (signal.aborted || !(e instanceof BootFailure)) throw e
+        this.#ctx.log('warn', `${vm.name}: ${attempt.what}: ${e.message}`)
+        failure = e
+      }
+    }
+    throw new NoidError('VM_START_FAILED', { name: vm.name, why: (failure as Error).message }, { cause: failure })
+  }
+
+  async #attempts(): Promise<Attempt[]> {
+    const best = await this.#machines.machine()
+    const cold = (machine: Machine): Attempt => ({
+      machine,
+      what: `a cold boot on ${machine.type}`,
+      silentMs: SILENT_MS[machine.type],
+    })
+    return best.type === 'q35' ? [cold(best)] : [cold(best), cold({ ...best, type: 'q35' })]
+  }
+
+  async #boot(
+    vm: VmSpec,
+    image: BootImage,
+    a: Attachment,
+    attempt: Attempt,
+    signal: AbortSignal,
+  ): Promise<{ handle: VmHandle; nic: StartedNic }> {
+    const run = this.#runDir(vm.id)
+    rmSync(run, { recursive: true, force: true })
+    mkdirSync(run, { recursive: true, mode: 0o700 })
+    const disk = image.disk === undefined ? undefined : join(vm.dir, OVERLAY)
+    if (disk !== undefined && image.disk !== undefined && !existsSync(disk))
+      await freshOverlay(disk, image.disk.file, image.disk.format, signal)
+    const nic = openNic(a.nic, FIRST_FD, vm.dir)
+    let p: Running
+    try {
+      p = this.#launch(vm, run, image, a, nic, attempt.machine, disk)
+    } finally {
+      nic.close()
+    }
+    const link = this.#link(vm.id, vm.name, run)
+    const guest = await this.#awaited(vm, p, attempt, signal, async (s) => {
+      const agent = await link.client(s)
+      return agent.configure({
+        hostname: vm.name,
+        clock: true,
+        seed: randomBytes(256),
+        ...(a.configuredBy === 'dhcp' ? { waitMs: ADDRESS_MS } : {}),
+      })
+    })
+    if (attempt.machine.accel === 'tcg' && !this.#machines.tscKnown) void this.#learnTsc(vm)
+    const state: QemuState = { id: vm.id, name: vm.name, run, machine: attempt.machine, nic: a.nic }
+    return { handle: { pid: p.pid, startTime: p.startTime, state }, nic: nicOf(a, guest) }
+  }
+
+  #launch(
+    vm: VmSpec,
+    run: string,
+    image: BootImage,
+    a: Attachment,
+    nic: OpenNic,
+    machine: Machine,
+    disk: string | undefined,
+  ): Running {
+    const memory: MemorySpec = { mib: vm.memMib, share: nic.sharedMemory }
+    const spec: CommandSpec = {
+      mark: markOf(vm.id),
+      machine,
+      cpus: vm.cpus,
+      memory,
+      kernel: image.kernel,
+      ...(image.initrd === undefined ? {} : { initrd: image.initrd }),
+      append: `${image.append} noid.hostname=${vm.name}`,
+      ...(disk === undefined ? {} : { disk }),
+      before: nic.before,
+      netdev: nic.netdev,
+      mac: a.mac,
+      mtu: a.mtu,
+      serialLog: this.logFile(vm),
+      // A path that QEMU opens again when a switch comes back must stay open to it: then it keeps its user.
+      ...(this.#ctx.privileged && nic.fds.length > 0 ? { runAs: `${rootBase(vm.id)}:${rootBase(vm.id)}` } : {}),
+    }
+    return launch({ program: PROGRAM, argv: commandLine(spec), cwd: run, log: this.#qemuLog(vm), fds: nic.fds })
+  }
+
+  /** Something that a guest must answer, unless its QEMU ends or it is silent for too long. */
+  async #awaited<T>(
+    vm: VmSpec,
+    p: Running,
+    attempt: Attempt,
+    signal: AbortSignal,
+    fn: (s: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    const stop = new AbortController()
+    const onAbort = (): void => stop.abort(signal.reason)
+    signal.addEventListener('abort', onAbort, { once: true })
+    const silent = Promise.withResolvers<never>()
+    const timer = setTimeout(
+      () =>
+        silent.reject(new BootFailure(`its agent did not answer within ${attempt.silentMs / 1000} s${this.#last(vm)}`)),
+      attempt.silentMs,
+    )
+    try {
+      return await Promise.race([
+        fn(stop.signal),
+        silent.promise,
+        p.ended.then((why): never => {
+          throw new BootFailure(`QEMU: ${why}${this.#last(vm)}`)
+        }),
+      ])
+    } finally {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', onAbort)
+      stop.abort()
+    }
+  }
+
+  /** The host's TSC frequency stands in the log of a guest on q35, a second or two after its boot. */
+  async #learnTsc(vm: VmSpec): Promise<void> {
+    for (let i = 0; i < TSC_TRIES; i++) {
+      if (this.#machines.learn(text(this.logFile(vm)))) return
+      await sleep(TSC_POLL_MS, undefined, { ref: false })
+    }
+  }
+
+  async renic(vm: VmSpec, h: VmHandle, a: Attachment, signal: AbortSignal): Promise<StartedNic> {
+    if (!this.alive(h)) throw new NoidError('VM_NOT_RUNNING', { name: vm.name })
+    const s = h.state as QemuState
+    // QEMU finds paths again by itself; a TAP that was made anew is not the one it holds.
+    if (
+      JSON.stringify(s.nic) !== JSON.stringify(a.nic) ||
+      (a.nic.kind === 'tap' && !holdsTap(h.pid, FIRST_FD, a.nic.ifname))
+    )
+      throw new NoidError('VM_START_FAILED', {
+        name: vm.name,
+        why: 'its network device was made anew while it ran, which QEMU cannot take up; restart it',
+      })
+    const agent = await this.#link(s.id, s.name, s.run).client(signal)
+    return nicOf(a, await agent.info())
+  }
+
+  // -- stop, destroy ---------------------------------------------------------------------------------------------------
+  async stop(vm: VmSpec, h: VmHandle | undefined, graceMs: number): Promise<void> {
+    const s = h?.state as QemuState | undefined
+    if (h !== undefined && s !== undefined && isRunning(h.pid, h.startTime)) {
+      if (graceMs > 0 && (await this.#order(vm, s))) await waitForEnd(h, graceMs)
+      if (isRunning(h.pid, h.startTime) && (await quit(join(s.run, QMP_SOCKET)))) await waitForEnd(h, QUIT_MS)
+      signalExactly(h.pid, h.startTime, KILL)
+    }
+    await this.#end(vm.id, h === undefined || h.pid === 0 ? [] : [h])
+  }
+
+  /** The guest is asked to end itself: by its agent, or by the power button where the machine has one. */
+  async #order(vm: VmSpec, s: QemuState): Promise<boolean> {
+    const late = AbortSignal.timeout(ORDER_MS)
+    try {
+      const agent = await this.#link(s.id, s.name, s.run).client(late)
+      await agent.poweroff()
+      return true
+    } catch (e) {
+      this.#ctx.log('debug', `${vm.name}: its agent cannot end it: ${(e as Error).message}`)
+    }
+    if (s.machine?.type !== 'q35') return false
+    return ask(join(s.run, QMP_SOCKET), 'system_powerdown')
+  }
+
+  async #end(vmId: string, known: readonly { readonly pid: number; readonly startTime: string }[] = []): Promise<void> {
+    this.#links.get(vmId)?.close()
+    this.#links.delete(vmId)
+    await endAll(vmId, known)
+    rmSync(this.#runDir(vmId), { recursive: true, force: true })
+  }
+
+  async destroy(vm: VmSpec): Promise<void> {
+    await this.#end(vm.id)
+    this.#images.release(vm)
+    for (const file of [OVERLAY, LOG, `${LOG}.old`, QEMU_LOG]) rmSync(join(vm.dir, file), { force: true })
+  }
+
+  // -- while it runs ---------------------------------------------------------------------------------------------------
+  alive(h: VmHandle): boolean {
+    return h.pid !== 0 && isRunning(h.pid, h.startTime)
+  }
+
+  async exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession> {
+    if (h.pid === 0 || !isRunning(h.pid, h.startTime)) throw new NoidError('VM_NOT_RUNNING', { name: vm.name })
+    const s = h.state as QemuState
+    const agent = await this.#link(s.id, s.name, s.run).client(AbortSignal.timeout(EXEC_CONNECT_MS))
+    return agent.exec(r)
+  }
+
+  /** A guest that shut itself down said so on its console (kernel/reboot.c); QEMU says why it gave up in its own log. */
+  async obituary(vm: VmSpec): Promise<Obituary> {
+    const console = tail(this.logFile(vm), LAST_LINES)
+    if (/reboot: (Power down|System halted)/.test(console)) return { orderly: true }
+    const words = [tail(this.#qemuLog(vm), LAST_LINES), console].filter(Boolean).join('\n')
+    return words === '' ? { orderly: false } : { orderly: false, words }
+  }
+
+  logFile(vm: VmSpec): string {
+    return join(vm.dir, LOG)
+  }
+
+  #qemuLog(vm: VmSpec): string {
+    return join(vm.dir, QEMU_LOG)
+  }
+
+  /** What QEMU itself said last, or else the guest's kernel. */
+  #last(vm: VmSpec): string {
+    const said = tail(this.#qemuLog(vm), 3) || tail(this.logFile(vm), 3)
+    return said === '' ? '' : `: ${said.replaceAll('\n', ' | ')}`
+  }
+
+  #runDir(vmId: string): string {
+    return join(this.#ctx.runDir, 'qemu', vmId)
+  }
+
+  #link(id: string, name: string, run: string): AgentLink {
+    let link = this.#links.get(id)
+    if (link === undefined) {
+      link = new AgentLink(join(run, AGENT_SOCKET), name)
+      this.#links.set(id, link)
+    }
+    return link
+  }
+}
+
+/** A boot that another way of booting may mend. */
+class BootFailure extends Error {}
+
+const OVERLAY = 'disk.qcow2'
+const LOG = 'console.log'
+const QEMU_LOG = 'qemu.log'
+
+const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_id', 'latin1').trim()
+
+const firstProblem = (s: Status): { why: string; hint?: string } => ({
+  why: s.problems[0]?.what ?? 'it is not ready',
+  ...(s.problems[0]?.hint === undefined ? {} : { hint: s.problems[0].hint }),
+})
+
+/** The address the guest tells, or the one it was to have. A guest's word about itself is for people to see only. */
+const nicOf = (a: Attachment, guest: GuestInfo): StartedNic => ({
+  address: guest.address ?? a.addresses[0]?.split('/')[0] ?? '',
+  leaseMs: null,
+})
+
+/** One command over a control connection of its own; false when QEMU does not take it. */
+async function ask(socket: string, command: string): Promise<boolean> {
+  try {
+    const q = await Qmp.connect(socket, ORDER_MS)
+    try {
+      await q.execute(command, {}, ORDER_MS)
+      return true
+    } finally {
+      q.close()
+    }
+  } catch {
+    return false
+  }
+}
+
+const quit = (socket: string): Promise<boolean> => ask(socket, 'quit')
