@@ -4,10 +4,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { test } from 'node:test'
-import { Lock } from '../../src/daemon/lock.ts'
 import { fileLog } from '../../src/daemon/log.ts'
 import { KeyedMutex } from '../../src/daemon/mutex.ts'
 import { type NetworkRecord, SCHEMA_VERSION, Store, type VmRecord } from '../../src/daemon/store.ts'
+import { Lock } from '../../src/lock.ts'
 
 const network: NetworkRecord = {
   id: 'n1',

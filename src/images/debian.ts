@@ -1,0 +1,188 @@
+/**
+ * The disk of the image `debian`: a minimal Debian with the network's tools, put together by mmdebstrap and mke2fs.
+ *
+ * Neither root nor a loop device is needed: mmdebstrap works in a user namespace (as root, in a mount namespace), mke2fs fills
+ * the file system from a directory, and for an ordinary user fakeroot remembers who owns what in between. The packages come
+ * from this machine's own sources, which the image keeps, without credentials, so that apt works in the VM.
+ * Invariants: the same packages give the same disk (times, UUIDs and the hash seed are fixed). Nothing runs in the VM that was
+ * not asked for: there is no init in it, noid's own is in the initrd.
+ */
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { NoidError } from '../errors.ts'
+import type { Base } from './base.ts'
+import { need, run } from './run.ts'
+import { aptSettings, type Sources, sourcesOf } from './sources.ts'
+import { hashText } from './store.ts'
+
+/** Raised when the same packages are put together differently. */
+const RECIPE = '1'
+
+/** Beside what a minimal Debian has; perl is in it already. */
+const INCLUDE = [
+  'iproute2',
+  'net-tools',
+  'iptables',
+  'iputils-ping',
+  'curl',
+  'ca-certificates',
+  'bind9-dnsutils',
+  'iperf3',
+  'python3',
+  'kmod',
+  'netbase',
+  'procps',
+]
+
+/** What apt may fill; the layer of a VM and the image's file take only what is written. */
+const DISK_BYTES = 8 * 2 ** 30
+const BOOTSTRAP_MS = 20 * 60_000
+const DISK_MS = 5 * 60_000
+
+/** For one file system of which there are many copies, all of them seen by one guest each. */
+const UUID = 'e5b1f0c2-6e6f-4964-8d65-6269616e3031'
+
+const LEFT_OUT = ['/usr/share/man/*', '/usr/share/locale/*', '/usr/share/info/*', '/usr/share/doc/*']
+const KEPT = ['/usr/share/doc/*/copyright']
+
+export interface DebianDisk {
+  readonly path: string
+  readonly virtualBytes: number
+  readonly inputs: string
+  readonly packages: readonly string[]
+}
+
+export interface DiskContext {
+  readonly say: (text: string) => void
+  readonly signal: AbortSignal | undefined
+}
+
+/** undefined when `built`, the inputs of the last one, are the same again. */
+export async function buildDebian(
+  base: Base,
+  work: string,
+  c: DiskContext,
+  built: string | undefined,
+): Promise<DebianDisk | undefined> {
+  const root = process.getuid?.() === 0
+  need('building the image debian', [
+    'apt-get',
+    'mmdebstrap',
+    'tar',
+    'dpkg-deb',
+    'mke2fs',
+    'qemu-img',
+    ...(root ? [] : ['newuidmap', 'fakeroot']),
+  ])
+  const sources = await sourcesOf(c.signal)
+  const settings = await aptSettings(c.signal)
+  const inputs = hashText(RECIPE, base.inputs, sources.lines.join('\n'), sources.state, settings, ...INCLUDE)
+  if (built === inputs) return undefined
+
+  const tar = join(work, 'root.tar')
+  await bootstrap(tar, sources, settings, c)
+  c.say('making its disk')
+  const disk = join(work, 'disk.qcow2')
+  await makeDisk(disk, base, work, sources.epoch, root, c.signal)
+  const packages = readFileSync(join(work, 'packages'), 'utf8')
+    .split('\n')
+    .filter((l) => l !== '')
+  return { path: disk, virtualBytes: DISK_BYTES, inputs, packages }
+}
+
+async function bootstrap(tar: string, sources: Sources, settings: string, c: DiskContext): Promise<void> {
+  const args = [
+    '--variant=minbase',
+    `--include=${INCLUDE.join(',')}`,
+    // apt's lists stay, packed: a first apt-get install needs no apt-get update.
+    '--skip=cleanup/apt/lists',
+    '--aptopt=Acquire::GzipIndexes "true"',
+    '--aptopt=Acquire::Languages "none"',
+    ...settings
+      .split('\n')
+      .filter((l) => l !== '')
+      .map((l) => `--aptopt=${l}`),
+    // The tree is thrown away when the disk is made of it: nothing needs to reach this machine's disk.
+    '--dpkgopt=force-unsafe-io',
+    ...LEFT_OUT.map((p) => `--dpkgopt=path-exclude=${p}`),
+    ...KEPT.map((p) => `--dpkgopt=path-include=${p}`),
+    '--customize-hook=rm -f "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap "$1"/etc/hostname "$1"/etc/resolv.conf',
+    sources.suite,
+    tar,
+    ...sources.lines,
+  ]
+  // The file is this user's; a directory that mmdebstrap's other users cannot enter is no place for its own work.
+  writeFileSync(tar, '')
+  const onLine = (line: string): void => {
+    const text = /^I: (.*?)\.*$/.exec(line)?.[1]
+    if (text !== undefined && !/^(automatically|running|cleaning|apt sandbox)/.test(text)) c.say(text)
+  }
+  try {
+    await run('mmdebstrap', args, {
+      signal: c.signal,
+      timeoutMs: BOOTSTRAP_MS,
+      onLine,
+      env: { SOURCE_DATE_EPOCH: String(sources.epoch), TMPDIR: '/var/tmp', DEBIAN_FRONTEND: 'noninteractive' },
+    })
+  } catch (e) {
+    c.signal?.throwIfAborted()
+    throw new NoidError('IMAGE_BUILD_FAILED', {
+      image: 'debian',
+      why: (e as Error).message,
+      hint: 'a package source of Debian must answer; noid doctor tells what is missing, and --image tiny needs none of it',
+    })
+  }
+}
+
+/** busybox's poweroff tells noid's process 1; see src/runtimes/qemu/guest/pid1. */
+const ENDS = ['poweroff', 'reboot', 'halt']
+
+/** `root.tar` is in the work directory. */
+async function makeDisk(
+  disk: string,
+  base: Base,
+  work: string,
+  epoch: number,
+  root: boolean,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  // One shell, because fakeroot forgets who owns what with the last process under it.
+  const script = `set -e
+mkdir root
+# Devices are devtmpfs's; making them here would need rights.
+tar --extract --file root.tar --directory root --exclude './dev/*' --numeric-owner --xattrs-include='security.capability' 2>tar.log || { cat tar.log >&2; exit 1; }
+rm root.tar
+dpkg-deb --fsys-tarfile "$KERNEL_DEB" | tar --extract --directory root/usr ./lib/modules
+libraries=$PWD/root/lib/x86_64-linux-gnu:$PWD/root/usr/lib/x86_64-linux-gnu
+root/lib64/ld-linux-x86-64.so.2 --library-path "$libraries" root/usr/bin/kmod --version >/dev/null
+ln -s "$PWD/root/usr/bin/kmod" depmod
+(exec -a depmod root/lib64/ld-linux-x86-64.so.2 --argv0 depmod --library-path "$libraries" "$PWD/depmod" -b "$PWD/root" "$KERNEL_VERSION")
+for end in ${ENDS.join(' ')}; do
+  [ -e root/usr/sbin/$end ] && continue
+  printf '#!/bin/sh\\n# The VM has noid'"'"'s own process 1.\\nexec /run/noid/busybox %s "$@"\\n' $end >root/usr/sbin/$end
+  chmod 755 root/usr/sbin/$end
+done
+: >root/etc/machine-id
+rm -rf root/var/cache/apt/*.bin root/var/log/*.log root/var/log/apt
+mkdir -p root/dev root/proc root/sys root/run root/tmp
+sed -n '/^Package: /{s///;h};/^Version: /{s///;H;x;s/\\n/=/p}' root/var/lib/dpkg/status >packages
+find root -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
+mke2fs -q -t ext4 -L noid -U ${UUID} -m 1 -J size=32 \\
+  -E hash_seed=${UUID},lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0 -d root disk.raw ${DISK_BYTES / 1024}k
+`
+  const env = {
+    KERNEL_DEB: base.kernelDeb,
+    KERNEL_VERSION: base.kernelVersion,
+    SOURCE_DATE_EPOCH: String(epoch),
+    E2FSPROGS_FAKE_TIME: String(epoch),
+  }
+  const o = { cwd: work, signal, timeoutMs: DISK_MS, env }
+  if (root) await run('sh', ['-c', script], o)
+  else await run('fakeroot', ['--', 'sh', '-c', script], o)
+  await run('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', 'disk.raw', disk], {
+    cwd: work,
+    signal,
+    timeoutMs: DISK_MS,
+  })
+  if (!readdirSync(work).includes('packages')) throw new Error('the disk was not made')
+}

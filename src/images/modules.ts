@@ -1,0 +1,74 @@
+/**
+ * A kernel's modules: which ones others need, in the words of the modules themselves (the `depends=` of their .modinfo),
+ * and the modules.dep that busybox's modprobe reads.
+ *
+ * Debian's package has no modules.dep: depmod writes it on installation, and nothing is installed here.
+ */
+import { readdirSync, readFileSync } from 'node:fs'
+import { basename, join, relative } from 'node:path'
+
+/** virtio-rng.ko is the module virtio_rng. */
+const nameOf = (path: string): string => basename(path, '.ko').replaceAll('-', '_')
+
+export class Modules {
+  readonly #root: string
+  /** Module → path below lib/modules/VERSION. */
+  readonly #paths = new Map<string, string>()
+
+  /** `root` is lib/modules/VERSION. */
+  constructor(root: string) {
+    this.#root = root
+    for (const path of readdirSync(root, { recursive: true, encoding: 'utf8' }))
+      if (path.endsWith('.ko')) this.#paths.set(nameOf(path), path)
+  }
+
+  /** The modules and all they need, each after what it needs; those that this kernel has not (or has built in) are left out. */
+  closure(names: readonly string[]): string[] {
+    const done = new Set<string>()
+    const visit = (name: string): void => {
+      if (done.has(name) || !this.#paths.has(name)) return
+      for (const needed of this.#needs(name)) visit(needed)
+      done.add(name)
+    }
+    for (const n of names) visit(n)
+    return [...done]
+  }
+
+  path(name: string): string {
+    const path = this.#paths.get(name)
+    if (path === undefined) throw new Error(`this kernel has no module ${name}`)
+    return path
+  }
+
+  read(name: string): Buffer {
+    return readFileSync(join(this.#root, this.path(name)))
+  }
+
+  /** modules.dep(5) for these modules. */
+  dep(names: readonly string[]): string {
+    const line = (n: string): string => {
+      const all = this.closure([n]).filter((x) => x !== n)
+      return `${this.path(n)}:${all
+        .toReversed()
+        .map((x) => ` ${this.path(x)}`)
+        .join('')}\n`
+    }
+    return names.map(line).join('')
+  }
+
+  #needs(name: string): string[] {
+    const text = /(?:^|\0)depends=([^\0]*)\0/.exec(this.read(name).toString('latin1'))?.[1] ?? ''
+    return text
+      .split(',')
+      .filter((x) => x !== '')
+      .map((x) => x.replaceAll('-', '_'))
+  }
+}
+
+/** The one directory below lib/modules of an unpacked kernel package. */
+export function modulesDir(unpacked: string): { dir: string; version: string } {
+  const base = join(unpacked, 'lib', 'modules')
+  const [version] = readdirSync(base)
+  if (version === undefined) throw new Error(`there are no modules in ${relative('.', unpacked)}`)
+  return { dir: join(base, version), version }
+}
