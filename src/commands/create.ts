@@ -33,7 +33,11 @@ export default class Create extends NoidCommand {
       multipleNonGreedy: true,
       helpValue: 'SPEC',
     }),
-    runtime: Flags.string({ summary: 'Who gives the VM.', helpValue: 'RUNTIME' }),
+    runtime: Flags.string({
+      summary: 'Who gives the VM: sandbox (namespaces) or qemu (a kernel of its own).',
+      env: 'NOID_RUNTIME',
+      helpValue: 'RUNTIME',
+    }),
     cpus: Flags.integer({ summary: 'Processors.', min: 1, max: 64 }),
     mem: Flags.integer({ summary: 'Memory in MiB.', min: 16, helpValue: 'MIB' }),
     image: Flags.string({ summary: 'Root file system: a directory or a tar archive.', helpValue: 'DIR|TAR' }),

@@ -37,5 +37,6 @@ export default class Info extends NoidCommand {
 /** The policy, how often it was needed, and when it will be next. */
 function restart(vm: Vm): string {
   const times = vm.restarts === 0 ? '' : `, ${vm.restarts} ${vm.restarts === 1 ? 'time' : 'times'} in a row`
-  return `${vm.restart}${times}${vm.restartAt === null ? '' : `, next at ${vm.restartAt}`}`
+  const waits = vm.restartAt !== null && (vm.state === 'failed' || vm.state === 'stopped')
+  return `${vm.restart}${times}${waits ? `, next at ${vm.restartAt}` : ''}`
 }

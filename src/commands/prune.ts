@@ -53,13 +53,13 @@ export default class Prune extends NoidCommand {
   async #agreed(going: readonly Pruned[]): Promise<boolean> {
     if (this.jsonEnabled() || !process.stdin.isTTY)
       throw new NoidError('INVALID_INPUT', {
-        what: `this would remove ${going.map((r) => r.name).join(', ')} with all that is in them`,
+        what: `this would remove ${going.map((r) => r.name).join(', ')} with everything inside`,
         hint: 'add --yes to do it, or --dry-run to see more',
       })
     this.say(rows(going))
     const ask = createInterface({ input: process.stdin, output: process.stderr })
     try {
-      return /^y(es)?$/i.test((await ask.question('Remove these VMs with all that is in them? [y/N] ')).trim())
+      return /^y(es)?$/i.test((await ask.question('Remove these VMs with everything inside? [y/N] ')).trim())
     } finally {
       ask.close()
     }

@@ -52,6 +52,11 @@ const shown: Readonly<Record<Phase, Vm['state']>> = {
   destroying: 'failed',
 }
 
+/** What a guest printed as text alone: it must not write to anybody's terminal as it likes. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken away
+const CONTROL = /\u001b\[[0-9;?]*[ -/]*[@-~]|[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g
+const plain = (s: string): string => s.replace(CONTROL, '')
+
 export class Vms {
   readonly #c: Control
   readonly #networks: Networks
@@ -389,7 +394,11 @@ export class Vms {
       : v.netns === null
         ? `${last === undefined ? 'its init ended' : 'it ended unexpectedly'}${when}`
         : 'its network namespace is gone'
-    const words = last?.orderly ? '' : (last?.words ?? '').trim().slice(-MAX_WORDS)
+    const words = last?.orderly
+      ? ''
+      : plain(last?.words ?? '')
+          .trim()
+          .slice(-MAX_WORDS)
     const problem = words === '' ? what : `${what}; its last words:\n${words}`
     this.#c.log('warn', `${v.name}: ${problem}`)
     const next = plan(v, last?.orderly ?? false, Date.now(), this.#c.backoff)

@@ -99,7 +99,9 @@ test('on-failure: not for a VM that shut itself down, and no oftener than it say
   await until('it was seen', async () => (await state(lab, 'calm')) === 'stopped')
   assert.equal((await lab.client.vm('calm')).problem, 'it shut itself down')
 
-  lab.world.mood = { obituary: { orderly: false, words: 'kernel panic\nnot syncing\n' } }
+  lab.world.mood = {
+    obituary: { orderly: false, words: '\u001b[6nkernel \u001b]52;c;eA==\u0007panic\r\nnot syncing\n' },
+  }
   const once = await lab.create('once', { restart: 'on-failure:1' })
   dies(once)
   let again = once
@@ -111,7 +113,7 @@ test('on-failure: not for a VM that shut itself down, and no oftener than it say
   await until('it is given up', async () => (await state(lab, 'once')) === 'failed')
   const last = await lab.client.vm('once')
   assert.deepEqual([last.restartAt, last.restarts], [null, 1])
-  assert.equal(last.problem, 'it ended unexpectedly; its last words:\nkernel panic\nnot syncing')
+  assert.equal(last.problem, 'it ended unexpectedly; its last words:\nkernel ]52;c;eA==panic\nnot syncing')
   await sleep(ROUNDS_MS)
   assert.deepEqual([await state(lab, 'once'), await state(lab, 'calm')], ['failed', 'stopped'])
 })
