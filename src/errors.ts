@@ -253,6 +253,7 @@ export const catalogue = {
     () => 'noid doctor tells what this machine lacks',
   ),
   EXEC_FAILED: entry(500, (p) => `the command could not be run in "${p.vm}": ${p.why}`),
+  COPY_FAILED: entry(500, (p) => `${p.from} could not be copied to ${p.to}: ${p.why}`),
   EXEC_INTERRUPTED: entry(
     502,
     () => 'the connection to the daemon was lost while the command ran',
