@@ -70,10 +70,10 @@ export const createVm = z.strictObject({
 export type CreateVm = z.input<typeof createVm>
 
 /** What create and start answer: NDJSON lines of `step`, then one `done` or `error`. */
-export type ProgressLine =
+export type ProgressLine<Done = { readonly vm: Vm }> =
   | { readonly type: 'step'; readonly text: string }
   | { readonly type: 'note'; readonly text: string }
-  | { readonly type: 'done'; readonly vm: Vm }
+  | ({ readonly type: 'done' } & Done)
   | { readonly type: 'error'; readonly error: import('../errors.ts').ErrorBody }
 
 export const network = z.object({
@@ -204,3 +204,44 @@ export const execStart = z.strictObject({
   cols: z.number().int().optional(),
 })
 export type ExecStart = z.input<typeof execStart>
+
+/** What VMs with a kernel of their own boot. */
+export const image = z.object({
+  name: z.string(),
+  /** Null: it is built when the first VM wants it. */
+  id: z.string().nullable(),
+  source: z.enum(['built-in', 'imported']),
+  summary: z.string(),
+  isDefault: z.boolean(),
+  kernel: z.string().nullable(),
+  /** Kernel arguments. */
+  append: z.string().nullable(),
+  /** On this disk; what images share counts for each. */
+  bytes: z.number(),
+  /** The disk as the VM sees it; null: it runs in RAM. */
+  diskBytes: z.number().nullable(),
+  createdAt: z.string().nullable(),
+  /** "name=version" */
+  packages: z.array(z.string()),
+  vms: z.array(z.string()),
+})
+export type Image = z.infer<typeof image>
+
+/** Build a built-in image: with the newest packages, and even if nothing changed with `force`. */
+export const buildImage = z.strictObject({ force: z.boolean().default(false) })
+
+/** Files as the daemon sees them: absolute. */
+export const importImage = z.strictObject({
+  name: z.string(),
+  /** bzImage or vmlinux; absent: Debian's. */
+  kernel: z.string().startsWith('/').optional(),
+  /** raw, qcow2 or squashfs; absent: the kernel alone, in RAM. */
+  disk: z.string().startsWith('/').optional(),
+  append: z
+    .string()
+    .max(1024)
+    .regex(/^[\x20-\x7e]*$/)
+    .optional(),
+  replace: z.boolean().default(false),
+})
+export type ImportImage = z.input<typeof importImage>

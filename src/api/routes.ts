@@ -36,6 +36,13 @@ export const API_VERSION = 1
  * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
  * GET    /v1/networks/:net/capture?snap=BYTES → pcapng stream of every port's frames
  *
+ * Images of VMs with a kernel of their own.
+ * GET    /v1/images                       → Image[]
+ * POST   /v1/images             ImportImage → NDJSON ProgressLine<{image}>
+ * GET    /v1/images/:image                → Image
+ * POST   /v1/images/:image/build {force?} → NDJSON ProgressLine<{image}>
+ * DELETE /v1/images/:image                → {}
+ *
  * Namespaces of other engines (noid-cni). Each is also a VM of the runtime `netns`, with everything a VM has but exec.
  * GET    /v1/networks/:net/attachments    → Attached[]
  * POST   /v1/networks/:net/attachments    Attach → Attached    makes the network as `create` does; the same id again
@@ -50,6 +57,7 @@ export const routes = {
   prune: '/v1/prune',
   vms: '/v1/vms',
   networks: '/v1/networks',
+  images: '/v1/images',
 } as const
 
 export const CAPTURE_TYPE = 'application/x-pcapng'

@@ -11,6 +11,8 @@ import type {
   CreateNetwork,
   CreateVm,
   ExecStart,
+  Image,
+  ImportImage,
   Network,
   ProgressLine,
   PruneReport,
@@ -28,6 +30,7 @@ import { json, ndjson, send, upgrade, type Wire } from './http.ts'
 export type Progress = (line: { readonly type: 'step' | 'note'; readonly text: string }) => void
 
 const vmPath = (name: string): string => `${routes.vms}/${encodeURIComponent(name)}`
+const imagePath = (name: string): string => `${routes.images}/${encodeURIComponent(name)}`
 const netPath = (name: string): string => `${routes.networks}/${encodeURIComponent(name)}`
 
 export class Client {
@@ -68,6 +71,14 @@ export class Client {
   removeNetwork = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', netPath(name))
   stats = (name: string): Promise<NetworkStats> => json(this.#wire, 'GET', `${netPath(name)}/stats`)
 
+  images = (): Promise<Image[]> => json(this.#wire, 'GET', routes.images)
+  image = (name: string): Promise<Image> => json(this.#wire, 'GET', imagePath(name))
+  buildImage = async (name: string, force: boolean, progress: Progress): Promise<Image> =>
+    (await this.#done<{ image: Image }>('POST', `${imagePath(name)}/build`, { force }, progress)).image
+  importImage = async (body: ImportImage, progress: Progress): Promise<Image> =>
+    (await this.#done<{ image: Image }>('POST', routes.images, body, progress)).image
+  removeImage = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', imagePath(name))
+
   attachments = (net: string): Promise<Attached[]> => json(this.#wire, 'GET', `${netPath(net)}/attachments`)
   attach = (net: string, body: Attach): Promise<Attached> =>
     json(this.#wire, 'POST', `${netPath(net)}/attachments`, body)
@@ -93,8 +104,12 @@ export class Client {
   exec = (name: string, body: ExecStart) => upgrade(this.#wire, `${vmPath(name)}/exec`, EXEC_PROTOCOL, body)
 
   async #watch(method: string, path: string, body: unknown, progress: Progress): Promise<Vm> {
-    for await (const line of ndjson<ProgressLine>(this.#wire, method, path, body)) {
-      if (line.type === 'done') return line.vm
+    return (await this.#done<{ vm: Vm }>(method, path, body, progress)).vm
+  }
+
+  async #done<T extends object>(method: string, path: string, body: unknown, progress: Progress): Promise<T> {
+    for await (const line of ndjson<ProgressLine<T>>(this.#wire, method, path, body)) {
+      if (line.type === 'done') return line
       if (line.type === 'error') throw NoidError.from(line.error)
       progress(line)
     }

@@ -8,6 +8,7 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync, rmSync, writ
 import { dirname, join } from 'node:path'
 import type { VersionInfo } from '../api/contract.ts'
 import { API_VERSION } from '../api/routes.ts'
+import { Images, imagesDir } from '../images/index.ts'
 import { Lock } from '../lock.ts'
 import type { Paths } from '../paths.ts'
 import { Registry, type Source } from '../plugins/registry.ts'
@@ -141,6 +142,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     publishes,
     foreign,
     prune: new Prune(control, networks, vms),
+    images: new Images(imagesDir(paths.stateDir), log),
     version,
     ready,
     stop: wish,

@@ -25,6 +25,7 @@ import {
 import { EXEC_PROTOCOL } from '../api/exec.ts'
 import { CAPTURE_SNAP_MAX, CAPTURE_SNAP_MIN, CAPTURE_TYPE, routes } from '../api/routes.ts'
 import { NoidError } from '../errors.ts'
+import type { Images } from '../images/index.ts'
 import { tail } from '../logs.ts'
 import type { ExecRequest, ExecSession } from '../runtimes/contract.ts'
 import { asNoidError, bounded, limitMs } from './bounded.ts'
@@ -32,6 +33,7 @@ import { openConsole } from './console.ts'
 import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
 import type { Foreign } from './foreign.ts'
+import { imageRoutes } from './images.ts'
 import type { Networks } from './networks.ts'
 import type { Prune } from './prune.ts'
 import type { Publishes } from './publishes.ts'
@@ -61,6 +63,7 @@ export interface ServerParts {
   readonly publishes: Publishes
   readonly foreign: Foreign
   readonly prune: Prune
+  readonly images: Images
   readonly version: () => VersionInfo
   /** Resolves when the store and the world agree. */
   readonly ready: Promise<void>
@@ -95,6 +98,12 @@ export function buildServer(p: ServerParts): FastifyInstance {
   vmRoutes(app, p)
   networkRoutes(app, p)
   attachmentRoutes(app, p)
+  imageRoutes(app, {
+    images: p.images,
+    store: p.control.store,
+    parse,
+    progress: (reply, run) => told(p, reply, run),
+  })
   // Upgraded connections are no longer the HTTP server's: it would wait for them for ever.
   const upgraded = new Set<Duplex>()
   app.server.on('upgrade', (req: IncomingMessage, socket: Duplex, head: Buffer) => {
@@ -221,10 +230,19 @@ async function progress(
   reply: FastifyReply,
   run: (say: Progress, cancel: AbortSignal) => Promise<Vm>,
 ): Promise<FastifyReply> {
+  return told(p, reply, async (say, cancel) => ({ vm: await run(say, cancel) }))
+}
+
+/** The same for whatever is there at the end. */
+async function told<T extends object>(
+  p: ServerParts,
+  reply: FastifyReply,
+  run: (say: Progress, cancel: AbortSignal) => Promise<T>,
+): Promise<FastifyReply> {
   const out: ServerResponse = reply.raw
   const left = new AbortController()
   let answered = false
-  const line = (l: ProgressLine): void => {
+  const line = (l: ProgressLine<T>): void => {
     if (!out.headersSent) {
       reply.hijack()
       out.writeHead(200, { 'content-type': 'application/x-ndjson', 'cache-control': 'no-store' })
@@ -235,8 +253,8 @@ async function progress(
     if (!answered) left.abort()
   })
   try {
-    const vm = await run((type, text) => line({ type, text }), left.signal)
-    line({ type: 'done', vm })
+    const done = await run((type, text) => line({ type, text }), left.signal)
+    line({ type: 'done', ...done })
   } catch (e) {
     if (!out.headersSent) throw e
     line({ type: 'error', error: body(p, e) })

@@ -154,9 +154,9 @@ tar --extract --file root.tar --directory root --exclude './dev/*' --numeric-own
 rm root.tar
 dpkg-deb --fsys-tarfile "$KERNEL_DEB" | tar --extract --directory root/usr ./lib/modules
 libraries=$PWD/root/lib/x86_64-linux-gnu:$PWD/root/usr/lib/x86_64-linux-gnu
-root/lib64/ld-linux-x86-64.so.2 --library-path "$libraries" root/usr/bin/kmod --version >/dev/null
-ln -s "$PWD/root/usr/bin/kmod" depmod
-(exec -a depmod root/lib64/ld-linux-x86-64.so.2 --argv0 depmod --library-path "$libraries" "$PWD/depmod" -b "$PWD/root" "$KERNEL_VERSION")
+# The image's own depmod, by its own loader and libraries: this machine's may be missing or older. It goes by its name.
+ln -s root/usr/bin/kmod depmod
+root/lib64/ld-linux-x86-64.so.2 --library-path "$libraries" ./depmod -b "$PWD/root" "$KERNEL_VERSION"
 for end in ${ENDS.join(' ')}; do
   [ -e root/usr/sbin/$end ] && continue
   printf '#!/bin/sh\\n# The VM has noid'"'"'s own process 1.\\nexec /run/noid/busybox %s "$@"\\n' $end >root/usr/sbin/$end

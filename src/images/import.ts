@@ -104,10 +104,7 @@ function regular(file: string): number {
 
 /** By the first bytes: "QFI\xfb" (qcow2), "hsqs" (squashfs); others that are no plain disks are told by name. */
 function formatOf(file: string): 'qcow2' | 'squashfs' | 'raw' {
-  const head = Buffer.alloc(8)
-  const fd = openSync(file, 'r')
-  readSync(fd, head)
-  closeSync(fd)
+  const head = bytesAt(file, 0, 8)
   const magic = head.toString('latin1', 0, 4)
   if (magic === 'QFI\xfb') return 'qcow2'
   if (magic === 'hsqs') return 'squashfs'
@@ -115,7 +112,30 @@ function formatOf(file: string): 'qcow2' | 'squashfs' | 'raw' {
   if (/^(1f8b|28b52ffd|fd377a58|425a68|504b0304)/.test(packed)) throw new Error('it is packed: unpack it first')
   if (/^(4b444d|3c3c3c20|76686478|636f6e6563746978)/.test(packed))
     throw new Error('it is a disk of another program: make it qcow2 with qemu-img convert first')
+  if (!KNOWN.some(([at, magic]) => bytesAt(file, at, magic.length).equals(magic)))
+    throw new Error('there is neither a partition table nor a file system on it that is known here')
   return 'raw'
+}
+
+/** What tells that a raw disk is one: a partition table's signature, or a file system's superblock, at its offset. */
+const KNOWN: readonly (readonly [at: number, magic: Buffer])[] = [
+  [510, Buffer.from([0x55, 0xaa])],
+  [1024 + 56, Buffer.from([0x53, 0xef])],
+  [0, Buffer.from('XFSB')],
+  [65536 + 64, Buffer.from('_BHRfS_M')],
+  [1024, Buffer.from([0xe2, 0xe1, 0xf5, 0xe0])],
+  [1024, Buffer.from([0x10, 0x20, 0xf5, 0xf2])],
+]
+
+function bytesAt(file: string, at: number, length: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  const fd = openSync(file, 'r')
+  try {
+    readSync(fd, bytes, 0, length, at)
+  } finally {
+    closeSync(fd)
+  }
+  return bytes
 }
 
 function invalid(file: string, e: unknown): NoidError {

@@ -110,7 +110,11 @@ export class Images {
     progress: Say = () => {},
     signal?: AbortSignal,
   ): Promise<ImageInfo> {
-    if (!isImageName(r.name)) throw new NoidError('NAME_INVALID', { name: r.name, kind: 'image' })
+    if (!isImageName(r.name))
+      throw new NoidError('INVALID_INPUT', {
+        what: `"${r.name}" is not a usable name for an image`,
+        hint: 'a name has lower-case letters, digits, dots, hyphens or underscores and begins with a letter or digit',
+      })
     if (isBuiltIn(r.name))
       throw new NoidError('INVALID_INPUT', {
         what: `"${r.name}" is the name of a built-in image`,
@@ -123,7 +127,10 @@ export class Images {
       })
     await this.#building(r.name, progress, signal, async (work) => {
       if (this.#store.manifest(r.name) !== undefined && !r.replace)
-        throw new NoidError('NAME_TAKEN', { name: r.name, kind: 'image' })
+        throw new NoidError('INVALID_INPUT', {
+          what: `an image named "${r.name}" exists already`,
+          hint: `choose another name, or let it take its place with --replace`,
+        })
       const base = await ensureBase(this.#store, { say: progress, signal, renew: false })
       const parts = await importParts(r, work, progress, signal)
       const own = parts.kernel !== undefined
@@ -176,8 +183,8 @@ export class Images {
   }
 
   /** Refused while a VM was made of it. A built-in one is built again when it is wanted. */
-  async remove(name: string): Promise<void> {
-    const vms = this.#store.holders(name)
+  async remove(name: string, vmName: (id: string) => string = (id) => id): Promise<void> {
+    const vms = this.#store.holders(name).map(vmName)
     if (vms.length > 0) throw new NoidError('IMAGE_IN_USE', { name, vms: vms.join(', ') })
     if (this.#store.manifest(name) === undefined) throw this.#unknown(name)
     await this.#store.remove(name)
