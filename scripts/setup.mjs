@@ -85,6 +85,7 @@ const FOR_TESTS = [
   ['dnsmasq', 'dnsmasq-base'],
   ['python3', 'python3'],
   ['ps', 'procps'],
+  ['netstat', 'net-tools'],
   ['conntrack', 'conntrack'],
   ['tracepath', 'iputils-tracepath'],
   ['useradd', 'passwd'],
