@@ -40,6 +40,7 @@ export interface CommandSpec {
   readonly initrd?: string
   /** What the image wants on the kernel's command line. */
   readonly append: string
+  readonly hostname: string
   /** qcow2 overlay, already there. */
   readonly disk?: string
   /** Arguments that -netdev refers to. */
@@ -49,8 +50,8 @@ export interface CommandSpec {
   readonly mac: string
   readonly mtu: number
   readonly serialLog: string
-  /** Stop before the first instruction and wait for a state on this descriptor. */
-  readonly incomingFd?: number
+  /** Do not boot: wait to be told where a state is. */
+  readonly incoming?: boolean
   /** uid:gid that root's QEMU becomes once it has opened everything. */
   readonly runAs?: string
 }
@@ -59,8 +60,8 @@ export interface CommandSpec {
 export const escaped = (text: string): string => text.replaceAll(',', ',,')
 
 /** The kernel's command line. */
-export function kernelLine(s: Pick<CommandSpec, 'append' | 'machine'>): string {
-  const words = [s.append, 'reboot=t']
+export function kernelLine(s: Pick<CommandSpec, 'append' | 'hostname' | 'machine'>): string {
+  const words = [s.append, `noid.hostname=${s.hostname}`, 'reboot=t']
   if (s.machine.accel === 'tcg') {
     if (s.machine.tscKhz !== undefined) words.push(`tsc_early_khz=${s.machine.tscKhz}`, 'tsc=reliable')
     // On q35 it finds the frequency out, and says so at this level (machine.ts).
@@ -109,7 +110,7 @@ export function commandLine(s: CommandSpec): string[] {
     '-device',
     `${on('virtio-net')},netdev=net0,mac=${s.mac},host_mtu=${s.mtu}`,
   )
-  if (s.incomingFd !== undefined) argv.push('-incoming', `fd:${s.incomingFd}`)
+  if (s.incoming === true) argv.push('-incoming', 'defer')
   if (s.runAs !== undefined) argv.push('-runas', s.runAs)
   return argv
 }

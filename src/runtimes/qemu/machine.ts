@@ -74,17 +74,15 @@ export class Machines {
     return tscKhz === undefined ? { accel: 'tcg', type: 'q35' } : { accel: 'tcg', type: 'microvm', tscKhz }
   }
 
-  /** Read the host's TSC frequency from the log of a guest on q35. True when it is known from now on. */
-  learn(guestLog: string): boolean {
-    if (this.#kept?.tscKhz !== undefined) return true
-    const khz = refinedTsc(guestLog)
-    if (khz === undefined || this.#kept === undefined) return false
-    this.#keep({ ...this.#kept, tscKhz: khz })
+  /** Read the host's TSC frequency from the log of a guest on q35. True when it is known from now on, or not needed. */
+  async learn(guestLog: () => string): Promise<boolean> {
+    const { kvm } = await this.find()
+    const kept = this.#kept as Kept
+    if (kvm || kept.tscKhz !== undefined) return true
+    const khz = refinedTsc(guestLog())
+    if (khz === undefined) return false
+    this.#keep({ ...kept, tscKhz: khz })
     return true
-  }
-
-  get tscKnown(): boolean {
-    return this.#kept?.tscKhz !== undefined
   }
 
   async #find(): Promise<Found> {

@@ -4,7 +4,8 @@
  * Invariant: the file appears when it is whole. Never does: looking into either.
  */
 import { execFile } from 'node:child_process'
-import { renameSync, rmSync } from 'node:fs'
+import { constants, renameSync, rmSync } from 'node:fs'
+import { copyFile } from 'node:fs/promises'
 import { promisify } from 'node:util'
 
 const MS = 60_000
@@ -13,13 +14,21 @@ export async function freshOverlay(
   path: string,
   base: string,
   format: 'qcow2' | 'raw',
-  signal: AbortSignal,
+  signal?: AbortSignal,
 ): Promise<void> {
   const fresh = `${path}.new`
   rmSync(fresh, { force: true })
   await promisify(execFile)('qemu-img', ['create', '-q', '-f', 'qcow2', '-F', format, '-b', base, fresh], {
     timeout: MS,
-    signal,
+    ...(signal === undefined ? {} : { signal }),
   })
+  renameSync(fresh, path)
+}
+
+/** The layer of a template, which has not more than a boot wrote: a few megabytes. */
+export async function copyOverlay(path: string, from: string): Promise<void> {
+  const fresh = `${path}.new`
+  rmSync(fresh, { force: true })
+  await copyFile(from, fresh, constants.COPYFILE_FICLONE)
   renameSync(fresh, path)
 }

@@ -13,7 +13,7 @@
  * Never does: networks, addresses, a Node process for each VM.
  */
 import { randomBytes } from 'node:crypto'
-import { existsSync, mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NoidError } from '../../errors.ts'
@@ -30,22 +30,22 @@ import type {
   VmHandle,
   VmSpec,
 } from '../contract.ts'
-import { rootBase } from '../sandbox/identity.ts'
 import { AgentLink, type GuestInfo } from './agent/client.ts'
-import { AGENT_SOCKET, type CommandSpec, commandLine, type Machine, type MemorySpec, QMP_SOCKET } from './command.ts'
+import { AGENT_SOCKET, type CommandSpec, commandLine, type Machine, QMP_SOCKET } from './command.ts'
 import type { BootImage, ImageSource } from './image.ts'
 import { Machines, PROGRAM, programPath, text } from './machine.ts'
 import { type OpenNic, openNic } from './nic.ts'
-import { freshOverlay } from './overlay.ts'
+import { copyOverlay, freshOverlay } from './overlay.ts'
 import { endAll, holdsTap, launch, markOf, type Running, tail, waitForEnd } from './process.ts'
 import { Qmp } from './qmp.ts'
+import { commonCommand, resume, type Template, type TemplateSpec, Templates, userOf } from './templates.ts'
 
 const KILL = signalNumber('SIGKILL') as number
 /** A socket's path, its NUL not counted; unix(7). */
 const SUN_PATH_MAX = 107
 const FIRST_FD = 3
 /** How long a boot may be silent before another way is tried: ten times what it takes on a busy machine of two cores. */
-const SILENT_MS = { microvm: 45_000, q35: 150_000 } as const
+const SILENT_MS = { template: 20_000, microvm: 45_000, q35: 150_000 } as const
 const ADDRESS_MS = 30_000
 const EXEC_CONNECT_MS = 15_000
 const ORDER_MS = 3_000
@@ -66,6 +66,7 @@ export interface QemuState {
 
 interface Attempt {
   readonly machine: Machine
+  readonly template: Template | undefined
   readonly what: string
   readonly silentMs: number
 }
@@ -74,12 +75,14 @@ export class Qemu implements Runtime {
   readonly #ctx: RuntimeContext
   readonly #images: ImageSource
   readonly #machines: Machines
+  readonly #templates: Templates
   readonly #links = new Map<string, AgentLink>()
 
   constructor(ctx: RuntimeContext, images: ImageSource) {
     this.#ctx = ctx
     this.#images = images
     this.#machines = new Machines({ file: join(ctx.runDir, 'qemu', 'machine.json'), bootId: bootId() })
+    this.#templates = new Templates(ctx)
   }
 
   async status(): Promise<Status> {
@@ -135,15 +138,19 @@ export class Qemu implements Runtime {
     signal: AbortSignal,
   ): Promise<{ handle: VmHandle; nic: StartedNic }> {
     const image = await this.#images.resolve(vm, signal)
-    const first = !existsSync(join(vm.dir, OVERLAY))
+    // What was written in its former life must be found again: then it boots cold.
+    const fresh = !existsSync(join(vm.dir, OVERLAY))
     let failure: unknown
-    for (const attempt of await this.#attempts()) {
+    for (const attempt of await this.#attempts(vm, image, fresh)) {
       try {
-        return await this.#boot(vm, image, a, attempt, signal)
+        const started = await this.#boot(vm, image, a, attempt, signal)
+        if (attempt.template === undefined) void this.#ripen(vm, image)
+        return started
       } catch (e) {
         await this.#end(vm.id)
-        if (first) rmSync(join(vm.dir, OVERLAY), { force: true })
+        if (fresh) rmSync(join(vm.dir, OVERLAY), { force: true })
         if (signal.aborted || !(e instanceof BootFailure)) throw e
+        if (attempt.template !== undefined) this.#templates.drop(attempt.template)
         this.#ctx.log('warn', `${vm.name}: ${attempt.what}: ${e.message}`)
         failure = e
       }
@@ -151,14 +158,36 @@ export class Qemu implements Runtime {
     throw new NoidError('VM_START_FAILED', { name: vm.name, why: (failure as Error).message }, { cause: failure })
   }
 
-  async #attempts(): Promise<Attempt[]> {
+  async #attempts(vm: VmSpec, image: BootImage, fresh: boolean): Promise<Attempt[]> {
     const best = await this.#machines.machine()
     const cold = (machine: Machine): Attempt => ({
       machine,
+      template: undefined,
       what: `a cold boot on ${machine.type}`,
       silentMs: SILENT_MS[machine.type],
     })
-    return best.type === 'q35' ? [cold(best)] : [cold(best), cold({ ...best, type: 'q35' })]
+    const attempts = best.type === 'q35' ? [cold(best)] : [cold(best), cold({ ...best, type: 'q35' })]
+    const template = fresh ? this.#templates.find(await this.#templateSpec(vm, image, best)) : undefined
+    if (template !== undefined)
+      attempts.unshift({ machine: best, template, what: 'a start from a template', silentMs: SILENT_MS.template })
+    return attempts
+  }
+
+  async #templateSpec(vm: VmSpec, image: BootImage, machine: Machine): Promise<TemplateSpec> {
+    const { version } = await this.#machines.find()
+    return { image, machine, cpus: vm.cpus, memMib: vm.memMib, version }
+  }
+
+  /** After a cold boot: what the next VMs profit from. */
+  async #ripen(vm: VmSpec, image: BootImage): Promise<void> {
+    try {
+      // The host's TSC frequency stands in the log of a guest on q35, a second or two after its boot.
+      for (let i = 0; i < TSC_TRIES && !(await this.#machines.learn(() => text(this.logFile(vm)))); i++)
+        await sleep(TSC_POLL_MS, undefined, { ref: false })
+      this.#templates.want(await this.#templateSpec(vm, image, await this.#machines.machine()))
+    } catch (e) {
+      this.#ctx.log('warn', `after the boot of ${vm.name}: ${(e as Error).message}`)
+    }
   }
 
   async #boot(
@@ -172,26 +201,29 @@ export class Qemu implements Runtime {
     rmSync(run, { recursive: true, force: true })
     mkdirSync(run, { recursive: true, mode: 0o700 })
     const disk = image.disk === undefined ? undefined : join(vm.dir, OVERLAY)
-    if (disk !== undefined && image.disk !== undefined && !existsSync(disk))
-      await freshOverlay(disk, image.disk.file, image.disk.format, signal)
+    if (disk !== undefined && image.disk !== undefined && !existsSync(disk)) {
+      if (attempt.template?.disk !== undefined) await copyOverlay(disk, attempt.template.disk)
+      else await freshOverlay(disk, image.disk.file, image.disk.format, signal)
+    }
     const nic = openNic(a.nic, FIRST_FD, vm.dir)
     let p: Running
     try {
-      p = this.#launch(vm, run, image, a, nic, attempt.machine, disk)
+      p = this.#launch(vm, run, image, a, nic, attempt, disk)
     } finally {
       nic.close()
     }
     const link = this.#link(vm.id, vm.name, run)
     const guest = await this.#awaited(vm, p, attempt, signal, async (s) => {
+      if (attempt.template !== undefined) await resume(join(run, QMP_SOCKET), FIRST_FD + nic.fds.length, s)
       const agent = await link.client(s)
       return agent.configure({
         hostname: vm.name,
         clock: true,
         seed: randomBytes(256),
+        ...(attempt.template === undefined ? {} : { renew: true, machineId: true, hostKeys: true }),
         ...(a.configuredBy === 'dhcp' ? { waitMs: ADDRESS_MS } : {}),
       })
     })
-    if (attempt.machine.accel === 'tcg' && !this.#machines.tscKnown) void this.#learnTsc(vm)
     const state: QemuState = { id: vm.id, name: vm.name, run, machine: attempt.machine, nic: a.nic }
     return { handle: { pid: p.pid, startTime: p.startTime, state }, nic: nicOf(a, guest) }
   }
@@ -202,28 +234,36 @@ export class Qemu implements Runtime {
     image: BootImage,
     a: Attachment,
     nic: OpenNic,
-    machine: Machine,
+    attempt: Attempt,
     disk: string | undefined,
   ): Running {
-    const memory: MemorySpec = { mib: vm.memMib, share: nic.sharedMemory }
-    const spec: CommandSpec = {
-      mark: markOf(vm.id),
-      machine,
-      cpus: vm.cpus,
-      memory,
-      kernel: image.kernel,
-      ...(image.initrd === undefined ? {} : { initrd: image.initrd }),
-      append: `${image.append} noid.hostname=${vm.name}`,
-      ...(disk === undefined ? {} : { disk }),
-      before: nic.before,
-      netdev: nic.netdev,
-      mac: a.mac,
-      mtu: a.mtu,
-      serialLog: this.logFile(vm),
-      // A path that QEMU opens again when a switch comes back must stay open to it: then it keeps its user.
-      ...(this.#ctx.privileged && nic.fds.length > 0 ? { runAs: `${rootBase(vm.id)}:${rootBase(vm.id)}` } : {}),
+    const { machine, template } = attempt
+    const state = template === undefined ? undefined : openSync(template.state, 'r')
+    try {
+      const fds = [...nic.fds, ...(state === undefined ? [] : [state])]
+      const spec: CommandSpec = {
+        ...commonCommand({ image, machine, cpus: vm.cpus }),
+        mark: markOf(vm.id),
+        memory: {
+          mib: vm.memMib,
+          share: nic.sharedMemory,
+          ...(template === undefined ? {} : { file: template.memory }),
+        },
+        hostname: vm.name,
+        ...(disk === undefined ? {} : { disk }),
+        before: nic.before,
+        netdev: nic.netdev,
+        mac: a.mac,
+        mtu: a.mtu,
+        serialLog: this.logFile(vm),
+        incoming: template !== undefined,
+        // A path that QEMU opens again when a switch comes back must stay open to it: then it keeps its user.
+        ...(this.#ctx.privileged && nic.fds.length > 0 ? { runAs: userOf(vm.id) } : {}),
+      }
+      return launch({ program: PROGRAM, argv: commandLine(spec), cwd: run, log: this.#qemuLog(vm), fds })
+    } finally {
+      if (state !== undefined) closeSync(state)
     }
-    return launch({ program: PROGRAM, argv: commandLine(spec), cwd: run, log: this.#qemuLog(vm), fds: nic.fds })
   }
 
   /** Something that a guest must answer, unless its QEMU ends or it is silent for too long. */
@@ -255,14 +295,6 @@ export class Qemu implements Runtime {
       clearTimeout(timer)
       signal.removeEventListener('abort', onAbort)
       stop.abort()
-    }
-  }
-
-  /** The host's TSC frequency stands in the log of a guest on q35, a second or two after its boot. */
-  async #learnTsc(vm: VmSpec): Promise<void> {
-    for (let i = 0; i < TSC_TRIES; i++) {
-      if (this.#machines.learn(text(this.logFile(vm)))) return
-      await sleep(TSC_POLL_MS, undefined, { ref: false })
     }
   }
 

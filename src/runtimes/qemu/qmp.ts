@@ -7,7 +7,9 @@
  * Invariants: every command is answered or rejected within its time; after `close` everything in flight is rejected.
  */
 import { connect, type Socket } from 'node:net'
+import { setTimeout as sleep } from 'node:timers/promises'
 
+const OPEN_POLL_MS = 5
 const COMMAND_MS = 10_000
 /** No answer that is asked for here comes near it. */
 const LINE_MAX = 4 * 1024 * 1024
@@ -50,6 +52,19 @@ export class Qmp {
     } catch (e) {
       q.close()
       throw e
+    }
+  }
+
+  /** Connects as soon as QEMU, which is just being started, listens. */
+  static async opening(path: string, signal: AbortSignal): Promise<Qmp> {
+    for (;;) {
+      signal.throwIfAborted()
+      try {
+        return await Qmp.connect(path)
+      } catch (e) {
+        if (!['ENOENT', 'ECONNREFUSED'].includes((e as NodeJS.ErrnoException).code ?? '')) throw e
+      }
+      await sleep(OPEN_POLL_MS, undefined, { signal })
     }
   }
 
