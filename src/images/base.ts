@@ -5,9 +5,9 @@
  * `noid image build` looks for newer packages. The parts are blobs of the store like any other, named by the manifests
  * that use them; here is only written down which ones are the newest.
  */
-import { existsSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { fetchDebs, kernelPackage, unpackDeb } from './debs.ts'
 import { GUEST_PACKAGES, modulesPart, runtimePart } from './initrd.ts'
 import { need } from './run.ts'
@@ -18,7 +18,7 @@ import { vmlinuxOf } from './vmlinux.ts'
 export interface Base {
   readonly kernel: Blob
   readonly kernelVersion: string
-  /** The package the kernel is from, for images that want the rest of its modules. */
+  /** The file in debs/ that the kernel is from, for images that want the rest of its modules. */
   readonly kernelDeb: string
   readonly runtime: Blob
   readonly modules: Blob
@@ -81,7 +81,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
           base = {
             kernel: k,
             kernelVersion: image.slice('vmlinuz-'.length),
-            kernelDeb: files.get(kernel) as string,
+            kernelDeb: basename(files.get(kernel) as string),
             runtime: r,
             modules: m,
             packages,
@@ -92,6 +92,9 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
           return undefined
         },
       )
+      // What was fetched for an older one is of no more use.
+      const current = new Set([...files.values()].map((f) => basename(f)))
+      for (const f of await readdir(store.debs)) if (!current.has(f)) rmSync(join(store.debs, f), { force: true })
       return base as Base
     },
   )

@@ -8,7 +8,7 @@
  * (hold/held), whatever happens to the name. noid's own programs in an initrd are those of the running noid: when they
  * changed, resolve() puts the initrd together again from its parts, in some milliseconds and without any package source.
  */
-import { readFileSync, statSync } from 'node:fs'
+import { existsSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { NoidError } from '../errors.ts'
 import { ensureBase } from './base.ts'
@@ -149,7 +149,7 @@ export class Images {
             .join(' ')
             .trim(),
           inputs: '',
-          createdAt: new Date().toISOString(),
+          createdAt: now(),
           packages: own ? [] : base.packages,
         }
       })
@@ -230,7 +230,9 @@ export class Images {
     return this.#building(name, told, signal, async (work) => {
       const there = this.#store.manifest(name)
       if (there !== undefined && !renew) return there
-      const base = await ensureBase(this.#store, { say: told, signal, renew })
+      let base = await ensureBase(this.#store, { say: told, signal, renew })
+      if (name !== 'tiny' && !existsSync(join(this.#store.debs, base.kernelDeb)))
+        base = await ensureBase(this.#store, { say: told, signal, renew: true })
       const common = {
         schema: 1,
         name,
@@ -238,17 +240,29 @@ export class Images {
         kernel: base.kernel,
         kernelVersion: base.kernelVersion,
         parts: [base.runtime, base.modules],
-        createdAt: new Date().toISOString(),
       } as const
       if (name === 'tiny') {
-        const m: Manifest = { ...common, append: APPEND, inputs: base.inputs, packages: base.packages }
+        const m: Manifest = {
+          ...common,
+          createdAt: now(),
+          append: APPEND,
+          inputs: base.inputs,
+          packages: base.packages,
+        }
         return there?.inputs === m.inputs ? there : ((await this.#store.commit([], () => m)) as Manifest)
       }
-      const disk = await buildDebian(base, work, { say: told, signal }, force ? undefined : there?.inputs)
+      const disk = await buildDebian(
+        base,
+        this.#store.debs,
+        work,
+        { say: told, signal },
+        force ? undefined : there?.inputs,
+      )
       if (disk === undefined) return there as Manifest
       told('keeping it')
       const m = await this.#store.commit([{ path: disk.path, kind: 'qcow2' }], ([file]) => ({
         ...common,
+        createdAt: now(),
         disk: { file, format: 'qcow2', virtualBytes: disk.virtualBytes },
         append: `${APPEND} ${rootArguments('qcow2', 'ext4')}`,
         inputs: disk.inputs,
@@ -285,6 +299,8 @@ export class Images {
     return new NoidError('IMAGE_UNKNOWN', { name, known })
   }
 }
+
+const now = (): string => new Date().toISOString()
 
 /** Which initrd a manifest means: its parts and the programs of the noid that runs now. */
 const initrdKey = (m: Manifest): string => hashText(...m.parts, ...[...guestFiles()].flat())

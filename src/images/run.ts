@@ -20,11 +20,27 @@ export const PACKAGES: Readonly<Record<string, string>> = {
   newuidmap: 'uidmap',
   xz: 'xz-utils',
   cp: 'coreutils',
+  setpriv: 'util-linux',
 }
 
 /** Lines of a program's last words that an error carries. */
 const TAIL_LINES = 6
 const TAIL_BYTES = 8192
+
+/**
+ * Whoever runs a program may be killed: the program ends too then, in its own way, and takes its leavings with it. The kernel tells the
+ * shell (prctl(2), PR_SET_PDEATHSIG), the shell tells everybody in its process group.
+ */
+const LEASH = [
+  'setpriv',
+  '--pdeathsig',
+  'TERM',
+  '--',
+  'sh',
+  '-c',
+  `trap 'trap "" TERM; kill -TERM 0' TERM; "$@" & child=$!; wait $child; code=$?; wait $child; exit $code`,
+  'sh',
+] as const
 
 const DIRS = (): string[] => [...(process.env.PATH ?? '').split(':'), '/usr/sbin', '/usr/bin', '/sbin', '/bin']
 
@@ -66,7 +82,7 @@ export function run(tool: string, args: readonly string[], o: RunOptions): Promi
   const path = find(tool)
   if (path === undefined) need(`running ${tool}`, [tool])
   return new Promise((resolve, reject) => {
-    const child = spawn(path as string, args, {
+    const child = spawn(LEASH[0], [...LEASH.slice(1), path as string, ...args], {
       cwd: o.cwd ?? '/',
       env: { ...process.env, LC_ALL: 'C.UTF-8', PATH: DIRS().join(':'), ...o.env },
       stdio: ['ignore', 'pipe', 'pipe'],
