@@ -199,6 +199,11 @@ export const catalogue = {
     (p) => `the image "${p.image}" could not be built: ${p.why}`,
     (p) => `${p.hint ?? 'noid doctor tells what is missing; noid image build shows each step'}`,
   ),
+  MOUNT_INVALID: entry(
+    400,
+    (p) => `${p.source} cannot be mounted: ${p.why}`,
+    () => 'write --mount SRC:DST[:ro], SRC a directory of this machine, DST a path in the VM',
+  ),
   // -- the daemon --------------------------------------------------------------------------------------------------
   DAEMON_UNREACHABLE: entry(
     503,

@@ -22,6 +22,9 @@ export const publish = z.object({
 })
 export type Publish = z.infer<typeof publish>
 
+/** A directory of the host that a VM sees. */
+export const mount = z.strictObject({ source: z.string(), target: z.string(), readonly: z.boolean() })
+
 export const vmState = z.enum(['created', 'starting', 'running', 'stopped', 'failed'])
 
 export const vm = z.object({
@@ -38,6 +41,7 @@ export const vm = z.object({
   cpus: z.number(),
   memMib: z.number(),
   image: z.string().nullable(),
+  mounts: z.array(mount),
   ports: z.array(publish),
   pid: z.number().nullable(),
   createdAt: z.string(),
@@ -63,6 +67,7 @@ export const createVm = z.strictObject({
   cpus: z.number().int().min(1).max(64).default(1),
   memMib: z.number().int().min(16).default(512),
   image: z.string().optional(),
+  mounts: z.array(mount).default([]),
   /** "no", "always", "on-failure" or "on-failure:N". */
   restart: z.string().default('no'),
   start: z.boolean().default(true),
@@ -235,6 +240,8 @@ export const importImage = z.strictObject({
   name: z.string(),
   /** bzImage or vmlinux; absent: Debian's. */
   kernel: z.string().startsWith('/').optional(),
+  /** The kernel's lib/modules/VERSION. */
+  modules: z.string().startsWith('/').optional(),
   /** raw, qcow2 or squashfs; absent: the kernel alone, in RAM. */
   disk: z.string().startsWith('/').optional(),
   append: z

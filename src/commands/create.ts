@@ -2,6 +2,7 @@ import { Args, Flags } from '@oclif/core'
 import type { Vm } from '../api/contract.ts'
 import { NoidCommand } from '../cli/base.ts'
 import { runningText } from '../cli/created.ts'
+import { parseMount } from '../cli/mount-args.ts'
 import { progressView } from '../cli/progress.ts'
 
 export default class Create extends NoidCommand {
@@ -41,6 +42,15 @@ export default class Create extends NoidCommand {
     cpus: Flags.integer({ summary: 'Processors.', min: 1, max: 64 }),
     mem: Flags.integer({ summary: 'Memory in MiB.', min: 16, helpValue: 'MIB' }),
     image: Flags.string({ summary: 'Root file system: a directory or a tar archive.', helpValue: 'DIR|TAR' }),
+    mount: Flags.string({
+      char: 'v',
+      summary: 'Share a directory of this machine: SRC:DST[:ro].',
+      description:
+        "The VM's root is root on these files too, where the daemon is root's; :ro keeps it from changing them.",
+      multiple: true,
+      multipleNonGreedy: true,
+      helpValue: 'SPEC',
+    }),
     restart: Flags.string({
       summary: 'Start it again when it ends on its own: no, on-failure[:TIMES] or always (also after a reboot).',
       helpValue: 'POLICY',
@@ -66,6 +76,7 @@ export default class Create extends NoidCommand {
           cpus: flags.cpus,
           memMib: flags.mem,
           image: flags.image,
+          mounts: flags.mount?.map(parseMount),
           restart: flags.restart,
           start: !flags['no-start'],
         },

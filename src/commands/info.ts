@@ -23,6 +23,10 @@ export default class Info extends NoidCommand {
         ['Ports', ports(vm.ports)],
         ['Runtime', vm.runtime],
         ['Image', vm.image ?? 'the one built in'],
+        [
+          'Mounts',
+          vm.mounts.map((m) => `${m.source} → ${m.target}${m.readonly ? ' (read-only)' : ''}`).join(', ') || '-',
+        ],
         ['Size', `${vm.cpus} CPU, ${vm.memMib} MiB`],
         ['Restart', restart(vm)],
         ['Process', vm.pid === null ? '-' : String(vm.pid)],

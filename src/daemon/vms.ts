@@ -8,11 +8,12 @@
 import { mkdir, rm } from 'node:fs/promises'
 import type { CreateVm, Publish, Vm } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
-import type { Obituary, RuntimeDescriptor } from '../runtimes/contract.ts'
+import type { MountSpec, Obituary, RuntimeDescriptor } from '../runtimes/contract.ts'
 import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
 import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
 import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
+import { checkMounts } from './mounts.ts'
 import { type Networks, planOfNetwork, type Wanted } from './networks.ts'
 import { parsePorts } from './ports.ts'
 import { publicPort, reserve } from './publishes.ts'
@@ -31,6 +32,7 @@ interface Plan {
   readonly runtime: string
   readonly mac: string | undefined
   readonly ports: readonly Publish[]
+  readonly mounts: readonly MountSpec[]
   readonly foreign: ForeignOrigin | undefined
 }
 
@@ -128,6 +130,7 @@ export class Vms {
       })
     commonNics(runtime, backend)
     const ports = parsePorts(body.ports ?? [])
+    const mounts = checkMounts(body.mounts ?? [])
     if (ports.length > 0) this.mustPublish(wanted.backend)
     if (body.ip !== undefined) {
       if (backend.capabilities.addressing === 'external')
@@ -146,7 +149,7 @@ export class Vms {
         hint: p?.hint,
       })
     }
-    return { body, wanted, runtime: runtime.name, mac, ports, foreign }
+    return { body, wanted, runtime: runtime.name, mac, ports, mounts, foreign }
   }
 
   /** The default runtime is tried as it is; one that was chosen says first what it lacks. */
@@ -192,7 +195,7 @@ export class Vms {
       bootId: null,
       createdAt: new Date().toISOString(),
       startedAt: null,
-      mounts: [],
+      mounts: plan.mounts,
       restart: body.restart ?? 'no',
       restarts: 0,
       restartAt: null,
@@ -468,6 +471,7 @@ export class Vms {
       cpus: v.cpus,
       memMib: v.memMib,
       image: v.image,
+      mounts: [...v.mounts],
       ports: this.#c.store.publishesOf(v.id).map(publicPort),
       // A foreign namespace has no process of noid's.
       pid: v.handle?.pid || null,

@@ -31,6 +31,7 @@ export function fakeVm(name: string, over: Partial<Vm> = {}): Vm {
     cpus: 1,
     memMib: 512,
     image: null,
+    mounts: [],
     ports: [],
     pid: 42,
     createdAt: '2026-01-01T00:00:00.000Z',

@@ -83,6 +83,7 @@ export class Sandbox implements Runtime {
       privileged: this.#ctx.privileged,
       image: vm.image === undefined ? undefined : imageOf(vm.image),
       skeleton: join(this.#ctx.stateDir, 'skeleton'),
+      mounts: vm.mounts ?? [],
       hide: [this.#ctx.runDir, this.#ctx.stateDir, '/var/lib/noid'],
     }
     mkdirSync(spec.dir, { recursive: true, mode: 0o700 })

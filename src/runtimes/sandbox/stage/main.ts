@@ -27,6 +27,7 @@ import { join } from 'node:path'
 import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, closeOnExec, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
+import type { MountSpec } from '../../contract.ts'
 import { type HeldNamespace, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { joinGroups } from '../limits.ts'
 import { markOf } from '../mark.ts'
@@ -36,6 +37,7 @@ import { type Bind, seedDirectory, seedUpper } from '../view.ts'
 import { devices } from './devices.ts'
 import { seedImage, unpack } from './image.ts'
 import { lockedFlags, systemMounts } from './mountinfo.ts'
+import { hostBinds, placeMounts } from './mounts.ts'
 import { seedOnce } from './once.ts'
 import { growSkeleton } from './skeleton.ts'
 
@@ -48,6 +50,7 @@ export interface StageSpec {
   readonly image?: { readonly kind: 'directory' | 'tar'; readonly path: string }
   /** Absolute paths that no VM sees. */
   readonly hide: readonly string[]
+  readonly mounts: readonly MountSpec[]
   /** Shared by a user's VMs: skeleton.ts. */
   readonly skeleton: string
   /** The files through which a process joins the VM's groups. */
@@ -61,7 +64,7 @@ const say = (line: string): void => {
 async function main(spec: StageSpec): Promise<void> {
   const held = await holdNamespace(spec.privileged ? rootMap(spec.id) : userMap(), spec.privileged)
   const ns = openSync(held.path, 'r')
-  const base = pickBase([spec.dir, spec.skeleton])
+  const base = pickBase([spec.dir, spec.skeleton, ...spec.mounts.map((m) => m.source)])
   const plan = spec.privileged ? privilegedPlan(spec, held.map, ns, base) : userPlan(spec, held)
   // Whom this process leaves unreaped would be a child of the VM's outer process for ever.
   await held.release()
@@ -79,7 +82,7 @@ async function main(spec: StageSpec): Promise<void> {
 /** A directory that every Linux has, for the assembly; not one that the VM's own files lie under. */
 function pickBase(used: readonly string[]): string {
   const base = ['/mnt', '/media', '/srv', '/opt', '/tmp'].find(
-    (p) => existsSync(p) && !used.some((u) => u.startsWith(`${p}/`)),
+    (p) => existsSync(p) && !used.some((u) => u === p || u.startsWith(`${p}/`)),
   )
   if (base === undefined) throw new Error('none of /mnt, /media, /srv, /opt, /tmp exists')
   return base
@@ -109,12 +112,14 @@ function privilegedPlan(spec: StageSpec, map: IdMap, ns: number, base: string): 
       for (const [i, part] of systemMounts().filter(isDirectory).entries()) addPart(part.path, i, own, base, owner, ns)
   }
   devices(join(base, 'root/dev'), owner)
+  placeMounts(spec.mounts, join(base, 'root'), owner, ns)
   return { kind: 'mounted' }
 }
 
 function assembly(base: string): void {
   must(`tmpfs on ${base}`, mount('noid', base, 'tmpfs', MS_NOSUID | MS_NODEV, 'mode=0755,size=1m'))
   mkdirSync(join(base, 'root'))
+  mkdirSync(join(base, 'bare'))
 }
 
 function overlay(lower: string, upper: string, work: string, target: string, shifted: string, ns: number): void {
@@ -197,7 +202,8 @@ function copyDatabase(part: Bind, upper: string): void {
 
 /** Never returns. Descriptor 0 is the user namespace, 3 goes on to the script. */
 function become(spec: StageSpec, plan: RootPlan, map: IdMap, base: string): never {
-  const script = stageScript({ name: spec.name, base, plan, range: map.range })
+  const binds = spec.privileged ? [] : hostBinds(spec.mounts)
+  const script = stageScript({ name: spec.name, base, plan, range: map.range, binds })
   const credentials = spec.privileged ? [] : ['--preserve-credentials']
   // The outer process of a user's VM holds the namespace in which the far end of its cable may lie.
   const wire = spec.privileged ? [] : ['--net']
