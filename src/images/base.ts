@@ -10,6 +10,7 @@ import { readdir } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { fetchDebs, kernelPackage, unpackDeb } from './debs.ts'
 import { GUEST_PACKAGES, modulesPart, runtimePart } from './initrd.ts'
+import { modulesDir } from './modules.ts'
 import { need } from './run.ts'
 import type { Blob, ImageStore } from './store.ts'
 import { hashText } from './store.ts'
@@ -69,7 +70,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
       const [vmlinux, runtime, modules] = ['vmlinux', 'runtime', 'modules'].map((n) => join(own, n))
       writeFileSync(vmlinux, vmlinuxOf(readFileSync(join(boot, image))))
       writeFileSync(runtime, await runtimePart(at, c.signal))
-      writeFileSync(modules, modulesPart(at(kernel)))
+      writeFileSync(modules, modulesPart(modulesDir(at(kernel))))
       let base: Base | undefined
       await store.commit(
         [

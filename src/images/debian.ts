@@ -4,8 +4,8 @@
  * Neither root nor a loop device is needed: mmdebstrap works in a user namespace (as root, in a mount namespace), mke2fs fills
  * the file system from a directory, and for an ordinary user fakeroot remembers who owns what in between. The packages come
  * from this machine's own sources, which the image keeps, without credentials, so that apt works in the VM.
- * Invariants: the same packages give the same disk (times, UUIDs and the hash seed are fixed). Nothing runs in the VM that was
- * not asked for: there is no init in it, noid's own is in the initrd.
+ * Invariants: the disk of the same inputs (sources, their state, options, the script below) is not made twice. Its bytes are its own, though:
+ * mke2fs takes over when each file was made. Nothing runs in the VM that was not asked for: there is no init in it, noid's own is in the initrd.
  */
 import { chmodSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
@@ -81,7 +81,7 @@ export async function buildDebian(
   await bootstrap(tar, sources, settings, c)
   c.say('making its disk')
   const disk = join(work, 'disk.qcow2')
-  await makeDisk(disk, base, join(debs, base.kernelDeb), work, sources.epoch, root, c.signal)
+  await makeDisk(disk, base, join(debs, base.kernelDeb), work, root, c.signal)
   const packages = readFileSync(join(work, 'packages'), 'utf8')
     .split('\n')
     .filter((l) => l !== '')
@@ -120,7 +120,6 @@ async function bootstrap(tar: string, sources: Sources, settings: string, c: Dis
       timeoutMs: BOOTSTRAP_MS,
       onLine,
       env: {
-        SOURCE_DATE_EPOCH: String(sources.epoch),
         TMPDIR: scratch,
         DEBIAN_FRONTEND: 'noninteractive',
       },
@@ -193,7 +192,6 @@ done
 rm -rf root/var/cache/apt/*.bin root/var/log/*.log root/var/log/apt
 mkdir -p root/dev root/proc root/sys root/run root/tmp
 sed -n '/^Package: /{s///;h};/^Version: /{s///;H;x;s/\\n/=/p}' root/var/lib/dpkg/status >packages
-find root -newermt "@$SOURCE_DATE_EPOCH" -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 mke2fs -q -t ext4 -L noid -U ${UUID} -m 1 -J size=32 \\
   -E hash_seed=${UUID},lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0 -d root disk.raw ${DISK_BYTES / 1024}k
 `
@@ -204,15 +202,12 @@ async function makeDisk(
   base: Base,
   kernelDeb: string,
   work: string,
-  epoch: number,
   root: boolean,
   signal: AbortSignal | undefined,
 ): Promise<void> {
   const env = {
     KERNEL_DEB: kernelDeb,
     KERNEL_VERSION: base.kernelVersion,
-    SOURCE_DATE_EPOCH: String(epoch),
-    E2FSPROGS_FAKE_TIME: String(epoch),
   }
   const o = { cwd: work, signal, timeoutMs: DISK_MS, env }
   if (root) await run('sh', ['-c', SCRIPT], o)

@@ -8,6 +8,7 @@
 import { closeSync, existsSync, openSync, readFileSync, readSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { NoidError } from '../errors.ts'
+import { modulesPart } from './initrd.ts'
 import { need, run } from './run.ts'
 import type { BlobKind } from './store.ts'
 import { vmlinuxOf } from './vmlinux.ts'
@@ -17,15 +18,17 @@ const INFO_MS = 60_000
 const KERNEL_MAX = 256 << 20
 
 export interface ImportedParts {
-  /** The kernel first, then the disk, where they are. */
+  /** The kernel, its modules, the disk: in this order, where they are. */
   readonly files: readonly { readonly path: string; readonly kind: BlobKind }[]
   /** What kernel it says it is. */
   readonly kernel?: string
+  /** A third file: the part of the initrd with its modules. */
+  readonly modules?: true
   readonly disk?: { readonly format: 'qcow2' | 'squashfs'; readonly virtualBytes: number }
 }
 
 export async function importParts(
-  r: { readonly kernel?: string; readonly disk?: string },
+  r: { readonly kernel?: string; readonly modules?: string; readonly disk?: string },
   work: string,
   say: (text: string) => void,
   signal: AbortSignal | undefined,
@@ -38,11 +41,17 @@ export async function importParts(
     kernel = takeKernel(r.kernel, to)
     files.push({ path: to, kind: 'vmlinux' })
   }
-  if (r.disk === undefined) return { files, kernel }
+  if (kernel !== undefined && r.modules !== undefined) {
+    const to = join(work, 'modules')
+    takeModules(r.modules, kernel, to)
+    files.push({ path: to, kind: 'cpio' })
+  }
+  const modules = r.modules === undefined ? undefined : true
+  if (r.disk === undefined) return { files, kernel, modules }
   say('copying the disk')
   const disk = await takeDisk(r.disk, join(work, 'disk'), signal)
   files.push({ path: join(work, 'disk'), kind: disk.format })
-  return { files, kernel, disk }
+  return { files, kernel, modules, disk }
 }
 
 /** Writes the vmlinux; the version it says it is. */
@@ -55,6 +64,14 @@ function takeKernel(file: string, to: string): string {
     return /Linux version (\S+)/.exec(elf.toString('latin1'))?.[1] ?? 'unknown'
   } catch (e) {
     throw invalid(file, e)
+  }
+}
+
+function takeModules(dir: string, version: string, to: string): void {
+  try {
+    writeFileSync(to, modulesPart({ dir, version }))
+  } catch (e) {
+    throw invalid(dir, e)
   }
 }
 

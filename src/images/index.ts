@@ -15,7 +15,7 @@ import { ensureBase } from './base.ts'
 import { buildDebian } from './debian.ts'
 import { importParts } from './import.ts'
 import { guestFiles, guestPart, joinParts } from './initrd.ts'
-import { blobsOf, hashText, ImageStore, isImageName, type Manifest } from './store.ts'
+import { type Blob, blobsOf, hashText, ImageStore, isImageName, type Manifest } from './store.ts'
 
 export type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string) => void
 export type Say = (text: string) => void
@@ -57,6 +57,8 @@ export interface ImportRequest {
   readonly name: string
   /** A bzImage or vmlinux; absent: Debian's. */
   readonly kernel?: string
+  /** Its lib/modules/VERSION, when its virtio drivers are not built in. */
+  readonly modules?: string
   readonly disk?: string
   readonly append?: string
 }
@@ -125,6 +127,11 @@ export class Images {
         what: 'there is nothing to import',
         hint: 'give --kernel FILE, --disk FILE, or both',
       })
+    if (r.modules !== undefined && r.kernel === undefined)
+      throw new NoidError('INVALID_INPUT', {
+        what: '--modules are those of a kernel of your own',
+        hint: 'give --kernel too',
+      })
     await this.#building(r.name, progress, signal, async (work) => {
       if (this.#store.manifest(r.name) !== undefined && !r.replace)
         throw new NoidError('INVALID_INPUT', {
@@ -134,16 +141,20 @@ export class Images {
       const base = await ensureBase(this.#store, { say: progress, signal, renew: false })
       const parts = await importParts(r, work, progress, signal)
       const own = parts.kernel !== undefined
+      // Debian's own kernel, brought along by its file, has its drivers in modules like ours.
+      const same = parts.kernel === base.kernelVersion
       await this.#store.commit(parts.files, (blobs) => {
-        const kernel = own ? blobs[0] : base.kernel
-        const disk = parts.disk === undefined ? undefined : { file: blobs[own ? 1 : 0], ...parts.disk }
+        const left = [...blobs]
+        const kernel = own ? (left.shift() as Blob) : base.kernel
+        const modules = parts.modules ? left.shift() : !own || same ? base.modules : undefined
+        const disk = parts.disk === undefined ? undefined : { file: left.shift() as Blob, ...parts.disk }
         return {
           schema: 1,
           name: r.name,
           source: 'imported',
           kernel,
           kernelVersion: parts.kernel ?? base.kernelVersion,
-          parts: own ? [base.runtime] : [base.runtime, base.modules],
+          parts: modules === undefined ? [base.runtime] : [base.runtime, modules],
           disk,
           append: [APPEND, ...(disk === undefined ? [] : [rootArguments(disk.format)]), r.append ?? '']
             .join(' ')

@@ -9,7 +9,7 @@ import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { Cpio } from './cpio.ts'
-import { Modules, modulesDir } from './modules.ts'
+import { Modules } from './modules.ts'
 import { run } from './run.ts'
 
 /** What goes into the guest as it is. */
@@ -61,10 +61,9 @@ export async function runtimePart(
   return c.end()
 }
 
-/** The modules of one kernel, from its unpacked package. */
-export function modulesPart(unpacked: string): Buffer {
+/** The modules of one kernel, of its lib/modules/VERSION. */
+export function modulesPart({ dir, version }: { readonly dir: string; readonly version: string }): Buffer {
   const c = new Cpio()
-  const { dir, version } = modulesDir(unpacked)
   const all = new Modules(dir)
   const names = all.closure(MODULES)
   for (const n of names) c.file(`lib/modules/${version}/${all.path(n)}`, 0o644, all.read(n))

@@ -5,10 +5,15 @@
  * Debian's package has no modules.dep: depmod writes it on installation, and nothing is installed here.
  */
 import { readdirSync, readFileSync } from 'node:fs'
-import { basename, join, relative } from 'node:path'
+import { basename, join } from 'node:path'
+import { gunzipSync, zstdDecompressSync } from 'node:zlib'
+import { unxz } from './run.ts'
 
-/** virtio-rng.ko is the module virtio_rng. */
-const nameOf = (path: string): string => basename(path, '.ko').replaceAll('-', '_')
+/** Kernels may have them packed; in a guest's RAM they lie unpacked, as busybox loads them. */
+const FILE = /\.ko(\.(gz|xz|zst))?$/
+
+/** virtio-rng.ko.xz is the module virtio_rng. */
+const nameOf = (path: string): string => basename(path).replace(FILE, '').replaceAll('-', '_')
 
 export class Modules {
   readonly #root: string
@@ -19,7 +24,7 @@ export class Modules {
   constructor(root: string) {
     this.#root = root
     for (const path of readdirSync(root, { recursive: true, encoding: 'utf8' }))
-      if (path.endsWith('.ko')) this.#paths.set(nameOf(path), path)
+      if (FILE.test(path)) this.#paths.set(nameOf(path), path)
   }
 
   /** The modules and all they need, each after what it needs; those that this kernel has not (or has built in) are left out. */
@@ -34,14 +39,31 @@ export class Modules {
     return [...done]
   }
 
+  /** Where it lies in a guest, below lib/modules/VERSION. */
   path(name: string): string {
+    return this.#file(name).replace(FILE, '.ko')
+  }
+
+  /** Unpacked. */
+  read(name: string): Buffer {
+    const file = this.#file(name)
+    const bytes = readFileSync(join(this.#root, file))
+    switch (FILE.exec(file)?.[2]) {
+      case 'gz':
+        return gunzipSync(bytes)
+      case 'zst':
+        return zstdDecompressSync(bytes)
+      case 'xz':
+        return unxz(bytes)
+      default:
+        return bytes
+    }
+  }
+
+  #file(name: string): string {
     const path = this.#paths.get(name)
     if (path === undefined) throw new Error(`this kernel has no module ${name}`)
     return path
-  }
-
-  read(name: string): Buffer {
-    return readFileSync(join(this.#root, this.path(name)))
   }
 
   /** modules.dep(5) for these modules. */
@@ -69,6 +91,6 @@ export class Modules {
 export function modulesDir(unpacked: string): { dir: string; version: string } {
   const base = join(unpacked, 'lib', 'modules')
   const [version] = readdirSync(base)
-  if (version === undefined) throw new Error(`there are no modules in ${relative('.', unpacked)}`)
+  if (version === undefined) throw new Error("the kernel's package has no modules")
   return { dir: join(base, version), version }
 }

@@ -2,7 +2,7 @@
  * Programs of the system that builds use: found or told by the package that has them, bounded, ended with the build, their
  * last words in the error.
  */
-import { spawn } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
 import { accessSync, constants } from 'node:fs'
 import { join } from 'node:path'
 import { NoidError } from '../errors.ts'
@@ -23,6 +23,7 @@ export const PACKAGES: Readonly<Record<string, string>> = {
   setpriv: 'util-linux',
 }
 
+const UNPACKED_MAX = 512 << 20
 /** Lines of a program's last words that an error carries. */
 const TAIL_LINES = 6
 const TAIL_BYTES = 8192
@@ -132,6 +133,17 @@ export function run(tool: string, args: readonly string[], o: RunOptions): Promi
       reject(new Error(`${tool}: ${late ?? (words === '' ? `it ended with ${code ?? signal}` : words)}`))
     })
   })
+}
+
+/** xz and its older format, which Node cannot unpack. */
+export function unxz(packed: Buffer, options: readonly string[] = []): Buffer {
+  need('unpacking a kernel', ['xz'])
+  const r = spawnSync(find('xz') as string, ['--decompress', '--stdout', ...options], {
+    input: packed,
+    maxBuffer: UNPACKED_MAX,
+  })
+  if (r.status !== 0) throw new Error('xz cannot unpack it')
+  return r.stdout
 }
 
 function kill(group: number): void {

@@ -16,8 +16,6 @@ export interface Sources {
   readonly suite: string
   /** Hash of which index files there are: another one after an `apt-get update` that brought something. */
   readonly state: string
-  /** Seconds; the newest index's: no file of the image is newer. */
-  readonly epoch: number
 }
 
 interface Target {
@@ -58,7 +56,6 @@ export async function sourcesOf(signal: AbortSignal | undefined): Promise<Source
     lines: [...components].map(([key, list]) => `${key} ${list.join(' ')}`),
     suite: main.suite,
     state: hashText(...stats.map((s) => `${s.size} ${s.mtime}`)),
-    epoch: Math.max(0, ...stats.map((s) => s.mtime)),
   }
 }
 

@@ -4,9 +4,9 @@
  *
  * Never trusts the file: it may be the user's own. What it is not is said in words.
  */
-import { spawnSync } from 'node:child_process'
 import { gunzipSync, zstdDecompressSync } from 'node:zlib'
 import { unlz4 } from './lz4.ts'
+import { unxz } from './run.ts'
 
 // boot.rst, "The Real-Mode Kernel Header".
 const SETUP_SECTS = 0x1f1
@@ -52,19 +52,12 @@ function decompress(payload: Buffer, size: number): Buffer {
     case 0x0221:
       return unlz4(body, size)
     case 0xfd37:
-      return program('xz', ['--decompress', '--stdout', '--single-stream'], body)
+      return unxz(body, ['--single-stream'])
     case 0x5d00:
-      return program('xz', ['--decompress', '--stdout', '--format=lzma'], body)
+      return unxz(body, ['--format=lzma'])
     default:
       throw new Error('it is a bzImage packed in a way that is not known here (known: gzip, zstd, lz4, xz, lzma)')
   }
-}
-
-function program(tool: string, args: string[], input: Buffer): Buffer {
-  const r = spawnSync(tool, args, { input, maxBuffer: MAX_BYTES })
-  if (r.error !== undefined) throw new Error(`unpacking it needs the program ${tool}: apt-get install xz-utils`)
-  if (r.status !== 0) throw new Error(`${tool} cannot unpack it`)
-  return r.stdout
 }
 
 /** elf(5): a note of the name "Xen" and the type that carries the entry's address. */

@@ -9,8 +9,8 @@ export default class ImageImport extends NoidCommand {
   static override summary = 'Take a disk or a kernel of your own as an image.'
   static override description =
     'The files are copied; what you give stays as it is. The disk is raw (whole, or one file system), qcow2 or squashfs; its root is ' +
-    'found by itself unless --append has noid.root=DEVICE. A kernel is a bzImage or vmlinux for x86-64 with PVH, virtio-mmio, ' +
-    "virtio-blk, virtio-net and virtio-console built in; without one it is Debian's. noid's own process 1 and agent come along."
+    'found by itself unless --append has noid.root=DEVICE. A kernel is a bzImage or vmlinux for x86-64 with PVH; without one it is ' +
+    "Debian's. noid's own process 1 and agent come along."
   static override examples = [
     '<%= config.bin %> image import alpine --disk alpine.qcow2',
     '<%= config.bin %> image import mine --kernel bzImage --disk root.raw --append "noid.root=/dev/vda2"',
@@ -21,6 +21,10 @@ export default class ImageImport extends NoidCommand {
   static override flags = {
     disk: Flags.string({ summary: 'Disk with a root file system.', helpValue: 'FILE' }),
     kernel: Flags.string({ summary: 'Kernel.', helpValue: 'FILE' }),
+    modules: Flags.string({
+      summary: "That kernel's lib/modules/VERSION, when its virtio drivers are not built in.",
+      helpValue: 'DIR',
+    }),
     append: Flags.string({ summary: 'Kernel arguments besides the usual.', helpValue: 'ARGUMENTS' }),
     replace: Flags.boolean({ summary: 'Take the place of an image of that name; VMs keep the one they were made of.' }),
   }
@@ -37,6 +41,7 @@ export default class ImageImport extends NoidCommand {
           name: args.image,
           disk: at(flags.disk),
           kernel: at(flags.kernel),
+          modules: at(flags.modules),
           append: flags.append,
           replace: flags.replace,
         },
