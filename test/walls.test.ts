@@ -131,8 +131,17 @@ const walls: Record<string, Wall> = {
     room: /^src\/images\//,
     may: [/^src\/images\//, /^src\/(errors|lock)\.ts$/, NODE],
   },
+  'the runtimes’ kit plugs VMs into a real backend': {
+    room: /^src\/runtimes\/conformance\//,
+    may: [
+      /^src\/runtimes\/(conformance\/|contract\.ts$)/,
+      /^src\/plugins\/(sources|conformance\/host-state)\.ts$/,
+      NODE,
+    ],
+    mayType: [/^src\/plugins\/contract\.ts$/],
+  },
   'runtimes know no backend': {
-    room: /^src\/runtimes\//,
+    room: /^src\/runtimes\/(?!conformance\/)/,
     may: [/^src\/(runtimes|images|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet|tun-tap)$/, NODE],
     mayType: [/^src\/plugins\/contract\.ts$/],
   },

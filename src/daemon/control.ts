@@ -117,6 +117,11 @@ export class Runtimes {
     }
     return r
   }
+
+  /** Every one that was loaded lets go; VMs go on. */
+  async close(): Promise<void> {
+    await Promise.allSettled([...this.#loaded.values()].map(async (r) => (await r).close?.()))
+  }
 }
 
 /** What both can plug in, in the order the runtime prefers. */

@@ -112,6 +112,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
       const late = new Promise((r) => setTimeout(r, DRAIN_MS).unref())
       await Promise.race([control.locks.idle(), late])
       await app.close()
+      await control.runtimes.close()
       await registry.close()
       store.close()
       rmSync(pidFile, { force: true })

@@ -125,6 +125,8 @@ export interface Runtime {
   unenforced?(): Promise<string | undefined>
   /** A sentence that whoever makes a VM should read once; undefined when there is none. */
   notice?(): Promise<string | undefined>
+  /** The daemon ends: let go of what goes on in the background (a template that is being made). VMs go on. */
+  close?(): Promise<void>
   /** What it keeps and no VM needs, given all VMs of it that there are: templates nobody can use; with `images` also images no VM is made of. */
   leftovers?(
     vms: readonly { readonly id: string; readonly image?: string | undefined }[],

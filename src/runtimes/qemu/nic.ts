@@ -27,8 +27,8 @@ export interface OpenNic {
 
 const MKNOD_MS = 10_000
 
-/** Opens what the nic needs. `dir`: a private directory where device nodes work. */
-export function openNic(nic: Nic, firstFd: number, dir: string): OpenNic {
+/** Opens what the nic needs. `dir`: a private directory where device nodes work; `door`: where QEMU finds the switch's socket. */
+export function openNic(nic: Nic, firstFd: number, dir: string, door?: string): OpenNic {
   switch (nic.kind) {
     case 'tap': {
       const open = () => openTap({ name: nic.ifname, vnetHdr: nic.vnetHdr, multiQueue: nic.queues > 1 }).fd
@@ -39,13 +39,13 @@ export function openNic(nic: Nic, firstFd: number, dir: string): OpenNic {
     case 'dgram': {
       // A socket that QEMU left there would be in its way.
       rmSync(nic.peer, { force: true })
-      const [local, remote] = [escaped(nic.peer), escaped(nic.path)]
+      const [local, remote] = [escaped(nic.peer), escaped(door ?? nic.path)]
       return paths(`dgram,local.type=unix,local.path=${local},remote.type=unix,remote.path=${remote}`)
     }
     case 'vhost-user':
       return {
         ...paths('vhost-user,chardev=vhost'),
-        before: ['-chardev', `socket,id=vhost,path=${escaped(nic.path)},reconnect=1`],
+        before: ['-chardev', `socket,id=vhost,path=${escaped(door ?? nic.path)},reconnect=1`],
         sharedMemory: true,
       }
     default:

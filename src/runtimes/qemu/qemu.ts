@@ -15,6 +15,7 @@
 import { randomBytes } from 'node:crypto'
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NoidError } from '../../errors.ts'
 import type { Attachment, Nic, Resolver, Status } from '../../plugins/contract.ts'
@@ -30,8 +31,11 @@ import type {
   VmHandle,
   VmSpec,
 } from '../contract.ts'
+import { rootBase } from '../sandbox/identity.ts'
 import { AgentLink, type GuestInfo } from './agent/client.ts'
-import { AGENT_SOCKET, type CommandSpec, commandLine, type Machine, QMP_SOCKET } from './command.ts'
+import { SerialLine } from './agent/serial.ts'
+import { AGENT_SOCKET, CONSOLE_SOCKET, type CommandSpec, commandLine, type Machine, QMP_SOCKET } from './command.ts'
+import { keepDoor, openDoor } from './door.ts'
 import type { BootImage, ImageSource } from './image.ts'
 import { Machines, PROGRAM, programPath, text } from './machine.ts'
 import { type OpenNic, openNic } from './nic.ts'
@@ -77,12 +81,14 @@ export class Qemu implements Runtime {
   readonly #machines: Machines
   readonly #templates: Templates
   readonly #links = new Map<string, AgentLink>()
+  readonly #lines = new Map<string, SerialLine>()
 
   constructor(ctx: RuntimeContext, images: ImageSource) {
     this.#ctx = ctx
     this.#images = images
     this.#machines = new Machines({ file: join(ctx.runDir, 'qemu', 'machine.json'), bootId: bootId() })
     this.#templates = new Templates(ctx)
+    void this.#templates.clear()
   }
 
   async status(): Promise<Status> {
@@ -205,10 +211,11 @@ export class Qemu implements Runtime {
       if (attempt.template?.disk !== undefined) await copyOverlay(disk, attempt.template.disk)
       else await freshOverlay(disk, image.disk.file, image.disk.format, signal)
     }
-    const nic = openNic(a.nic, FIRST_FD, vm.dir)
+    const door = this.#ctx.privileged ? openDoor(a.nic, run, rootBase(vm.id)) : undefined
+    const nic = openNic(a.nic, FIRST_FD, vm.dir, door)
     let p: Running
     try {
-      p = this.#launch(vm, run, image, a, nic, attempt, disk)
+      p = this.#launch(vm, run, image, a, nic, attempt, disk, nic.fds.length > 0 || door !== undefined)
     } finally {
       nic.close()
     }
@@ -236,6 +243,7 @@ export class Qemu implements Runtime {
     nic: OpenNic,
     attempt: Attempt,
     disk: string | undefined,
+    reaches: boolean,
   ): Running {
     const { machine, template } = attempt
     const state = template === undefined ? undefined : openSync(template.state, 'r')
@@ -257,8 +265,8 @@ export class Qemu implements Runtime {
         mtu: a.mtu,
         serialLog: this.logFile(vm),
         incoming: template !== undefined,
-        // A path that QEMU opens again when a switch comes back must stay open to it: then it keeps its user.
-        ...(this.#ctx.privileged && nic.fds.length > 0 ? { runAs: userOf(vm.id) } : {}),
+        // Root's QEMU becomes a user of its own, unless that one could not reach its switch.
+        ...(this.#ctx.privileged && reaches ? { runAs: userOf(vm.id) } : {}),
       }
       return launch({ program: PROGRAM, argv: commandLine(spec), cwd: run, log: this.#qemuLog(vm), fds })
     } finally {
@@ -342,6 +350,7 @@ export class Qemu implements Runtime {
   async #end(vmId: string, known: readonly { readonly pid: number; readonly startTime: string }[] = []): Promise<void> {
     this.#links.get(vmId)?.close()
     this.#links.delete(vmId)
+    this.#lines.delete(vmId)
     await endAll(vmId, known)
     rmSync(this.#runDir(vmId), { recursive: true, force: true })
   }
@@ -352,9 +361,18 @@ export class Qemu implements Runtime {
     for (const file of [OVERLAY, LOG, `${LOG}.old`, QEMU_LOG]) rmSync(join(vm.dir, file), { force: true })
   }
 
+  close(): Promise<void> {
+    for (const link of this.#links.values()) link.close()
+    this.#links.clear()
+    return this.#templates.close()
+  }
+
   // -- while it runs ---------------------------------------------------------------------------------------------------
   alive(h: VmHandle): boolean {
-    return h.pid !== 0 && isRunning(h.pid, h.startTime)
+    if (h.pid === 0 || !isRunning(h.pid, h.startTime)) return false
+    const s = h.state as QemuState
+    if (this.#ctx.privileged && s.nic !== null) keepDoor(s.nic, s.run, rootBase(s.id))
+    return true
   }
 
   async exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession> {
@@ -362,6 +380,16 @@ export class Qemu implements Runtime {
     const s = h.state as QemuState
     const agent = await this.#link(s.id, s.name, s.run).client(AbortSignal.timeout(EXEC_CONNECT_MS))
     return agent.exec(r)
+  }
+
+  async console(vm: VmSpec, h: VmHandle): Promise<Duplex> {
+    if (!this.alive(h)) throw new NoidError('VM_NOT_RUNNING', { name: vm.name })
+    let line = this.#lines.get(vm.id)
+    if (line === undefined) {
+      line = new SerialLine(join((h.state as QemuState).run, CONSOLE_SOCKET), this.logFile(vm))
+      this.#lines.set(vm.id, line)
+    }
+    return line.open()
   }
 
   /** A guest that shut itself down said so on its console (kernel/reboot.c); QEMU says why it gave up in its own log. */

@@ -139,6 +139,13 @@ export class Templates {
     await this.#making
   }
 
+  /** End the one that is being made. */
+  async close(): Promise<void> {
+    if (this.#making === undefined) return
+    this.#endNow()
+    await this.#making
+  }
+
   /** What a daemon that was killed left half-made. Once in a daemon's life. */
   clear(): Promise<void> {
     this.#cleared ??= (async () => {

@@ -136,7 +136,7 @@ export class Sandbox implements Runtime {
       pid: i.pid,
       startTime: i.startTime,
       netns: `/proc/${i.pid}/ns/net`,
-      wireNetns: this.#ctx.privileged ? undefined : `/proc/${outer}/ns/net`,
+      ...(this.#ctx.privileged ? {} : { wireNetns: `/proc/${outer}/ns/net` }),
       state,
     }
   }
