@@ -17,6 +17,7 @@ import { hashText } from './store.ts'
 import { vmlinuxOf } from './vmlinux.ts'
 
 export interface Base {
+  readonly schema: 1
   readonly kernel: Blob
   readonly kernelVersion: string
   /** The file in debs/ that the kernel is from, for images that want the rest of its modules. */
@@ -80,6 +81,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
         ],
         ([k, r, m]) => {
           base = {
+            schema: 1,
             kernel: k,
             kernelVersion: image.slice('vmlinuz-'.length),
             kernelDeb: basename(files.get(kernel) as string),
@@ -104,7 +106,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
 function read(file: string, store: ImageStore): Base | undefined {
   try {
     const b = JSON.parse(readFileSync(file, 'utf8')) as Base
-    return [b.kernel, b.runtime, b.modules].every((x) => existsSync(store.path(x))) ? b : undefined
+    return b.schema === 1 && [b.kernel, b.runtime, b.modules].every((x) => existsSync(store.path(x))) ? b : undefined
   } catch {
     return undefined
   }
