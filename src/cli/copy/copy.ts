@@ -247,7 +247,7 @@ const lastLine = (stderr: string): string =>
     stderr
       .trim()
       .split('\n')
-      .filter((l) => !/Exiting with failure|Error is not recoverable/.test(l))
+      .filter((l) => !/Exiting with failure|Error is not recoverable|error exit delayed/.test(l))
       .at(-1) ?? ''
   )
     .replace(/^(noid-cp|tar|sh|cat): /, '')

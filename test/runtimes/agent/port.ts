@@ -4,7 +4,7 @@
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -12,6 +12,8 @@ import { fileURLToPath } from 'node:url'
 import { AgentClient } from '../../../src/runtimes/qemu/agent/client.ts'
 
 export const agentFile = fileURLToPath(new URL('../../../src/runtimes/qemu/guest/agent.pl', import.meta.url))
+
+export const hasPerl = existsSync('/usr/bin/perl')
 
 export class Port implements AsyncDisposable {
   readonly path: string

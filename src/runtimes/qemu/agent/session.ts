@@ -208,6 +208,8 @@ class Input {
         this.#finish(done)
       },
       destroy: (e, done) => {
+        // Given up in the middle: the command need not wait for more.
+        if (this.#open && !this.#refused && !this.stream.writableFinished) this.#wire.send(ask.stdinEnd, this.#id)
         this.#refused = true
         done(e)
       },

@@ -173,18 +173,22 @@ sub flush_port {
 }
 
 sub read_port {
-  for (1 .. 4) {
+  # The port gives a page at a time: taken together, frames are cut once.
+  my $got = 0;
+  while ($got < $HIGH) {
     my $n = sysread($port, $in, 65536, length $in);
     if (!defined $n) {
-      host_came() if $! == $EAGAIN;
-      host_left() if $! != $EAGAIN && $! != $EINTR;
-      last;
+      last if $! == $EINTR;
+      if ($! == $EAGAIN) { host_came(); last }
     }
-    if ($n == 0) { host_left(); last }
-    host_came();
-    take_frames();
-    last if $n < 65536;
+    if (!$n) {
+      take_frames() if $got;
+      return host_left();
+    }
+    $got += $n;
   }
+  host_came() if $got;
+  take_frames() if $got;
 }
 
 # -- frames --------------------------------------------------------------------------------------------------------------
