@@ -64,6 +64,7 @@ const FOR_QEMU = [
 ]
 const FOR_TESTS = [
   ...FOR_QEMU,
+  ['mksquashfs', 'squashfs-tools'],
   ['iptables', 'iptables'],
   ['iperf3', 'iperf3'],
   ['dig', 'dnsutils', 'bind9-dnsutils'],

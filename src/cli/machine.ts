@@ -4,6 +4,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
+import { checkImages } from '../images/doctor.ts'
 import { ownPaths } from '../paths.ts'
 import { checkQemu } from '../runtimes/qemu/doctor.ts'
 import { type Check, checkMachine } from '../runtimes/sandbox/doctor.ts'
@@ -22,6 +23,7 @@ export async function examine(): Promise<Check[]> {
     peekOffset(release()),
     ioUring(read('/proc/sys/kernel/io_uring_disabled')),
     ...(await checkQemu(ownPaths().runDir)),
+    checkImages(root),
     ...(root ? [bridgePrograms(process.env.PATH ?? '')] : []),
     ...(root ? [] : [pingSockets(read('/proc/sys/net/ipv4/ping_group_range'), process.getgroups?.() ?? [])]),
     openFiles(read('/proc/self/limits') ?? ''),

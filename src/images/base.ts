@@ -14,6 +14,7 @@ import { modulesDir } from './modules.ts'
 import { need } from './run.ts'
 import type { Blob, ImageStore } from './store.ts'
 import { hashText } from './store.ts'
+import { BASE_TOOLS } from './tools.ts'
 import { vmlinuxOf } from './vmlinux.ts'
 
 export interface Base {
@@ -44,7 +45,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
   const file = join(store.dir, 'base.json')
   const known = read(file, store)
   if (known !== undefined && !c.renew) return known
-  need('building an image', ['apt-get', 'apt-cache', 'dpkg-deb'])
+  need('building an image', BASE_TOOLS)
   return store.building(
     'base',
     c.signal,

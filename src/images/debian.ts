@@ -14,6 +14,7 @@ import type { Base } from './base.ts'
 import { need, run } from './run.ts'
 import { aptSettings, type Sources, sourcesOf } from './sources.ts'
 import { hashText } from './store.ts'
+import { DISK_TOOLS, USER_DISK_TOOLS } from './tools.ts'
 
 /** Beside what a minimal Debian has; perl is in it already. */
 const INCLUDE = [
@@ -63,15 +64,7 @@ export async function buildDebian(
   built: string | undefined,
 ): Promise<DebianDisk | undefined> {
   const root = process.getuid?.() === 0
-  need('building the image debian', [
-    'apt-get',
-    'mmdebstrap',
-    'tar',
-    'dpkg-deb',
-    'mke2fs',
-    'qemu-img',
-    ...(root ? [] : ['newuidmap', 'fakeroot']),
-  ])
+  need('building the image debian', [...DISK_TOOLS, ...(root ? [] : USER_DISK_TOOLS)])
   const sources = await sourcesOf(c.signal)
   const settings = await aptSettings(c.signal)
   const inputs = hashText(base.inputs, sources.state, ...sources.lines, ...options(settings), SCRIPT)

@@ -11,6 +11,7 @@ import { NoidError } from '../errors.ts'
 import { modulesPart } from './initrd.ts'
 import { need, run } from './run.ts'
 import type { BlobKind } from './store.ts'
+import { IMPORT_TOOLS } from './tools.ts'
 import { vmlinuxOf } from './vmlinux.ts'
 
 const COPY_MS = 30 * 60_000
@@ -80,7 +81,7 @@ async function takeDisk(
   to: string,
   signal: AbortSignal | undefined,
 ): Promise<{ format: 'qcow2' | 'squashfs'; virtualBytes: number }> {
-  need('importing a disk', ['qemu-img', 'cp'])
+  need('importing a disk', IMPORT_TOOLS)
   try {
     const size = regular(file)
     const format = formatOf(file)
