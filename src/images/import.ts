@@ -16,6 +16,8 @@ import { vmlinuxOf } from './vmlinux.ts'
 
 const COPY_MS = 30 * 60_000
 const INFO_MS = 60_000
+/** qemu-img(1), check: clusters that nobody uses, as after a power cut. Copying leaves them behind. */
+const CHECK_LEAKS = 3
 const KERNEL_MAX = 256 << 20
 
 export interface ImportedParts {
@@ -102,13 +104,25 @@ async function takeDisk(
     if (info['format-specific']?.data?.['data-file'] !== undefined)
       throw new Error('its contents are in another file: flatten it with qemu-img convert first')
     if (info.encrypted) throw new Error('it is encrypted')
-    if (format === 'qcow2') await run('qemu-img', ['check', '-q', '-f', 'qcow2', file], { signal, timeoutMs: COPY_MS })
+    if (format === 'qcow2') await whole(file, size, signal)
     await run('qemu-img', ['convert', '-f', format, '-O', 'qcow2', file, to], { signal, timeoutMs: COPY_MS })
     return { format: 'qcow2', virtualBytes: info['virtual-size'] }
   } catch (e) {
     signal?.throwIfAborted()
     throw invalid(file, e)
   }
+}
+
+/** What lies behind the end of a file that was cut off would be zeros to whoever reads it. */
+async function whole(file: string, size: number, signal: AbortSignal | undefined): Promise<void> {
+  const check = JSON.parse(
+    await run('qemu-img', ['check', '--output=json', '-f', 'qcow2', file], {
+      signal,
+      timeoutMs: COPY_MS,
+      accepts: [CHECK_LEAKS],
+    }),
+  ) as { 'image-end-offset'?: number }
+  if ((check['image-end-offset'] ?? 0) > size) throw new Error('it was cut off')
 }
 
 /** Its size. Devices, pipes and directories are no files of an image. */

@@ -73,6 +73,8 @@ export interface RunOptions {
   readonly env?: NodeJS.ProcessEnv
   readonly signal?: AbortSignal
   readonly timeoutMs: number
+  /** Exit codes that are no failure, besides 0. */
+  readonly accepts?: readonly number[]
   /** Called with each line of stderr. */
   readonly onLine?: (line: string) => void
 }
@@ -124,7 +126,8 @@ export function run(tool: string, args: readonly string[], o: RunOptions): Promi
     child.on('close', (code, signal) => {
       done()
       if (o.signal?.aborted) return reject(o.signal.reason)
-      if (code === 0 && late === undefined) return resolve(Buffer.concat(out).toString('utf8'))
+      if ((code === 0 || o.accepts?.includes(code as number)) && late === undefined)
+        return resolve(Buffer.concat(out).toString('utf8'))
       const words = said
         .trim()
         .split(/[\r\n]+/)
