@@ -96,7 +96,15 @@ const walls: Record<string, Wall> = {
   },
   'bench loads backends as the daemon does, and measures from outside': {
     room: /^src\/bench\//,
-    may: [/^src\/(bench|sys)\//, /^src\/plugins\/(registry|sources)\.ts$/, /^src\/errors\.ts$/, NODE],
+    may: [
+      /^src\/(bench|sys)\//,
+      /^src\/plugins\/(registry|sources)\.ts$/,
+      /^src\/(errors|paths)\.ts$/,
+      // It boots VMs as the runtimes' kit does.
+      /^src\/runtimes\/(index|conformance\/environment)\.ts$/,
+      /^src\/images\/index\.ts$/,
+      NODE,
+    ],
     mayType: [/^src\/plugins\/contract\.ts$/, /^src\/runtimes\/dhcp-client\/lease\.ts$/],
   },
   'cni → client': {

@@ -98,6 +98,11 @@ export class Environment {
     return e
   }
 
+  /** Those of the runtime. */
+  get directories(): { readonly run: string; readonly state: string } {
+    return { run: join(this.#dir, 'run'), state: join(this.#dir, 'state') }
+  }
+
   get gateway(): string {
     return this.#network.gateway
   }

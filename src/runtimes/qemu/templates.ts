@@ -89,6 +89,8 @@ interface Kept {
 export class Templates {
   readonly #ctx: RuntimeContext
   readonly #dir: string
+  /** NOID_TEMPLATES=0: every VM boots cold, and no memory is kept for the next one. */
+  readonly #off = process.env.NOID_TEMPLATES === '0'
   readonly #failed = new Map<string, number>()
   /** Only this daemon's are ever ended: two daemons of one machine have different names for theirs. */
   readonly #vmId: string
@@ -104,6 +106,7 @@ export class Templates {
   }
 
   find(s: TemplateSpec): Template | undefined {
+    if (this.#off) return undefined
     const key = keyOf(s)
     const dir = join(this.#dir, key)
     if (!existsSync(join(dir, 'template.json'))) return undefined
@@ -120,6 +123,7 @@ export class Templates {
 
   /** Have one made in the background, unless it is there, one is being made, or there is no room. */
   want(s: TemplateSpec): void {
+    if (this.#off) return
     const key = keyOf(s)
     if (this.#making !== undefined || existsSync(join(this.#dir, key)) || (this.#failed.get(key) ?? 0) >= TRIES) return
     const short = this.#shortage(s.memMib)
