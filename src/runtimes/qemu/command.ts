@@ -43,7 +43,7 @@ export interface CommandSpec {
   readonly hostname: string
   /** qcow2 overlay, already there. */
   readonly disk?: string
-  /** Arguments that -netdev refers to. */
+  /** Arguments that -netdev refers to, and further devices. */
   readonly before?: readonly string[]
   /** The value of -netdev without its id. */
   readonly netdev: string
@@ -105,6 +105,7 @@ export function commandLine(s: CommandSpec): string[] {
       ...['-device', `${on('virtio-blk')},drive=root`],
     )
   argv.push(
+    ...(s.before ?? []),
     '-netdev',
     `${s.netdev},id=net0`,
     '-device',

@@ -13,21 +13,24 @@
  * Never does: networks, addresses, a Node process for each VM.
  */
 import { randomBytes } from 'node:crypto'
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { appendFileSync, closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { NoidError } from '../../errors.ts'
+import { DEFAULT_IMAGE } from '../../images/index.ts'
 import type { Attachment, Nic, Resolver, Status } from '../../plugins/contract.ts'
 import { isRunning, signalExactly, signalNumber } from '../../sys/process.ts'
 import type {
   ExecRequest,
   ExecSession,
+  Leftover,
   Obituary,
   Runtime,
   RuntimeContext,
   StartedNic,
   Tell,
+  Use,
   VmHandle,
   VmSpec,
 } from '../contract.ts'
@@ -37,11 +40,13 @@ import { SerialLine } from './agent/serial.ts'
 import { AGENT_SOCKET, CONSOLE_SOCKET, type CommandSpec, commandLine, type Machine, QMP_SOCKET } from './command.ts'
 import { keepDoor, openDoor } from './door.ts'
 import type { BootImage, ImageSource } from './image.ts'
+import { leftovers } from './leftovers.ts'
 import { Machines, PROGRAM, programPath, text } from './machine.ts'
 import { type OpenNic, openNic } from './nic.ts'
 import { copyOverlay, freshOverlay } from './overlay.ts'
 import { endAll, holdsTap, launch, markOf, type Running, tail, waitForEnd } from './process.ts'
 import { Qmp } from './qmp.ts'
+import { MICROVM_SHARES, mustShare, openShares, type Shares } from './shares.ts'
 import { commonCommand, resume, type Template, type TemplateSpec, Templates, userOf } from './templates.ts'
 
 const KILL = signalNumber('SIGKILL') as number
@@ -55,6 +60,8 @@ const EXEC_CONNECT_MS = 15_000
 const ORDER_MS = 3_000
 const QUIT_MS = 2_000
 const LAST_LINES = 5
+/** Between two lives in the logs of QEMU and of the serial line. */
+const STARTS = /^noid: starting .*$/m
 const TSC_POLL_MS = 500
 const TSC_TRIES = 60
 
@@ -117,6 +124,7 @@ export class Qemu implements Runtime {
   async provide(vm: VmSpec, signal: AbortSignal, tell: Tell): Promise<void> {
     const status = await this.status()
     if (!status.ok) throw new NoidError('RUNTIME_UNAVAILABLE', { name: 'qemu', ...firstProblem(status) })
+    mustShare(vm, this.#ctx.privileged)
     await this.#images.resolve(vm, signal, tell)
   }
 
@@ -172,8 +180,11 @@ export class Qemu implements Runtime {
       what: `a cold boot on ${machine.type}`,
       silentMs: SILENT_MS[machine.type],
     })
-    const attempts = best.type === 'q35' ? [cold(best)] : [cold(best), cold({ ...best, type: 'q35' })]
-    const template = fresh ? this.#templates.find(await this.#templateSpec(vm, image, best)) : undefined
+    const shares = vm.mounts?.length ?? 0
+    const only = best.type === 'q35' || shares > MICROVM_SHARES
+    const attempts = only ? [cold({ ...best, type: 'q35' })] : [cold(best), cold({ ...best, type: 'q35' })]
+    // A share's state is in its server: no template has one.
+    const template = fresh && shares === 0 ? this.#templates.find(await this.#templateSpec(vm, image, best)) : undefined
     if (template !== undefined)
       attempts.unshift({ machine: best, template, what: 'a start from a template', silentMs: SILENT_MS.template })
     return attempts
@@ -213,9 +224,12 @@ export class Qemu implements Runtime {
     }
     const door = this.#ctx.privileged ? openDoor(a.nic, run, rootBase(vm.id)) : undefined
     const nic = openNic(a.nic, FIRST_FD, vm.dir, door)
+    const device = attempt.machine.type === 'microvm' ? 'device' : 'pci'
+    let shares: Shares
     let p: Running
     try {
-      p = this.#launch(vm, run, image, a, nic, attempt, disk, nic.fds.length > 0 || door !== undefined)
+      shares = openShares(vm, run, this.#qemuLog(vm), device, this.#ctx.privileged)
+      p = this.#launch(vm, run, image, a, nic, attempt, disk, shares, nic.fds.length > 0 || door !== undefined)
     } finally {
       nic.close()
     }
@@ -228,6 +242,7 @@ export class Qemu implements Runtime {
         clock: true,
         seed: randomBytes(256),
         ...(attempt.template === undefined ? {} : { renew: true, machineId: true, hostKeys: true }),
+        mounts: shares.mounts,
         ...(a.configuredBy === 'dhcp' ? { waitMs: ADDRESS_MS } : {}),
       })
     })
@@ -243,23 +258,27 @@ export class Qemu implements Runtime {
     nic: OpenNic,
     attempt: Attempt,
     disk: string | undefined,
+    shares: Shares,
     reaches: boolean,
   ): Running {
     const { machine, template } = attempt
+    for (const log of [this.logFile(vm), this.#qemuLog(vm)])
+      appendFileSync(log, `\nnoid: starting ${vm.name} (${machine.type})\n`, { mode: 0o600 })
     const state = template === undefined ? undefined : openSync(template.state, 'r')
     try {
       const fds = [...nic.fds, ...(state === undefined ? [] : [state])]
       const spec: CommandSpec = {
         ...commonCommand({ image, machine, cpus: vm.cpus }),
+        ...(shares.argv.length === 0 ? {} : { append: `${image.append} noid.mounts` }),
         mark: markOf(vm.id),
         memory: {
           mib: vm.memMib,
-          share: nic.sharedMemory,
+          share: nic.sharedMemory || shares.argv.length > 0,
           ...(template === undefined ? {} : { file: template.memory }),
         },
         hostname: vm.name,
         ...(disk === undefined ? {} : { disk }),
-        before: nic.before,
+        before: [...nic.before, ...shares.argv],
         netdev: nic.netdev,
         mac: a.mac,
         mtu: a.mtu,
@@ -394,10 +413,16 @@ export class Qemu implements Runtime {
 
   /** A guest that shut itself down said so on its console (kernel/reboot.c); QEMU says why it gave up in its own log. */
   async obituary(vm: VmSpec): Promise<Obituary> {
-    const console = tail(this.logFile(vm), LAST_LINES)
+    // Of this life only: the log has those before it, too.
+    const ofThisLife = (log: string): string => (tail(log, LAST_LINES).split(STARTS).at(-1) as string).trim()
+    const console = ofThisLife(this.logFile(vm))
     if (/reboot: (Power down|System halted)/.test(console)) return { orderly: true }
-    const words = [tail(this.#qemuLog(vm), LAST_LINES), console].filter(Boolean).join('\n')
+    const words = [ofThisLife(this.#qemuLog(vm)), console].filter(Boolean).join('\n')
     return words === '' ? { orderly: false } : { orderly: false, words }
+  }
+
+  async leftovers(vms: readonly Use[], images: boolean): Promise<readonly Leftover[]> {
+    return leftovers(this.#images.images, this.#templates, vms, images, DEFAULT_IMAGE)
   }
 
   logFile(vm: VmSpec): string {
@@ -410,7 +435,7 @@ export class Qemu implements Runtime {
 
   /** What QEMU itself said last, or else the guest's kernel. */
   #last(vm: VmSpec): string {
-    const said = tail(this.#qemuLog(vm), 3) || tail(this.logFile(vm), 3)
+    const said = tail(this.#qemuLog(vm), 3).split(STARTS).at(-1)?.trim() || tail(this.logFile(vm), 3)
     return said === '' ? '' : `: ${said.replaceAll('\n', ' | ')}`
   }
 

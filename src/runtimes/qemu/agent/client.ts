@@ -49,6 +49,8 @@ export interface GuestIdentity {
   /** New /etc/machine-id, new ssh host keys, where there are any. */
   readonly machineId?: boolean
   readonly hostKeys?: boolean
+  /** Directories of the host by virtio-fs. */
+  readonly mounts?: readonly { readonly tag: string; readonly target: string; readonly readonly: boolean }[]
   /** A program and its arguments, run to its end as root. */
   readonly run?: readonly string[]
   /** Answer only when the nic has an IPv4 address, at most so long. */
@@ -191,6 +193,7 @@ export class AgentClient {
     for (const f of c.files ?? []) add('file', `${f.mode.toString(8).padStart(3, '0')} ${f.path}\0${f.text}`)
     add('machineid', flag(c.machineId))
     add('keys', flag(c.hostKeys))
+    for (const m of c.mounts ?? []) add('mount', `${m.tag}\0${m.target}\0${m.readonly ? 'ro' : 'rw'}`)
     for (const w of c.run ?? []) add('run', w)
     add('wait', c.waitMs?.toString())
     add('nic', c.nic)

@@ -39,11 +39,11 @@ my ($STARTED, $FAILED, $STDOUT, $STDERR, $END, $EXIT, $GRANT, $REPLY) = (32 .. 3
 my %SYS = (
   x86_64 => {
     exit => 231, setsid => 112, dup3 => 292, setgroups => 116, setresgid => 119, setresuid => 117, reboot => 169,
-    settime => 227, sethostname => 170, sync => 162,
+    settime => 227, sync => 162, mount => 165,
   },
   aarch64 => {
     exit => 94, setsid => 157, dup3 => 24, setgroups => 159, setresgid => 149, setresuid => 147, reboot => 142,
-    settime => 112, sethostname => 161, sync => 81,
+    settime => 112, sync => 81, mount => 40,
   },
 );
 my $machine = $ENV{NOID_MACHINE} || machine();
@@ -63,7 +63,7 @@ my ($TIOCSPTLCK, $TIOCGPTPEER, $TIOCSWINSZ, $TIOCSCTTY, $TIOCGPGRP) = (0x4004543
 my ($RNDADDENTROPY, $RNDRESEEDCRNG) = (0x40085203, 0x5207);
 my ($SIOCGIFFLAGS, $SIOCSIFFLAGS, $SIOCGIFADDR, $SIOCSIFHWADDR) = (0x8913, 0x8914, 0x8915, 0x8924);
 
-my ($EAGAIN, $EINTR, $EIO, $ENOENT) = (11, 4, 5, 2);
+my ($EAGAIN, $EINTR, $ENOENT, $ENODEV) = (11, 4, 2, 19);
 my ($BUSYBOX, $IDENTITY) = ('/run/noid/busybox', '/run/noid/identity');
 my $VM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
@@ -674,13 +674,14 @@ sub ipv4 {
 }
 
 # time seconds, seed bytes, mac, hostname, renew (its lease is another's), file "MODE PATH\0TEXT" (any number), machineid,
-# keys, run WORD (any number: one command), wait ms (for an address of the nic). In this order, whatever that of the words.
+# keys, mount "TAG\0TARGET\0ro|rw" (any number), run WORD (any number: one command), wait ms (for an address of the nic). In this order, whatever that of the words.
 sub configure {
   my ($to, @words) = @_;
-  my (%o, @files, @run);
+  my (%o, @files, @run, @mounts);
   while (my ($k, $v) = splice(@words, 0, 2)) {
     if ($k eq 'file') { push @files, $v }
     elsif ($k eq 'run') { push @run, $v }
+    elsif ($k eq 'mount') { push @mounts, $v }
     else { $o{$k} = $v }
   }
   my $nic = $o{nic} || 'eth0';
@@ -719,6 +720,7 @@ sub configure {
     replace_file('/etc/machine-id', unpack('H*', $id) . "\n", 0444);
   }
   new_host_keys() if $o{keys};
+  mount_share(split(/\0/, $_)) for @mounts;
   if (@run) {
     my $status = system { $run[0] } @run;
     die "$run[0] failed ($status)\n" if $status != 0;
@@ -741,6 +743,26 @@ sub rename_in_hosts {
   my $changed = $text;
   $changed =~ s/(?<=[\s])\Q$old\E(?=[.\s]|$)/$new/mg;
   replace_file('/etc/hosts', $changed, 0644) if $changed ne $text;
+}
+
+# A directory of the host. Its driver is there already, or built in, or the image's own modprobe finds it.
+sub mount_share {
+  my ($tag, $target, $access) = @_;
+  my $path = '';
+  for (grep { $_ ne '' } split(/\//, $target)) {
+    $path .= "/$_";
+    -d $path or mkdir($path, 0755) or die "$path cannot be made: $!\n";
+  }
+  # MS_NOSUID, MS_NODEV, MS_RDONLY
+  my $flags = 2 | 4 | ($access eq 'ro' ? 1 : 0);
+  # Not a constant: syscall may write to what it is given.
+  my $type = 'virtiofs';
+  for my $try (0, 1) {
+    return if syscall($sys->{mount}, $tag, $target, $type, $flags + 0, 0) == 0;
+    my $why = "$!";
+    die "$target cannot be mounted: $why\n" if $try || $! != $ENODEV;
+    system { $_ } $_, ($_ eq $BUSYBOX ? 'modprobe' : ()), 'virtiofs' for grep { -x $_ } '/sbin/modprobe', $BUSYBOX;
+  }
 }
 
 # Keys that a template had are everybody's.
