@@ -164,8 +164,8 @@ export class Prune {
     for (const name of runtimes.names()) {
       const uses = store
         .vms()
-        .filter((v) => v.runtime === name && !going.has(v.name))
-        .map((v) => ({ id: v.id, image: v.image ?? undefined }))
+        .filter((v) => v.runtime === name)
+        .map((v) => ({ id: v.id, image: v.image ?? undefined, going: going.has(v.name) }))
       try {
         const runtime = await runtimes.get(name)
         found.push(...((await runtime.leftovers?.(uses, want.images)) ?? []))

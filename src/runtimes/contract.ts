@@ -82,6 +82,14 @@ export interface ExecSession {
   readonly exit: Promise<number>
 }
 
+/** A VM that there is, as far as it matters to what is kept for VMs. */
+export interface Use {
+  readonly id: string
+  readonly image?: string | undefined
+  /** It would be gone by then: somebody asks what could be removed if it were. */
+  readonly going: boolean
+}
+
 /** Something a runtime keeps for VMs to come. */
 export interface Leftover {
   readonly kind: 'image' | 'template'
@@ -128,10 +136,7 @@ export interface Runtime {
   /** The daemon ends: let go of what goes on in the background (a template that is being made). VMs go on. */
   close?(): Promise<void>
   /** What it keeps and no VM needs, given all VMs of it that there are: templates nobody can use; with `images` also images no VM is made of. */
-  leftovers?(
-    vms: readonly { readonly id: string; readonly image?: string | undefined }[],
-    images: boolean,
-  ): Promise<readonly Leftover[]>
+  leftovers?(vms: readonly Use[], images: boolean): Promise<readonly Leftover[]>
   /**
    * The file with what the VM's init or serial line printed. Whoever writes a `*.log` in vm.dir has it open for appending (O_APPEND): the daemon keeps
    * each of them small by copying it to FILE.1 and cutting it to nothing.

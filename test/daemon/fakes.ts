@@ -210,7 +210,7 @@ class FakeRuntime implements Runtime {
     return readdirSync(this.#w.dir).flatMap((file) => {
       const [, kind, name] = /^\.kept-(image|template)-(.+)$/.exec(file) ?? []
       if (kind === undefined || name === undefined) return []
-      if (kind === 'image' && (!images || vms.some((v) => v.image === name))) return []
+      if (kind === 'image' && (!images || vms.some((v) => v.image === name && !v.going))) return []
       const remove = async (): Promise<boolean> => {
         if (name === 'stuck') throw new Error('the fake keeps it')
         this.#w.drop(file)

@@ -18,11 +18,14 @@ export interface BootImage {
 export interface ImageSource {
   resolve(vm: VmSpec, signal: AbortSignal, say?: (text: string) => void): Promise<BootImage>
   release(vm: VmSpec): void
+  /** The store behind it. */
+  readonly images: Images
 }
 
 export function imageSource(ctx: RuntimeContext): ImageSource {
   const images = new Images(imagesDir(ctx.stateDir), ctx.log)
   return {
+    images,
     async resolve(vm, signal, say) {
       const held = await images.held(vm.id)
       if (held !== undefined) return plain(held)
