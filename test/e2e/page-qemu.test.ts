@@ -57,6 +57,8 @@ describe('the page on QEMU', { skip }, () => {
   })
 
   test('a QEMU that is killed is told with its last words; --restart always brings it back with its address', async () => {
+    // Its log has an orderly end in it by then, of the life before.
+    await cli.noid('restart', 'vm-2')
     const vm = await cli.json<Vm>('info', 'vm-2')
     process.kill(vm.pid as number, 'SIGKILL')
     const dead = await eventually('it is seen', async () => {
@@ -64,6 +66,9 @@ describe('the page on QEMU', { skip }, () => {
       return now.state === 'failed' ? now.problem : undefined
     })
     assert.match(dead as string, /ended unexpectedly/)
+    await cli.noid('start', 'vm-2')
+    await cli.run('exec', 'vm-2', '--', 'poweroff')
+    await eventually('it is seen', async () => (await cli.json<Vm>('info', 'vm-2')).problem === 'it shut itself down')
     await cli.noid('destroy', 'vm-2')
     const always = await cli.json<Vm>('create', 'vm-2', '--restart', 'always')
     process.kill(always.pid as number, 'SIGKILL')
