@@ -158,12 +158,21 @@ export function refinedTsc(log: string): number | undefined {
 }
 
 export function programPath(name: string): string | undefined {
-  if (name.startsWith('/')) return statSync(name, { throwIfNoEntry: false })?.isFile() ? name : undefined
+  if (name.startsWith('/')) return isFile(name) ? name : undefined
   for (const dir of [...(process.env.PATH ?? '').split(delimiter), '/usr/bin', '/usr/local/bin']) {
     const path = join(dir, name)
-    if (dir !== '' && statSync(path, { throwIfNoEntry: false })?.isFile()) return path
+    if (dir !== '' && isFile(path)) return path
   }
   return undefined
+}
+
+/** A directory of PATH that this user may not look into has nothing for this user. */
+function isFile(path: string): boolean {
+  try {
+    return statSync(path).isFile()
+  } catch {
+    return false
+  }
 }
 
 /** The beginning of a file, or nothing. */
