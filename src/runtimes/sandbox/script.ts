@@ -80,8 +80,6 @@ export interface HostBind {
   readonly source: string
   /** Relative to the root. */
   readonly target: string
-  /** What of it is made read-only, relative to the target, with the flags that may not be dropped; nothing for a writable one. */
-  readonly readonly: readonly { readonly path: string; readonly flags: readonly string[] }[]
 }
 
 export interface StageWords {
@@ -141,10 +139,6 @@ export function stageScript(w: StageWords): string {
         `cd ${c}`,
       )
     out.push(`cd ${b}/root`, `mount --rbind ${quote(h.source)} ${quote(h.target)}`)
-    for (const part of h.readonly) {
-      const flags = ['remount', 'bind', 'ro', ...part.flags].join(',')
-      out.push(`mount -o ${flags} ${quote(part.path === '.' ? h.target : `${h.target}/${part.path}`)}`)
-    }
   }
   out.push('mkdir -p proc sys dev run tmp etc', 'mount -t proc -o nosuid,nodev,noexec proc proc')
   if (w.plan.kind !== 'mounted') {

@@ -4,7 +4,8 @@
  * Root's: an id-mapped bind of the directory's own file system: user N of the VM is user N of the host on these files, and so is root. Set-id
  * programs and devices do not work on them in the VM. A user's: a bind, with everything mounted below it; the VM's root is that user.
  * A target is a path in a root that a guest may have filled: a component that is a symbolic link is refused, never followed.
- * Read-only is the mount's flag, set outside the VM's mount namespace's reach or locked with it; what is mounted below is read-only too.
+ * Read-only is a flag of the mount, which is locked in the VM's namespaces because they belong to less privileged ones. A user's VM has no such
+ * step between: its root could lift the flag, so that it is refused there (sandbox.ts).
  */
 import { lstatSync, mkdirSync } from 'node:fs'
 import { join } from 'node:path'
@@ -12,7 +13,6 @@ import { must } from '../../../sys/errno.ts'
 import { bindIdMapped } from '../../../sys/mount.ts'
 import type { MountSpec } from '../../contract.ts'
 import type { HostBind } from '../script.ts'
-import { lockedFlags, readMounts } from './mountinfo.ts'
 
 /** Into a root that is mounted at `root`, before anything of the VM runs. */
 export function placeMounts(mounts: readonly MountSpec[], root: string, owner: number, userns: number): void {
@@ -55,15 +55,10 @@ function makeAs(owner: number, path: string): void {
 }
 
 /** For the script that binds without rights. */
-export function hostBinds(mounts: readonly MountSpec[], all = readMounts()): HostBind[] {
+export function hostBinds(mounts: readonly MountSpec[]): HostBind[] {
   return mounts.map((m) => {
     if (!(lstatSync(m.source, { throwIfNoEntry: false })?.isDirectory() ?? false))
       throw new Error(`the mount of ${m.source}: it is not a directory any more`)
-    const below = all.filter((x) => x.path.startsWith(`${m.source}/`)).map((x) => x.path.slice(m.source.length + 1))
-    const parts = ['.', ...new Set(below)].map((path) => ({
-      path,
-      flags: lockedFlags(path === '.' ? m.source : join(m.source, path), all),
-    }))
-    return { source: m.source, target: m.target.slice(1), readonly: m.readonly ? parts : [] }
+    return { source: m.source, target: m.target.slice(1) }
   })
 }
