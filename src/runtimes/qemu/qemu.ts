@@ -357,7 +357,10 @@ export class Qemu implements Runtime {
     const late = AbortSignal.timeout(ORDER_MS)
     try {
       const agent = await this.#link(s.id, s.name, s.run).client(late)
-      await agent.poweroff()
+      await Promise.race([
+        agent.poweroff(),
+        sleep(ORDER_MS, undefined, { ref: false }).then(() => Promise.reject(new Error('it does not answer'))),
+      ])
       return true
     } catch (e) {
       this.#ctx.log('debug', `${vm.name}: its agent cannot end it: ${(e as Error).message}`)
