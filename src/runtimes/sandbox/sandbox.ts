@@ -70,7 +70,6 @@ export class Sandbox implements Runtime {
 
   async prepare(vm: VmSpec, signal: AbortSignal, tell?: Tell): Promise<VmHandle> {
     signal.throwIfAborted()
-    this.#mustKeep(vm)
     tell?.('making its namespaces')
     await this.#end(vm.id)
     // A root that was not finished when its stage was killed.
@@ -98,16 +97,6 @@ export class Sandbox implements Runtime {
       if (signal.aborted || e instanceof NoidError) throw e
       throw failure(vm, (e as Error).message)
     }
-  }
-
-  /** A promise that the VM's own root could undo is not given. */
-  #mustKeep(vm: VmSpec): void {
-    const fixed = this.#ctx.privileged ? undefined : vm.mounts?.find((m) => m.readonly)
-    if (fixed !== undefined)
-      throw new NoidError('MOUNT_INVALID', {
-        source: fixed.source,
-        why: "a sandbox without root's rights cannot keep it read-only: leave out :ro, or use --runtime qemu",
-      })
   }
 
   #launch(vm: VmSpec, spec: StageSpec): ChildProcess {

@@ -82,6 +82,31 @@ export interface HostBind {
   readonly target: string
 }
 
+/**
+ * In a mount namespace of the outer user namespace: read-only views of directories, each where its `view` says, so that in the inner one, where
+ * the VM is, they are locked. $1... are the words of what follows; descriptor 5 is the inner namespace.
+ */
+export function lockScript(views: string, fixed: readonly FixedView[]): string {
+  const v = quote(views)
+  return [
+    'set -e',
+    `mount -t tmpfs -o mode=0755,size=1m noid ${v}`,
+    ...fixed.flatMap((f) => [
+      `mkdir ${quote(f.view)}`,
+      `mount --rbind ${quote(f.source)} ${quote(f.view)}`,
+      ...f.parts.map((part) => `mount -o ${['remount', 'bind', 'ro', ...part.flags].join(',')} ${quote(part.path)}`),
+    ]),
+    'exec "$@"',
+  ].join('\n')
+}
+
+export interface FixedView {
+  readonly source: string
+  readonly view: string
+  /** It and what is mounted below it, with the flags that may not be dropped. */
+  readonly parts: readonly { readonly path: string; readonly flags: readonly string[] }[]
+}
+
 export interface StageWords {
   readonly name: string
   /** An existing directory in which the root is assembled; hidden from the host by the mount namespace. */
@@ -109,7 +134,7 @@ const MASKED_DIRECTORIES = [
 
 export function stageScript(w: StageWords): string {
   const b = quote(w.base)
-  const out: string[] = ['set -e', 'exec </dev/null', 'export LC_ALL=C']
+  const out: string[] = ['set -e', 'exec </dev/null 5<&-', 'export LC_ALL=C']
   if (w.plan.kind === 'mounted') {
     // The stage's mounts are locked together in this less privileged namespace: bound once more they can be entered.
     out.push(`mount --rbind ${b}/root ${b}/root`)
