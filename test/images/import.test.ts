@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { createSocket } from 'node:dgram'
 import {
   cpSync,
   mkdirSync,
@@ -56,7 +57,7 @@ function partitioned(fs: string, disk: string): void {
 }
 
 /** Boot it, type a line on its console and end it with `poweroff`; what it printed. */
-async function boot(image: BootImage, typed: string): Promise<string> {
+async function boot(image: BootImage, typed: string, ...also: string[]): Promise<string> {
   const layer = at('layer.qcow2')
   const disk: string[] = []
   if (image.disk !== undefined) {
@@ -83,7 +84,7 @@ async function boot(image: BootImage, typed: string): Promise<string> {
         '256',
       ],
       ...['-kernel', image.kernel, '-initrd', image.initrd, '-append', `${image.append} noid.hostname=guest`],
-      ...['-serial', 'stdio', '-no-reboot', ...disk],
+      ...['-serial', 'stdio', '-no-reboot', ...disk, ...also],
       ...[
         '-device',
         'virtio-serial-pci',
@@ -133,6 +134,9 @@ describe("images of one's own", { skip, timeout: 600_000 }, () => {
     for (const applet of ['sh', 'cat', 'poweroff', 'ls', 'mount', 'grep'])
       symlinkSync('busybox', join(root, 'bin', applet))
     writeFileSync(join(root, 'etc/motd'), 'a disk of my own\n')
+    const own =
+      'exec >/dev/ttyS0\necho own init is process $$\ncat /proc/[0-9]*/cmdline | grep -ao agent.pl\npoweroff -f\n'
+    writeFileSync(join(root, 'etc/own-init'), `#!/bin/sh\n${own}`, { mode: 0o755 })
     execFileSync('/usr/sbin/mke2fs', ['-q', '-t', 'ext4', '-d', root, at('fs.raw'), '32m'])
     partitioned(at('fs.raw'), at('disk.raw'))
     execFileSync('qemu-img', ['convert', '-O', 'qcow2', at('fs.raw'), at('fs.qcow2')])
@@ -257,4 +261,59 @@ describe("images of one's own", { skip, timeout: 600_000 }, () => {
     await take({ disk: at('nothing.raw') })
     assert.match(await boot(await images.resolve('own'), 'true'), /noid: no root file system was found on \/dev\/vda/)
   })
+
+  test("the image's own init takes over, with the agent beside it", { skip: noBoot }, async () => {
+    await take({ disk: at('disk.raw'), append: 'noid.init=/etc/own-init' })
+    const said = await boot(await images.resolve('own'), 'true')
+    assert.match(said, /own init is process 1/)
+    assert.match(said, /agent\.pl/)
+  })
+
+  test('on a network without IPv4 the routers tell the name server', { skip: noBoot }, async () => {
+    const router = await ipv6Router()
+    try {
+      const wait = 'for i in $(seq 60); do [ -s /etc/resolv.conf ] && break; sleep 1; done'
+      const said = await boot(
+        await images.resolve('tiny'),
+        `${wait}; cat /etc/resolv.conf; ip -6 addr show dev eth0 scope global`,
+        ...['-netdev', `socket,id=n,udp=127.0.0.1:${router.port},localaddr=127.0.0.1:${router.guestPort}`],
+        ...['-device', 'virtio-net-pci,netdev=n'],
+      )
+      assert.match(said, /^nameserver fd12:0:0:0:0:0:0:2\s*$/m)
+      assert.match(said, /inet6 fd12::/)
+    } finally {
+      router.close()
+    }
+  })
 })
+
+interface Router {
+  readonly port: number
+  readonly guestPort: number
+  close(): void
+}
+
+/** A network that has nothing but a router, of frames in UDP: it answers each solicitation with a prefix and a name server. RFC 4861 §4.2, RFC 8106 §5.1. */
+async function ipv6Router(): Promise<Router> {
+  const socket = createSocket('udp4')
+  const guest = createSocket('udp4')
+  for (const s of [socket, guest]) await new Promise<void>((done) => s.bind(0, '127.0.0.1', done))
+  const guestPort = guest.address().port
+  await new Promise<void>((done) => guest.close(done))
+  const from = 'fe800000000000000000000000000001'
+  const allNodes = 'ff020000000000000000000000000001'
+  const prefix = `030440c00000ffff0000ffff00000000fd12${'0'.repeat(28)}`
+  const body = Buffer.from(`86000000400007080000000000000000${prefix}190300000000ffff${'fd12'.padEnd(31, '0')}2`, 'hex')
+  const pseudo = Buffer.from(`${from}${allNodes}${body.length.toString(16).padStart(8, '0')}0000003a`, 'hex')
+  let sum = 0
+  for (const part of [pseudo, body]) for (let i = 0; i < part.length; i += 2) sum += part.readUInt16BE(i)
+  while (sum > 0xffff) sum = (sum & 0xffff) + (sum >>> 16)
+  body.writeUInt16BE(~sum & 0xffff, 2)
+  const head = `33330000000102000000000186dd60000000${body.length.toString(16).padStart(4, '0')}3aff${from}${allNodes}`
+  const advertisement = Buffer.concat([Buffer.from(head, 'hex'), body])
+  socket.on('message', (frame) => {
+    if (frame.length > 54 && frame.readUInt16BE(12) === 0x86dd && frame[20] === 58 && frame[54] === 133)
+      socket.send(advertisement, guestPort, '127.0.0.1')
+  })
+  return { port: socket.address().port, guestPort, close: () => socket.close() }
+}
