@@ -1,15 +1,16 @@
 /** What computes in images: archives, packed kernels, modules, sources. Strangers' bytes are refused with a sentence, never followed. */
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, describe, test } from 'node:test'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
+import { NoidError } from '../../src/errors.ts'
 import { Cpio } from '../../src/images/cpio.ts'
 import { unlz4 } from '../../src/images/lz4.ts'
 import { Modules } from '../../src/images/modules.ts'
-import { find } from '../../src/images/run.ts'
+import { find, need, run } from '../../src/images/run.ts'
 import { plain } from '../../src/images/sources.ts'
 import { vmlinuxOf } from '../../src/images/vmlinux.ts'
 
@@ -149,3 +150,46 @@ test('credentials of a package source stay here', () => {
   assert.equal(plain('https://me:secret@mirror.example/debian/'), 'https://mirror.example/debian/')
   assert.equal(plain('http://mirror.example/a@b/'), 'http://mirror.example/a@b/')
 })
+
+test('a program that is missing is told with the package that has it', async () => {
+  const lacking = (e: unknown): boolean =>
+    e instanceof NoidError && e.code === 'IMAGE_TOOLS_MISSING' && /no-such-program/.test(e.message)
+  assert.throws(() => need('building', ['sh', 'no-such-program']), lacking)
+  assert.match(
+    new NoidError('IMAGE_TOOLS_MISSING', { what: 'x', tools: 'mke2fs', packages: 'e2fsprogs' }).hint ?? '',
+    /apt-get install e2fsprogs/,
+  )
+})
+
+test('a program that fails, hangs or is cancelled ends with its last words, and so does what it started', async () => {
+  await assert.rejects(run('sh', ['-c', 'echo it broke >&2; exit 3'], { timeoutMs: 10_000 }), /sh: it broke/)
+  assert.equal(await run('sh', ['-c', 'echo out; exit 3'], { timeoutMs: 10_000, accepts: [3] }), 'out\n')
+  const pidFile = join(dir, 'pid')
+  const hang = ['-c', `sleep 600 & echo $! >${pidFile}; echo started >&2; wait`]
+  await assert.rejects(run('sh', hang, { timeoutMs: 500 }), /longer than 0.5 s/)
+  await gone(pidFile)
+  const stop = new AbortController()
+  const cancelled = run('sh', hang, {
+    timeoutMs: 60_000,
+    signal: stop.signal,
+    onLine: () => stop.abort(new Error('enough')),
+  })
+  await assert.rejects(cancelled, /enough/)
+  await gone(pidFile)
+})
+
+/** Resolves when the process named in the file has ended. */
+async function gone(file: string): Promise<void> {
+  const pid = Number(readFileSync(file, 'utf8'))
+  for (let i = 0; i < 200; i++) {
+    try {
+      process.kill(pid, 0)
+    } catch {
+      return
+    }
+    // A process that ended and that nobody has asked for yet.
+    if (/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))) return
+    await new Promise((r) => setTimeout(r, 50))
+  }
+  assert.fail(`${pid} goes on`)
+}
