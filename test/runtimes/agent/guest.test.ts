@@ -24,7 +24,8 @@ const dir = mkdtempSync(join(tmpdir(), 'nt-guest-'))
 let opened: Promise<Environment> | undefined
 let booted: Promise<Vm> | undefined
 const environment = (): Promise<Environment> => {
-  opened ??= Environment.open(qemu, { image: 'tiny', subnet: 79 })
+  // The network is not what is tested here: the nic that needs nothing will do.
+  opened ??= Environment.open({ ...qemu, accepts: ['dgram'] }, { image: 'tiny', subnet: 79 })
   return opened
 }
 /** One VM for all tests, with two directories of the host. */
@@ -125,9 +126,20 @@ test('a daemon that goes and another that comes: old commands are hung up, new o
   await until('it is gone', async () => (await e.run(vm, ['sh', '-c', '! kill -0 $(cat /tmp/old)'])).code === 0)
 })
 
+test('an agent that is killed is started again; who had commands is told', { skip, timeout }, async () => {
+  const { e, vm } = await guest()
+  const busy = await e.exec(vm, ['cat', '/dev/zero'])
+  busy.stdout.resume()
+  const lost = assert.rejects(busy.exit, { code: 'AGENT_LOST' })
+  const killer = await e.exec(vm, ['sh', '-c', 'kill -9 $PPID'])
+  await assert.rejects(killer.exit, { code: 'AGENT_LOST' })
+  await lost
+  assert.equal((await e.run(vm, ['echo', 'again'])).out, 'again\n')
+})
+
 test('an agent without a host waits without work', { skip, timeout }, async () => {
   const { e, vm } = await guest()
-  const ticks = "cut -d' ' -f14,15 /proc/$(pgrep -f agent.pl | head -n 1)/stat"
+  const ticks = "cut -d' ' -f14,15 /proc/$PPID/stat"
   const spent = async () =>
     (await e.run(vm, ['sh', '-c', ticks])).out
       .trim()

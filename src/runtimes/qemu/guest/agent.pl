@@ -88,6 +88,8 @@ sub main {
   defined(fileno(STDOUT)) or open(STDOUT, '>', '/dev/null');
   defined(fileno(STDERR)) or open(STDERR, '>', '/dev/null');
   open_port(@ARGV);
+  # Another agent may have died here in the middle of a frame, and its host still waits: this ends whatever it waits for.
+  $out = "\0" x ($MAX_DATA + 64);
   pipe($child_ended, $child_waker) or die "noid-agent: pipe: $!\n";
   nonblocking($_) for $child_ended, $child_waker;
   $SIG{PIPE} = 'IGNORE';
