@@ -16,6 +16,7 @@ import type { Arena } from '../netstack/arena.ts'
 import type { NetstackEvent, Ref } from '../netstack/host.ts'
 import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
+import { SoftwareOffload } from '../netstack/switch/segment.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
 import { Backlog } from './backlog.ts'
@@ -34,6 +35,7 @@ import {
 } from './protocol.ts'
 import type { Reactor } from './reactor.ts'
 import { TurnEnd } from './turn-end.ts'
+import { headerScratch, VhostPort } from './vhost/port.ts'
 
 /** The longest sleep, in ms: the control socket's file is looked at, and housekeeping is due about as often. */
 const SLEEP_MAX = 1000
@@ -78,6 +80,7 @@ export class Plane {
   readonly #turnEnd = new TurnEnd()
   /** Made for the first nic that needs it. */
   #backlog: Backlog | undefined
+  #finisher: { readonly software: SoftwareOffload; readonly headerAt: number } | undefined
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
   #network: Network | undefined
@@ -201,9 +204,25 @@ export class Plane {
       case 'dgram':
         this.#backlog ??= new Backlog(this.#o.arena, (this.#config as NetworkConfig).mtu)
         return new DgramPort(options, this.#backlog, this.#turnEnd)
+      case 'vhost-user':
+        return this.#openVhost(options)
       default:
         throw new Error(`unknown kind of nic ${kind}`)
     }
+  }
+
+  #openVhost(o: NicOptions): VhostPort {
+    const { arena } = this.#o
+    this.#finisher ??= { software: new SoftwareOffload(arena), headerAt: headerScratch(arena) }
+    const broken = (index: number, why: string): void => {
+      const drops = this.#network?.drops
+      drops?.countNamed(index, 'virtio', 'the guest’s driver broke the rules of its rings; its nic was reset')
+      const message = `a virtio-net nic was reset: ${why}`
+      this.#event({ type: 'warning', message })
+    }
+    const [fd] = o.fds as [number]
+    const { software, headerAt } = this.#finisher
+    return new VhostPort({ ...o, fd, turnEnd: this.#turnEnd, software, broken }, headerAt)
   }
 
   #nicOptions(fds: readonly number[], vnetHdr: boolean): NicOptions {
