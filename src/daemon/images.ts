@@ -6,6 +6,7 @@ import type { z } from 'zod'
 import { buildImage, type Image, importImage } from '../api/contract.ts'
 import { routes } from '../api/routes.ts'
 import type { ImageInfo, Images } from '../images/index.ts'
+import { Cancelled } from './bounded.ts'
 import type { Progress } from './control.ts'
 import type { Store } from './store.ts'
 
@@ -27,19 +28,35 @@ export function imageRoutes(app: FastifyInstance, { images, store, parse, progre
   // A store may be shared: a VM that is another daemon's keeps its id.
   const vmName = (id: string): string => store.vm(id)?.name ?? id
   const view = (i: ImageInfo): Image => ({ ...i, packages: [...i.packages], vms: i.vms.map(vmName) })
+  const done = async (what: string, cancel: AbortSignal, made: Promise<ImageInfo>): Promise<{ image: Image }> => {
+    try {
+      return { image: view(await made) }
+    } catch (e) {
+      throw cancel.aborted ? new Cancelled(what) : e
+    }
+  }
   app.get(routes.images, async () => images.list().map(view))
   app.get(one, async (req: Named) => view(images.info(req.params.name)))
   app.post(routes.images, (req, reply) => {
     const body = parse(importImage, req.body)
-    return progress(reply, async (say, cancel) => ({
-      image: view(await images.import(body, (text) => say('step', text), cancel)),
-    }))
+    return progress(reply, (say, cancel) =>
+      done(
+        `importing ${body.name}`,
+        cancel,
+        images.import(body, (text) => say('step', text), cancel),
+      ),
+    )
   })
   app.post(`${one}/build`, (req: Named, reply) => {
     const { force } = parse(buildImage, req.body ?? {})
-    return progress(reply, async (say, cancel) => ({
-      image: view(await images.build(req.params.name, (text) => say('step', text), cancel, force)),
-    }))
+    const { name } = req.params
+    return progress(reply, (say, cancel) =>
+      done(
+        `building ${name}`,
+        cancel,
+        images.build(name, (text) => say('step', text), cancel, force),
+      ),
+    )
   })
   app.delete(one, async (req: Named) => {
     await images.remove(req.params.name, vmName)

@@ -28,7 +28,7 @@ import { NoidError } from '../errors.ts'
 import type { Images } from '../images/index.ts'
 import { tail } from '../logs.ts'
 import type { ExecRequest, ExecSession } from '../runtimes/contract.ts'
-import { asNoidError, bounded, limitMs } from './bounded.ts'
+import { asNoidError, bounded, Cancelled, limitMs } from './bounded.ts'
 import { openConsole } from './console.ts'
 import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
@@ -363,7 +363,7 @@ function refuse(p: ServerParts, socket: Duplex, e: unknown): void {
 function body(p: ServerParts, e: unknown): ReturnType<NoidError['toJSON']> & { stack?: string } {
   const error = asNoidError(e)
   const cause = e instanceof NoidError ? e.cause : e
-  if (error.code === 'INTERNAL')
+  if (error.code === 'INTERNAL' && !(e instanceof Cancelled))
     p.control.log('error', cause instanceof Error ? (cause.stack ?? cause.message) : error.message)
   const trace = (cause instanceof Error ? cause : error).stack
   return { ...error.toJSON(), ...(p.debug && trace !== undefined ? { stack: trace } : {}) }

@@ -53,6 +53,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
     async (own) => {
       const again = read(file, store)
       if (again !== undefined && !c.renew) return again
+      c.say('looking up the packages')
       const kernel = await kernelPackage(c.signal)
       const { files, versions } = await fetchDebs([kernel, ...GUEST_PACKAGES], store.debs, own, c.say, c.signal)
       const packages = [...versions].map(([n, v]) => `${n}=${v}`).sort()

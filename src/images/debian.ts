@@ -103,8 +103,8 @@ const options = (settings: string): string[] => [
 async function bootstrap(tar: string, sources: Sources, settings: string, c: DiskContext): Promise<void> {
   const args = [...options(settings), sources.suite, tar, ...sources.lines]
   const onLine = (line: string): void => {
-    const text = /^I: (.*?)\.*$/.exec(line)?.[1]
-    if (text !== undefined && !/^(automatically|running|cleaning|apt sandbox)/.test(text)) c.say(text)
+    const text = /^I: ((?:downloading|extracting|installing) .*?)\.*$/.exec(line)?.[1]
+    if (text !== undefined) c.say(text)
   }
   const scratch = await scratchFor(tar)
   try {
