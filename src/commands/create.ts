@@ -42,7 +42,8 @@ export default class Create extends NoidCommand {
     cpus: Flags.integer({ summary: 'Processors.', min: 1, max: 64 }),
     mem: Flags.integer({ summary: 'Memory in MiB.', min: 16, helpValue: 'MIB' }),
     image: Flags.string({
-      summary: 'Root file system: a directory or tar archive for a sandbox, the name of an image (noid image list) for qemu.',
+      summary:
+        'Root file system: a directory or tar archive for a sandbox, the name of an image (noid image list) for qemu.',
       helpValue: 'DIR|TAR|NAME',
     }),
     mount: Flags.string({
