@@ -64,6 +64,7 @@ interface Held {
 }
 
 const LOCK_POLL_MS = 100
+const INITRD_REST_MS = 3_600_000
 const NAME = /^[a-z0-9][a-z0-9._-]{0,62}$/
 
 export const isImageName = (name: string): boolean => NAME.test(name)
@@ -217,7 +218,10 @@ export class ImageStore {
         for (const b of list(join(this.dir, kind))) {
           if (needed.has(b)) continue
           const path = join(this.dir, kind, b)
-          bytes += statSync(path).blocks * 512
+          const s = statSync(path)
+          // Another noid that shares the store puts them together differently, and may be about to boot one.
+          if (kind === 'initrds' && Date.now() - s.mtimeMs < INITRD_REST_MS) continue
+          bytes += s.blocks * 512
           rmSync(path, { force: true })
         }
       // A directory that is being worked in has its lock taken.

@@ -16,6 +16,8 @@ import {
   readFileSync,
   rmSync,
   statSync,
+  utimesSync,
+  writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -240,8 +242,12 @@ describe('images are built', { skip, timeout: 300_000 }, () => {
     assert.ok(existsSync(one.kernel) && existsSync(one.initrd))
     await images.resolve('tiny')
     rmSync(vm.dir, { recursive: true })
+    // Of an earlier noid, some time ago.
+    const old = join(dir, 'initrds', 'old')
+    writeFileSync(old, 'x')
+    utimesSync(old, 0, 0)
     await images.remove('tiny')
-    assert.equal(existsSync(one.initrd), false)
+    assert.equal(existsSync(old), false)
     assert.equal(images.info('tiny').id, null)
     await assert.rejects(images.remove('tiny'), code('IMAGE_UNKNOWN'))
   })
