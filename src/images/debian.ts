@@ -171,7 +171,10 @@ mkdir root
 # Devices are devtmpfs's; making them here would need rights.
 tar --extract --file root.tar --directory root --exclude './dev/*' --numeric-owner
 rm root.tar
-dpkg-deb --fsys-tarfile "$KERNEL_DEB" | tar --extract --directory root/usr ./lib/modules
+mkdir kernel
+dpkg-deb --extract "$KERNEL_DEB" kernel
+for modules in kernel/lib/modules kernel/usr/lib/modules; do [ -d $modules ] && mv $modules root/usr/lib/; done
+rm -r kernel
 libraries=$PWD/root/lib/x86_64-linux-gnu:$PWD/root/usr/lib/x86_64-linux-gnu
 # The image's own depmod, by its own loader and libraries: this machine's may be missing or older. It goes by its name.
 ln -s root/usr/bin/kmod depmod

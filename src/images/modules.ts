@@ -4,7 +4,7 @@
  *
  * Debian's package has no modules.dep: depmod writes it on installation, and nothing is installed here.
  */
-import { readdirSync, readFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { gunzipSync, zstdDecompressSync } from 'node:zlib'
 import { unxz } from './run.ts'
@@ -89,7 +89,8 @@ export class Modules {
 
 /** The one directory below lib/modules of an unpacked kernel package. */
 export function modulesDir(unpacked: string): { dir: string; version: string } {
-  const base = join(unpacked, 'lib', 'modules')
+  // Debian 13 has them below /usr.
+  const base = join(unpacked, existsSync(join(unpacked, 'lib/modules')) ? 'lib/modules' : 'usr/lib/modules')
   const [version] = readdirSync(base)
   if (version === undefined) throw new Error("the kernel's package has no modules")
   return { dir: join(base, version), version }

@@ -9,7 +9,7 @@ import { gzipSync, zstdCompressSync } from 'node:zlib'
 import { NoidError } from '../../src/errors.ts'
 import { Cpio } from '../../src/images/cpio.ts'
 import { unlz4 } from '../../src/images/lz4.ts'
-import { Modules } from '../../src/images/modules.ts'
+import { Modules, modulesDir } from '../../src/images/modules.ts'
 import { find, need, run } from '../../src/images/run.ts'
 import { plain } from '../../src/images/sources.ts'
 import { vmlinuxOf } from '../../src/images/vmlinux.ts'
@@ -144,6 +144,14 @@ test('modules come after what they need; packed ones are unpacked; what a kernel
       'kernel/virtio-rng.ko: kernel/virtio_ring.ko kernel/virtio.ko\n',
   )
   assert.deepEqual(m.read('virtio_rng'), module('virtio_ring,virtio'))
+})
+
+test('modules lie below /usr or not', () => {
+  for (const at of ['lib', 'usr/lib']) {
+    const unpacked = join(dir, `package-${at.length}`)
+    mkdirSync(join(unpacked, at, 'modules/6.1.0'), { recursive: true })
+    assert.equal(modulesDir(unpacked).version, '6.1.0')
+  }
 })
 
 test('credentials of a package source stay here', () => {
