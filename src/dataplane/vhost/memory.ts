@@ -5,7 +5,7 @@
  * Theory. The guest may name any address: nothing is touched that does not lie in a region whole, piece by piece. It may change its memory while
  * we look: what counts is what was copied, and nothing is read twice. QEMU owns the files, the guest cannot make them shorter.
  * A short copy is a loop of 64-bit words over views, which allocates nothing (BigInts that flow from one view into another are never made); a long
- * one is memcpy, whose addresses are boxed, as a system call's are.
+ * one is memcpy, whose addresses are boxed, as a system call's are. For the same reason a place is a region and an offset, not an address.
  * Invariant: after `close` no view of a mapping is left here. Whoever holds one elsewhere (ring.ts) has dropped it before.
  */
 import type { Arena } from '../../netstack/arena.ts'
@@ -47,6 +47,8 @@ export class GuestMemory {
   readonly #view: DataView
   readonly #base: number
   #last: Region | undefined
+  /** Of the last `locate`. */
+  at = 0
   #logMapping: Mapping | undefined
   #log: Uint8Array | undefined
 
@@ -69,18 +71,27 @@ export class GuestMemory {
     this.#regions.push(new Region(s, mapping))
   }
 
-  /** The region with a guest-physical address. */
-  find(at: number): Region | undefined {
+  /** The region with the guest-physical address of these two words, or undefined; `at` is how far it is in there. */
+  locate(high: number, low: number): Region | undefined {
+    const address = high * 0x1_0000_0000 + (low >>> 0)
     const last = this.#last
-    if (last !== undefined && at >= last.guest && at < last.guest + last.size) return last
+    if (last !== undefined && address >= last.guest && address < last.guest + last.size) {
+      this.at = address - last.guest
+      return last
+    }
     for (let i = 0; i < this.#regions.length; i++) {
       const r = this.#regions[i] as Region
-      if (at >= r.guest && at < r.guest + r.size) {
-        this.#last = r
-        return r
-      }
+      if (address < r.guest || address >= r.guest + r.size) continue
+      this.at = address - r.guest
+      this.#last = r
+      return r
     }
     return undefined
+  }
+
+  /** The region that begins where this one ends: RAM that lies together may be shared in pieces. */
+  #behind(r: Region): Region | undefined {
+    return this.#regions.find((x) => x.guest === r.guest + r.size)
   }
 
   /** The region with an address of QEMU's own, in which `length` bytes follow. @throws when there is none */
@@ -90,49 +101,43 @@ export class GuestMemory {
     return r
   }
 
-  /** Copy from the guest to the arena; false when it is not all memory. */
-  read(at: number, len: number, to: number): boolean {
-    while (len > 0) {
-      const r = this.find(at)
-      if (r === undefined) return false
-      let from = at - r.guest
+  /** Copy from `from` in a region, and what is behind it, to the arena; false when it is not all memory. */
+  read(region: Region, from: number, len: number, to: number): boolean {
+    for (let r: Region | undefined = region; r !== undefined; r = this.#behind(r), from = 0) {
       let n = Math.min(len, r.size - from)
-      at += n
       len -= n
       if (n >= LONG) {
         copy(this.#base + to, r.mapping.address + from, n)
         to += n
-        continue
+      } else {
+        const source = r.view
+        const target = this.#view
+        for (; n >= 8; n -= 8, from += 8, to += 8) target.setBigInt64(to, source.getBigInt64(from, true), true)
+        for (; n > 0; n--) this.#bytes[to++] = r.bytes[from++] as number
       }
-      const source = r.view
-      const target = this.#view
-      for (; n >= 8; n -= 8, from += 8, to += 8) target.setBigInt64(to, source.getBigInt64(from, true), true)
-      for (; n > 0; n--) this.#bytes[to++] = r.bytes[from++] as number
+      if (len === 0) return true
     }
-    return true
+    return false
   }
 
-  /** Copy from the arena to the guest; false when it is not all memory. */
-  write(at: number, len: number, from: number): boolean {
-    if (this.#log !== undefined) this.wrote(at, len)
-    while (len > 0) {
-      const r = this.find(at)
-      if (r === undefined) return false
-      let to = at - r.guest
+  /** Copy from the arena to `to` in a region, and what is behind it; false when it is not all memory. */
+  write(region: Region, to: number, len: number, from: number): boolean {
+    if (this.#log !== undefined) this.wrote(region.guest + to, len)
+    for (let r: Region | undefined = region; r !== undefined; r = this.#behind(r), to = 0) {
       let n = Math.min(len, r.size - to)
-      at += n
       len -= n
       if (n >= LONG) {
         copy(r.mapping.address + to, this.#base + from, n)
         from += n
-        continue
+      } else {
+        const source = this.#view
+        const target = r.view
+        for (; n >= 8; n -= 8, from += 8, to += 8) target.setBigInt64(to, source.getBigInt64(from, true), true)
+        for (; n > 0; n--) r.bytes[to++] = this.#bytes[from++] as number
       }
-      const source = this.#view
-      const target = r.view
-      for (; n >= 8; n -= 8, from += 8, to += 8) target.setBigInt64(to, source.getBigInt64(from, true), true)
-      for (; n > 0; n--) r.bytes[to++] = this.#bytes[from++] as number
+      if (len === 0) return true
     }
-    return true
+    return false
   }
 
   // -- the log -------------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ import { BURST } from '../burst.ts'
 import type { Nic, Receiver } from '../ports.ts'
 import type { Reactor } from '../reactor.ts'
 import type { TurnEnd } from '../turn-end.ts'
+import type { Region } from './memory.ts'
 import { type Ring, WRITE } from './ring.ts'
 import { F, RECEIVE, SEND, Session, type SessionOwner } from './session.ts'
 
@@ -218,7 +219,8 @@ export class VhostPort implements Nic, Port, SessionOwner {
     while (ring.step()) {
       if ((ring.flags & WRITE) !== 0) ring.broken = 'a buffer for the device to write among those to send'
       else if (length + ring.length > max) fits = false
-      else if (!memory.read(ring.address, ring.length, at + length)) ring.broken = 'a buffer outside the memory'
+      else if (ring.region === undefined || !memory.read(ring.region, ring.at, ring.length, at + length))
+        ring.broken = 'a buffer outside the memory'
       if (ring.broken !== '') return 0
       length += ring.length
     }
@@ -260,8 +262,9 @@ export class VhostPort implements Nic, Port, SessionOwner {
     let left = ring.pending()
     let done = 0
     let buffers = 0
-    /** Guest-physical address of the first buffer's header. */
-    let first = -1
+    // Where the first buffer's header is.
+    let first: Region | undefined
+    let firstAt = 0
     this.#bytes.copyWithin(this.#headerAt, off - VNET, off)
     while (done < total) {
       if (left === 0 || (buffers > 0 && !this.#mergeable)) {
@@ -274,16 +277,18 @@ export class VhostPort implements Nic, Port, SessionOwner {
       let wrote = 0
       while (done < total && ring.step()) {
         if ((ring.flags & WRITE) === 0) ring.broken = 'a buffer to send among those for the device to write'
-        const address = ring.address
-        const room = ring.length
+        const { region, at, length: room } = ring
         let used = 0
-        if (first < 0) {
-          if (room < header) ring.broken = 'a buffer too short for a header'
-          first = address
+        if (region === undefined) ring.broken = 'a buffer outside the memory'
+        else if (first === undefined) {
+          if (room < header || at + header > region.size) ring.broken = 'a buffer too short for a header'
+          first = region
+          firstAt = at
           used = header
         }
+        if (ring.broken !== '') return -EAGAIN
         const n = Math.min(room - used, total - done - used)
-        if (ring.broken === '' && n > 0 && !memory.write(address + used, n, off + done + used - header))
+        if (n > 0 && !memory.write(region as Region, at + used, n, off + done + used - header))
           ring.broken = 'a buffer outside the memory'
         if (ring.broken !== '') return -EAGAIN
         done += used + n
@@ -294,7 +299,7 @@ export class VhostPort implements Nic, Port, SessionOwner {
     }
     this.#bytes[this.#headerAt + NUM_BUFFERS] = buffers
     this.#bytes[this.#headerAt + NUM_BUFFERS + 1] = buffers >>> 8
-    if (!memory.write(first, header, this.#headerAt)) {
+    if (!memory.write(first as Region, firstAt, header, this.#headerAt)) {
       ring.broken = 'a buffer outside the memory'
       return -EAGAIN
     }

@@ -46,14 +46,16 @@ export class Ring {
   /** Why it cannot be used any more. */
   broken = ''
 
-  // The chain that is walked, and its current descriptor.
-  #region: Region
-  #regionAt: number
+  // The chain that is walked, in which table, and its current descriptor.
+  #walked: Region
+  #walkedAt: number
   #limit = 0
   #next = -1
   #steps = 0
   #indirect = false
-  address = 0
+  /** Where the buffer is: undefined when that is no memory. */
+  region: Region | undefined
+  at = 0
   length = 0
   flags = 0
 
@@ -66,8 +68,8 @@ export class Ring {
     this.size = size
     this.#mask = size - 1
     this.#eventIndex = eventIndex
-    this.#table = this.#region = memory.ofUser(a.descriptors, size * DESCRIPTOR)
-    this.#tableAt = this.#regionAt = a.descriptors - this.#table.user
+    this.#table = this.#walked = memory.ofUser(a.descriptors, size * DESCRIPTOR)
+    this.#tableAt = this.#walkedAt = a.descriptors - this.#table.user
     const available = memory.ofUser(a.available, 6 + 2 * size)
     this.#available = new Uint16Array(available.mapping.buffer, a.available - available.user, 3 + size)
     const used = memory.ofUser(a.used, 6 + 8 * size)
@@ -91,8 +93,8 @@ export class Ring {
   begin(): number {
     const head = this.#available[2 + (this.taken & this.#mask)] as number
     this.taken = (this.taken + 1) & MASK16
-    this.#region = this.#table
-    this.#regionAt = this.#tableAt
+    this.#walked = this.#table
+    this.#walkedAt = this.#tableAt
     this.#limit = this.size
     this.#indirect = false
     this.#steps = 0
@@ -104,20 +106,21 @@ export class Ring {
     return head
   }
 
-  /** The chain's next descriptor is in address, length and flags; false at its end, or when it is broken. */
+  /** The chain's next descriptor is in region, at, length and flags; false at its end, or when it is broken. */
   step(): boolean {
     for (;;) {
       const n = this.#next
       if (n < 0) return false
       if (this.#steps++ >= this.#limit) return this.#break('a chain of descriptors without an end')
-      const { view } = this.#region
-      const at = this.#regionAt + n * DESCRIPTOR
-      const high = view.getUint32(at + 4, true)
-      this.address = high * 0x1_0000_0000 + view.getUint32(at, true)
+      const { view } = this.#walked
+      const at = this.#walkedAt + n * DESCRIPTOR
+      const high = view.getInt32(at + 4, true)
+      const region = this.#memory.locate(high, view.getInt32(at, true))
+      this.region = region
+      this.at = this.#memory.at
       this.length = view.getUint32(at + 8, true)
       const word = view.getUint32(at + 12, true)
       this.flags = word & MASK16
-      if (high > 0x1f_ffff) return this.#break('an address that no machine has')
       if ((this.flags & INDIRECT) !== 0) {
         if (!this.#enter()) return false
         continue
@@ -132,12 +135,12 @@ export class Ring {
   #enter(): boolean {
     const count = this.length / DESCRIPTOR
     const sane = !this.#indirect && (this.flags & NEXT) === 0 && Number.isInteger(count) && count >= 1
-    const region = this.#memory.find(this.address)
-    if (!sane || count > SIZE_MAX || region === undefined || this.address + this.length > region.guest + region.size)
+    const { region, at } = this
+    if (!sane || count > SIZE_MAX || region === undefined || at + this.length > region.size)
       return this.#break('an indirect table that cannot be')
     this.#indirect = true
-    this.#region = region
-    this.#regionAt = this.address - region.guest
+    this.#walked = region
+    this.#walkedAt = at
     this.#limit = count
     this.#steps = 0
     this.#next = 0
