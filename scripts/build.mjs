@@ -49,6 +49,9 @@ export async function build() {
     type: 'module',
     imports: Object.fromEntries(Object.entries(imports).map(([name, path]) => [name, inside(path)])),
   }
+  // What goes into guests is no TypeScript.
+  const guest = join('src', 'runtimes', 'qemu', 'guest')
+  cpSync(join(root, guest), join(out, 'dist', guest), { recursive: true })
   writeJson(join(out, 'package.json'), published)
   writeJson(join(out, 'dist', 'package.json'), below)
   for (const name of ['bin', 'docs', 'README.md', 'ARCHITECTURE.md', 'CHANGELOG.md', 'LICENSE']) {

@@ -51,10 +51,21 @@ const FOR_START = [
   ['mount', 'mount'],
   ['ping', 'iputils-ping'],
 ]
-const FOR_TESTS = [
+/** VMs with a kernel of their own, and building their images. */
+const FOR_QEMU = [
   ...FOR_START,
-  ['iptables', 'iptables'],
+  ['qemu-system-x86_64', 'qemu-system-x86'],
+  ['qemu-img', 'qemu-utils'],
+  ['mmdebstrap', 'mmdebstrap'],
+  ['fakeroot', 'fakeroot'],
+  ['mke2fs', 'e2fsprogs'],
   ['newuidmap', 'uidmap'],
+  ['xz', 'xz-utils'],
+]
+const FOR_TESTS = [
+  ...FOR_QEMU,
+  ['mksquashfs', 'squashfs-tools'],
+  ['iptables', 'iptables'],
   ['iperf3', 'iperf3'],
   ['dig', 'dnsutils', 'bind9-dnsutils'],
   ['curl', 'curl'],
@@ -75,6 +86,7 @@ const FOR_TESTS = [
   ['dnsmasq', 'dnsmasq-base'],
   ['python3', 'python3'],
   ['ps', 'procps'],
+  ['netstat', 'net-tools'],
   ['conntrack', 'conntrack'],
   ['tracepath', 'iputils-tracepath'],
   ['rdisc6', 'ndisc6'],
@@ -89,7 +101,7 @@ const FOR_TESTS = [
 
 /** Install what is missing or say what it is. Never fatal: doctor and the tests tell what cannot be done without it. */
 export function ensureTools(purpose) {
-  const wanted = purpose === 'test' ? FOR_TESTS : FOR_START
+  const wanted = { test: FOR_TESTS, qemu: FOR_QEMU, start: FOR_START }[purpose]
   let missing = wanted.filter(([program]) => !onPath(program))
   if (missing.length === 0) return
   const mayInstall = process.getuid?.() === 0 && onPath('apt-get') && !process.env.NOID_NO_INSTALL

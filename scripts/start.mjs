@@ -6,8 +6,11 @@ import { join } from 'node:path'
 import { ensureModules, ensureTools, environment, fail, node, root } from './setup.mjs'
 
 ensureModules()
-ensureTools('start')
-const run = spawnSync(node, [join(root, 'bin', 'noid.mjs'), 'quickstart', ...process.argv.slice(2)], {
+const args = process.argv.slice(2)
+ensureTools(
+  args.some((a, i) => a === '--runtime=qemu' || (a === '--runtime' && args[i + 1] === 'qemu')) ? 'qemu' : 'start',
+)
+const run = spawnSync(node, [join(root, 'bin', 'noid.mjs'), 'quickstart', ...args], {
   cwd: root,
   stdio: 'inherit',
   env: environment(),

@@ -96,6 +96,11 @@ export const catalogue = {
     (p) => `there is no runtime named "${p.name}"`,
     (p) => `there are: ${p.known}`,
   ),
+  RUNTIME_UNAVAILABLE: entry(
+    409,
+    (p) => `the runtime ${p.name} cannot be used here: ${p.why}`,
+    (p) => `${p.hint ?? 'noid doctor tells what is missing'}`,
+  ),
   // -- addresses and ports -----------------------------------------------------------------------------------------
   SUBNET_INVALID: entry(
     400,
@@ -177,6 +182,36 @@ export const catalogue = {
     (p) => `"${p.image}" is not a usable image: ${p.why}`,
     () => 'give a directory or a tar archive with an unpacked root file system',
   ),
+  IMAGE_UNKNOWN: entry(
+    404,
+    (p) => `there is no image named "${p.name}"`,
+    (p) => `there are: ${p.known}; noid image import takes your own`,
+  ),
+  IMAGE_IN_USE: entry(
+    409,
+    (p) => `the image "${p.name}" is used by ${p.vms}`,
+    () => 'destroy them first',
+  ),
+  IMAGE_FILE_INVALID: entry(
+    400,
+    (p) => `${p.file} cannot be imported: ${p.why}`,
+    () => 'a kernel is a bzImage or a vmlinux for x86-64, a disk is raw, qcow2 or squashfs',
+  ),
+  IMAGE_TOOLS_MISSING: entry(
+    500,
+    (p) => `${p.what} needs programs that are not installed: ${p.tools}`,
+    (p) => `install them with: apt-get install ${p.packages}`,
+  ),
+  IMAGE_BUILD_FAILED: entry(
+    500,
+    (p) => `the image "${p.image}" could not be built: ${p.why}`,
+    (p) => `${p.hint ?? 'noid doctor tells what is missing; noid image build shows each step'}`,
+  ),
+  MOUNT_INVALID: entry(
+    400,
+    (p) => `${p.source} cannot be mounted: ${p.why}`,
+    () => 'write --mount SRC:DST[:ro], SRC a directory of this machine, DST a path in the VM',
+  ),
   // -- the daemon --------------------------------------------------------------------------------------------------
   DAEMON_UNREACHABLE: entry(
     503,
@@ -231,10 +266,31 @@ export const catalogue = {
     () => 'noid doctor tells what this machine lacks',
   ),
   EXEC_FAILED: entry(500, (p) => `the command could not be run in "${p.vm}": ${p.why}`),
+  COPY_FAILED: entry(500, (p) => `${p.from} could not be copied to ${p.to}: ${p.why}`),
   EXEC_INTERRUPTED: entry(
     502,
     () => 'the connection to the daemon was lost while the command ran',
     () => 'the VM itself goes on; run the command again',
+  ),
+  AGENT_SILENT: entry(
+    504,
+    (p) => `the agent in "${p.vm}" does not answer`,
+    (p) => `noid console ${p.vm} shows what the VM is doing`,
+  ),
+  AGENT_LOST: entry(
+    502,
+    (p) => `the channel to the agent in "${p.vm}" was lost: ${p.why}`,
+    (p) => `run the command again; noid console ${p.vm} shows what the VM is doing`,
+  ),
+  AGENT_REFUSED: entry(
+    500,
+    (p) => `"${p.vm}" could not do what its agent was asked: ${p.why}`,
+    (p) => `noid console ${p.vm} shows more`,
+  ),
+  NO_CONSOLE: entry(
+    409,
+    (p) => `the VM "${p.name}" has no serial console: the runtime ${p.runtime} gives none`,
+    (p) => `noid exec ${p.name} opens a shell in it; noid logs ${p.name} shows what it printed`,
   ),
   INTERNAL: entry(
     500,

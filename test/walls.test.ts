@@ -61,7 +61,10 @@ interface Wall {
 
 const NODE = /^node:/
 const walls: Record<string, Wall> = {
-  'errors and paths stand alone': { room: /^src\/(errors|paths)\.ts$/, may: [NODE, /^src\/errors\.ts$/] },
+  'errors, paths and logs stand alone': {
+    room: /^src\/(errors|lock|paths|logs)\.ts$/,
+    may: [NODE, /^src\/errors\.ts$/],
+  },
   'contracts are types': {
     room: /^src\/(plugins|runtimes)\/contract\.ts$/,
     may: [],
@@ -79,8 +82,9 @@ const walls: Record<string, Wall> = {
     may: [
       /^src\/(cli|client)\//,
       /^src\/api\/(exec|routes)\.ts$/,
-      /^src\/(errors|paths)\.ts$/,
-      /^src\/runtimes\/sandbox\/doctor\.ts$/,
+      /^src\/(errors|paths|logs)\.ts$/,
+      /^src\/runtimes\/(sandbox|qemu)\/doctor\.ts$/,
+      /^src\/images\/doctor\.ts$/,
       // So do the conformance kit and the benchmark.
       /^src\/plugins\/conformance\/index\.ts$/,
       /^src\/bench\/(run|table|html)\.ts$/,
@@ -92,7 +96,15 @@ const walls: Record<string, Wall> = {
   },
   'bench loads backends as the daemon does, and measures from outside': {
     room: /^src\/bench\//,
-    may: [/^src\/(bench|sys)\//, /^src\/plugins\/(registry|sources)\.ts$/, /^src\/errors\.ts$/, NODE],
+    may: [
+      /^src\/(bench|sys)\//,
+      /^src\/plugins\/(registry|sources)\.ts$/,
+      /^src\/(errors|paths)\.ts$/,
+      // It boots VMs as the runtimes' kit does.
+      /^src\/runtimes\/(index|conformance\/environment)\.ts$/,
+      /^src\/images\/index\.ts$/,
+      NODE,
+    ],
     mayType: [/^src\/plugins\/contract\.ts$/, /^src\/runtimes\/dhcp-client\/lease\.ts$/],
   },
   'cni → client': {
@@ -102,7 +114,12 @@ const walls: Record<string, Wall> = {
   },
   'daemon → plugins, runtimes, api': {
     room: /^src\/daemon\//,
-    may: [/^src\/(daemon|plugins|runtimes|api|sys)\//, /^src\/(errors|paths)\.ts$/, /^(fastify|zod|ipaddr\.js)$/, NODE],
+    may: [
+      /^src\/(daemon|plugins|runtimes|images|api|sys)\//,
+      /^src\/(errors|lock|paths|logs)\.ts$/,
+      /^(fastify|zod|ipaddr\.js)$/,
+      NODE,
+    ],
   },
   'plugins never reach into the daemon or the engine': {
     room: /^src\/plugins\//,
@@ -118,9 +135,22 @@ const walls: Record<string, Wall> = {
     // The conformance kit asks for leases as a sandbox does.
     mayType: [/^src\/runtimes\/dhcp-client\/lease\.ts$/],
   },
+  'images know who builds and imports, not who boots': {
+    room: /^src\/images\//,
+    may: [/^src\/images\//, /^src\/(errors|lock)\.ts$/, NODE],
+  },
+  'the runtimes’ kit plugs VMs into a real backend': {
+    room: /^src\/runtimes\/conformance\//,
+    may: [
+      /^src\/runtimes\/(conformance\/|contract\.ts$)/,
+      /^src\/plugins\/(sources|conformance\/host-state)\.ts$/,
+      NODE,
+    ],
+    mayType: [/^src\/plugins\/contract\.ts$/],
+  },
   'runtimes know no backend': {
-    room: /^src\/runtimes\//,
-    may: [/^src\/(runtimes|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet(\/v6)?|tun-tap)$/, NODE],
+    room: /^src\/runtimes\/(?!conformance\/)/,
+    may: [/^src\/(runtimes|images|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet(\/v6)?|tun-tap)$/, NODE],
     mayType: [/^src\/plugins\/contract\.ts$/],
   },
   'dataplane → netstack, sys': {

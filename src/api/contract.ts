@@ -22,6 +22,9 @@ export const publish = z.object({
 })
 export type Publish = z.infer<typeof publish>
 
+/** A directory of the host that a VM sees. */
+export const mount = z.strictObject({ source: z.string(), target: z.string(), readonly: z.boolean() })
+
 export const vmState = z.enum(['created', 'starting', 'running', 'stopped', 'failed'])
 
 export const vm = z.object({
@@ -39,10 +42,17 @@ export const vm = z.object({
   cpus: z.number(),
   memMib: z.number(),
   image: z.string().nullable(),
+  mounts: z.array(mount),
   ports: z.array(publish),
   pid: z.number().nullable(),
   createdAt: z.string(),
   startedAt: z.string().nullable(),
+  /** "no", "on-failure", "on-failure:5" or "always": what happens when it ends on its own. */
+  restart: z.string(),
+  /** How often it was started again for that, since somebody started it or it ran for a while. */
+  restarts: z.number(),
+  /** When it will be started again on its own, where that is planned. */
+  restartAt: z.string().nullable(),
 })
 export type Vm = z.infer<typeof vm>
 
@@ -59,15 +69,18 @@ export const createVm = z.strictObject({
   cpus: z.number().int().min(1).max(64).default(1),
   memMib: z.number().int().min(16).default(512),
   image: z.string().optional(),
+  mounts: z.array(mount).default([]),
+  /** "no", "always", "on-failure" or "on-failure:N". */
+  restart: z.string().default('no'),
   start: z.boolean().default(true),
 })
 export type CreateVm = z.input<typeof createVm>
 
 /** What create and start answer: NDJSON lines of `step`, then one `done` or `error`. */
-export type ProgressLine =
+export type ProgressLine<Done = { readonly vm: Vm }> =
   | { readonly type: 'step'; readonly text: string }
   | { readonly type: 'note'; readonly text: string }
-  | { readonly type: 'done'; readonly vm: Vm }
+  | ({ readonly type: 'done' } & Done)
   | { readonly type: 'error'; readonly error: import('../errors.ts').ErrorBody }
 
 export const network = z.object({
@@ -176,6 +189,28 @@ export const versionInfo = z.object({
 })
 export type VersionInfo = z.infer<typeof versionInfo>
 
+/** What of `noid prune` is wanted beside what is plainly left over. */
+export const pruneRequest = z.strictObject({
+  /** Stopped and failed VMs too. */
+  vms: z.boolean().default(false),
+  /** Images too that no VM is made of. */
+  images: z.boolean().default(false),
+  dryRun: z.boolean().default(false),
+})
+export type PruneRequest = z.input<typeof pruneRequest>
+
+export interface Pruned {
+  readonly kind: 'vm' | 'network' | 'vm-directory' | 'network-directory' | 'image' | 'template'
+  readonly name: string
+  readonly bytes: number
+}
+export interface PruneReport {
+  readonly removed: readonly Pruned[]
+  readonly failed: readonly { readonly name: string; readonly why: string }[]
+  readonly bytes: number
+  readonly dryRun: boolean
+}
+
 export const execStart = z.strictObject({
   argv: z.array(z.string()).min(1),
   env: z.record(z.string(), z.string()).default({}),
@@ -186,3 +221,46 @@ export const execStart = z.strictObject({
   cols: z.number().int().optional(),
 })
 export type ExecStart = z.input<typeof execStart>
+
+/** What VMs with a kernel of their own boot. */
+export const image = z.object({
+  name: z.string(),
+  /** Null: it is built when the first VM wants it. */
+  id: z.string().nullable(),
+  source: z.enum(['built-in', 'imported']),
+  summary: z.string(),
+  isDefault: z.boolean(),
+  kernel: z.string().nullable(),
+  /** Kernel arguments. */
+  append: z.string().nullable(),
+  /** On this disk; what images share counts for each. */
+  bytes: z.number(),
+  /** The disk as the VM sees it; null: it runs in RAM. */
+  diskBytes: z.number().nullable(),
+  createdAt: z.string().nullable(),
+  /** "name=version" */
+  packages: z.array(z.string()),
+  vms: z.array(z.string()),
+})
+export type Image = z.infer<typeof image>
+
+/** Build a built-in image: with the newest packages, and even if nothing changed with `force`. */
+export const buildImage = z.strictObject({ force: z.boolean().default(false) })
+
+/** Files as the daemon sees them: absolute. */
+export const importImage = z.strictObject({
+  name: z.string(),
+  /** bzImage or vmlinux; absent: Debian's. */
+  kernel: z.string().startsWith('/').optional(),
+  /** The kernel's lib/modules/VERSION. */
+  modules: z.string().startsWith('/').optional(),
+  /** raw, qcow2 or squashfs; absent: the kernel alone, in RAM. */
+  disk: z.string().startsWith('/').optional(),
+  append: z
+    .string()
+    .max(1024)
+    .regex(/^[\x20-\x7e]*$/)
+    .optional(),
+  replace: z.boolean().default(false),
+})
+export type ImportImage = z.input<typeof importImage>

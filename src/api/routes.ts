@@ -14,6 +14,7 @@ export const API_VERSION = 1
  * GET    /v1/version                      → VersionInfo
  * POST   /v1/daemon/stop                  → {}            the daemon ends, VMs go on
  * GET    /v1/backends                     → Backend[]
+ * POST   /v1/prune             PruneRequest → PruneReport
  * GET    /v1/vms                          → Vm[]
  * POST   /v1/vms                CreateVm  → NDJSON ProgressLine
  * GET    /v1/vms/:vm                      → Vm
@@ -24,6 +25,7 @@ export const API_VERSION = 1
  * GET    /v1/vms/:vm/logs?follow=0|1&lines=N → text stream
  * GET    /v1/vms/:vm/capture?snap=BYTES   → pcapng stream of the VM's frames, until either side closes
  * POST   /v1/vms/:vm/exec       ExecStart → 101, then frames of src/api/exec.ts
+ * POST   /v1/vms/:vm/console     {}       → 101, then the same frames: the serial line, without codes and signals
  * GET    /v1/vms/:vm/ports                → Publish[]
  * POST   /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those added, with the ports picked for 0)
  * DELETE /v1/vms/:vm/ports      {ports: string[]} → Publish[]   (those removed)
@@ -33,6 +35,13 @@ export const API_VERSION = 1
  * DELETE /v1/networks/:net                → {}
  * GET    /v1/networks/:net/stats          → NetworkStats of src/plugins/contract.ts
  * GET    /v1/networks/:net/capture?snap=BYTES → pcapng stream of every port's frames
+ *
+ * Images of VMs with a kernel of their own.
+ * GET    /v1/images                       → Image[]
+ * POST   /v1/images             ImportImage → NDJSON ProgressLine<{image}>
+ * GET    /v1/images/:image                → Image
+ * POST   /v1/images/:image/build {force?} → NDJSON ProgressLine<{image}>
+ * DELETE /v1/images/:image                → {}
  *
  * Namespaces of other engines (noid-cni). Each is also a VM of the runtime `netns`, with everything a VM has but exec.
  * GET    /v1/networks/:net/attachments    → Attached[]
@@ -45,8 +54,10 @@ export const routes = {
   version: '/v1/version',
   daemonStop: '/v1/daemon/stop',
   backends: '/v1/backends',
+  prune: '/v1/prune',
   vms: '/v1/vms',
   networks: '/v1/networks',
+  images: '/v1/images',
 } as const
 
 export const CAPTURE_TYPE = 'application/x-pcapng'

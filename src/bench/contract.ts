@@ -15,7 +15,7 @@ export interface Options {
   readonly only: readonly string[]
 }
 
-export type Need = 'host' | 'vm' | 'publish' | 'dns' | 'process'
+export type Need = 'host' | 'vm' | 'publish' | 'dns' | 'process' | 'boot'
 
 export interface Part {
   readonly id: string

@@ -15,7 +15,8 @@ import { facts } from './facts.ts'
 import { type Measure, measures, serve, TOOL, type Tools } from './measures.ts'
 import { finished, type Place } from './place.ts'
 import { HOST } from './ports.ts'
-import type { Stand, Station, Subject } from './stand.ts'
+import type { Stand, Subject } from './stand.ts'
+import { booting } from './subjects/boot.ts'
 import { dnsmasq, kernel } from './subjects/kernel.ts'
 import { noid } from './subjects/noid.ts'
 import { pasta } from './subjects/pasta.ts'
@@ -27,6 +28,8 @@ interface Request {
   readonly options: Options
   readonly asUser: boolean
   readonly version: string
+  /** Why VMs of an image cannot be booted; empty when they can. */
+  readonly images: Readonly<Record<string, string>>
 }
 
 const WORK = '/run/noid-bench'
@@ -59,6 +62,14 @@ async function subjects(r: Request): Promise<Subject[]> {
   await registry.close()
   const { quick } = r.options
   const small = quick ? [] : [slirp(1500)]
+  const boots = [
+    booting({ runtime: 'sandbox', memMib: 256 }, r.version, r.images.sandbox || undefined),
+    ...['tiny', 'debian'].flatMap((image) =>
+      [false, true].map((cold) =>
+        booting({ runtime: 'qemu', image, cold, memMib: 512 }, r.version, r.images[image] || undefined),
+      ),
+    ),
+  ]
   const smallPasta = quick ? [] : [pasta(1500, r.asUser)]
   return [
     ...own,
@@ -72,6 +83,7 @@ async function subjects(r: Request): Promise<Subject[]> {
     ...(quick ? [] : [qemuUser]),
     vde,
     dnsmasq,
+    ...(quick ? [] : boots),
   ]
 }
 
@@ -81,10 +93,22 @@ const can = (s: Stand): Need[] => [
   ...(s.published ? (['publish'] as const) : []),
   ...(s.dns === undefined ? [] : (['dns'] as const)),
   ...(s.pids.length === 0 ? [] : (['process'] as const)),
+  ...(s.boot === undefined ? [] : (['boot'] as const)),
 ]
 
 async function describe(s: Stand): Promise<SubjectInfo> {
-  const g = s.guests[0] as Station
+  const g = s.guests[0]
+  if (g === undefined)
+    return {
+      name: s.name,
+      kind: s.kind,
+      version: s.version,
+      mtu: 1500,
+      txQueueLen: 0,
+      offloads: [],
+      note: s.note,
+      can: can(s),
+    }
   const [link] = JSON.parse(await g.place.sh(`ip -j link show dev ${g.ifname}`)) as { mtu: number; txqlen?: number }[]
   const on = JSON.parse((await g.place.run(...TOOL, 'offloads', g.ifname)).stdout) as string[]
   return {
@@ -149,13 +173,17 @@ async function measure(r: Request): Promise<Report> {
   const stands: Stand[] = []
   const infos: SubjectInfo[] = []
   const suite = measures.filter((m) => m.quick || !o.quick)
-  const { subjects: chosen, measures: picked } = choose(o.only, await subjects(r), suite)
+  const { subjects: named, measures: picked } = choose(o.only, await subjects(r), suite)
+  // A stand is dear: only those of which something is measured.
+  const chosen = named.filter((s) => picked.some((m) => (m.needs === 'boot') === (s.boots ?? false)))
   for (const [i, s] of chosen.entries()) {
     say({ type: 'step', text: `setting up ${s.name}`, done: 0, total: chosen.length - i })
     try {
       const stand = await s.open()
-      await serve(stand, tools)
-      await stand.host.start([...TOOL, 'dns-serve', HOST], true)
+      if (s.boots !== true) {
+        await serve(stand, tools)
+        await stand.host.start([...TOOL, 'dns-serve', HOST], true)
+      }
       infos.push(await describe(stand))
       stands.push(stand)
     } catch (e) {

@@ -260,6 +260,21 @@ const flows: Measure = {
   },
 }
 
+const boot: Measure = {
+  id: 'boot',
+  needs: 'boot',
+  quick: false,
+  parts: [
+    lower('boot', 'from the wish for a VM to the end of its first command', 'ms'),
+    lower('boot-exec', 'a command that does nothing, once the VM is up', 'ms'),
+  ],
+  async run(s) {
+    if (s.boot === undefined) return {} as Record<string, Sample>
+    const { create, exec } = await s.boot()
+    return { boot: { value: create, more: {} }, 'boot-exec': { value: exec, more: {} } }
+  },
+}
+
 export const measures: readonly Measure[] = [
   tcp('tcp-out-1', 'guest→host', 'host', OUT, 1, true),
   tcp('tcp-out-8', 'guest→host', 'host', OUT, 8, false),
@@ -286,6 +301,7 @@ export const measures: readonly Measure[] = [
   rss,
   idle,
   flows,
+  boot,
 ]
 
 /** The servers of a stand: they run as long as it does. */

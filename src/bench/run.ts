@@ -9,6 +9,8 @@ import { spawn } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { fileURLToPath } from 'node:url'
 import { NoidError } from '../errors.ts'
+import { Images, imagesDir } from '../images/index.ts'
+import { ownPaths } from '../paths.ts'
 import type { Message, Options, Report } from './contract.ts'
 
 const MAIN = fileURLToPath(new URL(`./main${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
@@ -25,12 +27,12 @@ export async function runBench(
   signal: AbortSignal,
 ): Promise<Report> {
   const asUser = process.getuid?.() !== 0
-  const request = JSON.stringify({ options: o, asUser, version })
+  const request = JSON.stringify({ options: o, asUser, version, images: await imagesHere(o, asUser, tell, signal) })
   const user = asUser ? ['--user', '--map-root-user'] : []
   const node = [process.execPath, '--disable-warning=ExperimentalWarning', MAIN, request]
   const child = spawn('unshare', [...user, ...NAMESPACES, ...node], {
     stdio: ['pipe', 'pipe', 'pipe'],
-    env: { ...process.env, NODE_OPTIONS: '', NODE_TEST_CONTEXT: undefined },
+    env: { ...process.env, NODE_OPTIONS: '', NODE_TEST_CONTEXT: undefined, NOID_IMAGES_DIR: images() },
   })
   child.stdin.on('error', () => {})
   const stop = (): void => {
@@ -65,4 +67,27 @@ export async function runBench(
   signal.throwIfAborted()
   if (report !== undefined) return report
   throw new NoidError('BENCH_FAILED', { why: failed ?? (words.trim().split('\n').at(-1) || 'it ended without a word') })
+}
+
+const images = (): string => imagesDir(ownPaths().stateDir)
+
+/** Why VMs of which image are not booted, by its name; the measuring process has no internet to build one with. `tiny` is built here, `debian` is dear. */
+async function imagesHere(
+  o: Options,
+  asUser: boolean,
+  tell: (m: Message) => void,
+  signal: AbortSignal,
+): Promise<Record<string, string>> {
+  const none = asUser ? 'the bench boots VMs as root only' : ''
+  const why: Record<string, string> = { sandbox: none, tiny: none, debian: none }
+  const wanted = o.only.length === 0 || o.only.some((n) => n.startsWith('boot') || n.startsWith('qemu'))
+  if (asUser || o.quick || !wanted) return why
+  const store = new Images(images(), () => {})
+  if (store.info('debian').id === null) why.debian = 'its image is not built yet: noid image build debian'
+  try {
+    await store.resolve('tiny', (text) => tell({ type: 'step', text, done: 0, total: 1 }), signal)
+  } catch (e) {
+    why.tiny = (e as Error).message
+  }
+  return why
 }

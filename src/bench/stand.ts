@@ -35,10 +35,14 @@ export interface Stand {
   readonly only?: readonly string[]
   /** The processes in the middle. */
   readonly pids: readonly number[]
+  /** Create a VM, run a command in it, destroy it: milliseconds from the wish to the command's end, and of a command once it is up. */
+  readonly boot?: () => Promise<{ readonly create: number; readonly exec: number }>
 }
 
 export interface Subject {
   readonly name: string
+  /** It boots VMs and does nothing else. */
+  readonly boots?: boolean
   /** Throws, in one sentence, why it cannot be compared here. */
   open(): Promise<Stand>
 }

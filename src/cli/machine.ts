@@ -4,6 +4,9 @@
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { release } from 'node:os'
+import { checkImages } from '../images/doctor.ts'
+import { ownPaths } from '../paths.ts'
+import { checkQemu } from '../runtimes/qemu/doctor.ts'
 import { type Check, checkMachine } from '../runtimes/sandbox/doctor.ts'
 
 export type { Check } from '../runtimes/sandbox/doctor.ts'
@@ -19,6 +22,8 @@ export async function examine(): Promise<Check[]> {
     ...(await checkMachine()),
     peekOffset(release()),
     ioUring(read('/proc/sys/kernel/io_uring_disabled')),
+    ...(await checkQemu(ownPaths().runDir)),
+    checkImages(root),
     ...(root ? [bridgePrograms(process.env.PATH ?? '')] : []),
     ...(root ? [] : [pingSockets(read('/proc/sys/net/ipv4/ping_group_range'), process.getgroups?.() ?? [])]),
     openFiles(read('/proc/self/limits') ?? ''),

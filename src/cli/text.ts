@@ -97,6 +97,16 @@ export function reach(p: Publish): string {
   return `${host}:${p.hostPort}${p.proto === 'udp' ? '/udp' : ''}`
 }
 
+/**
+ * What a guest printed, for a terminal: colours and line ends as they are, whatever else would move the cursor, ask the terminal something or
+ * write to its clipboard as a mark. A guest must not type on its host.
+ */
+export function tame(s: string): string {
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is looked for
+  const signs = /(\u001b\[[0-9;]*m|\r\n)|[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g
+  return s.replace(signs, (_, kept: string | undefined) => kept ?? '·')
+}
+
 export function upFor(vm: Vm, now = Date.now()): string {
   return vm.state === 'running' && vm.startedAt ? age(now - Date.parse(vm.startedAt)) : '-'
 }

@@ -11,8 +11,12 @@ import type {
   CreateNetwork,
   CreateVm,
   ExecStart,
+  Image,
+  ImportImage,
   Network,
   ProgressLine,
+  PruneReport,
+  PruneRequest,
   Publish,
   VersionInfo,
   Vm,
@@ -26,6 +30,7 @@ import { json, ndjson, send, upgrade, type Wire } from './http.ts'
 export type Progress = (line: { readonly type: 'step' | 'note'; readonly text: string }) => void
 
 const vmPath = (name: string): string => `${routes.vms}/${encodeURIComponent(name)}`
+const imagePath = (name: string): string => `${routes.images}/${encodeURIComponent(name)}`
 const netPath = (name: string): string => `${routes.networks}/${encodeURIComponent(name)}`
 
 export class Client {
@@ -42,6 +47,7 @@ export class Client {
   version = (signal?: AbortSignal): Promise<VersionInfo> => json(this.#wire, 'GET', routes.version, undefined, signal)
   stopDaemon = (): Promise<unknown> => json(this.#wire, 'POST', routes.daemonStop, {})
   backends = (): Promise<Backend[]> => json(this.#wire, 'GET', routes.backends)
+  prune = (want: PruneRequest): Promise<PruneReport> => json(this.#wire, 'POST', routes.prune, want)
 
   vms = (): Promise<Vm[]> => json(this.#wire, 'GET', routes.vms)
   vm = (name: string): Promise<Vm> => json(this.#wire, 'GET', vmPath(name))
@@ -65,6 +71,14 @@ export class Client {
   removeNetwork = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', netPath(name))
   stats = (name: string): Promise<NetworkStats> => json(this.#wire, 'GET', `${netPath(name)}/stats`)
 
+  images = (): Promise<Image[]> => json(this.#wire, 'GET', routes.images)
+  image = (name: string): Promise<Image> => json(this.#wire, 'GET', imagePath(name))
+  buildImage = async (name: string, force: boolean, progress: Progress): Promise<Image> =>
+    (await this.#done<{ image: Image }>('POST', `${imagePath(name)}/build`, { force }, progress)).image
+  importImage = async (body: ImportImage, progress: Progress): Promise<Image> =>
+    (await this.#done<{ image: Image }>('POST', routes.images, body, progress)).image
+  removeImage = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', imagePath(name))
+
   attachments = (net: string): Promise<Attached[]> => json(this.#wire, 'GET', `${netPath(net)}/attachments`)
   attach = (net: string, body: Attach): Promise<Attached> =>
     json(this.#wire, 'POST', `${netPath(net)}/attachments`, body)
@@ -85,11 +99,17 @@ export class Client {
       `${kind === 'vm' ? vmPath(name) : netPath(name)}/capture${snap === undefined ? '' : `?snap=${snap}`}`,
     )
 
+  /** The VM's serial line, as the frames of a command. */
+  console = (name: string) => upgrade(this.#wire, `${vmPath(name)}/console`, EXEC_PROTOCOL, {})
   exec = (name: string, body: ExecStart) => upgrade(this.#wire, `${vmPath(name)}/exec`, EXEC_PROTOCOL, body)
 
   async #watch(method: string, path: string, body: unknown, progress: Progress): Promise<Vm> {
-    for await (const line of ndjson<ProgressLine>(this.#wire, method, path, body)) {
-      if (line.type === 'done') return line.vm
+    return (await this.#done<{ vm: Vm }>(method, path, body, progress)).vm
+  }
+
+  async #done<T extends object>(method: string, path: string, body: unknown, progress: Progress): Promise<T> {
+    for await (const line of ndjson<ProgressLine<T>>(this.#wire, method, path, body)) {
+      if (line.type === 'done') return line
       if (line.type === 'error') throw NoidError.from(line.error)
       progress(line)
     }

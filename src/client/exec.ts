@@ -38,16 +38,28 @@ export function inBackground(stat = readFileSync('/proc/self/stat', 'latin1')): 
   return foreground > 0 && group !== foreground
 }
 
+export interface ExecManner {
+  /** This process's terminal becomes the command's. */
+  readonly tty: boolean
+  /** A byte of stdin that leaves, with code 0; then signals are this process's own. */
+  readonly escape?: number
+}
+
 /** Join the connection to this process until the command ends; returns its exit code. */
-export async function pipeExec(socket: Socket, head: Buffer, tty: boolean, io: ExecIo = process): Promise<number> {
+export async function pipeExec(
+  socket: Socket,
+  head: Buffer,
+  { tty, escape: leaving }: ExecManner,
+  io: ExecIo = process,
+): Promise<number> {
   const undo: (() => void)[] = []
   try {
     return await new Promise<number>((resolve, reject) => {
       pumpOut(socket, head, io, resolve, reject)
       if (tty) undo.push(...rawTerminal(socket, io))
-      undo.push(...forwardSignals(socket))
+      if (leaving === undefined) undo.push(...forwardSignals(socket))
       const readStdin = tty || !(io.stdin.isTTY && inBackground())
-      if (readStdin) undo.push(pumpIn(socket, io.stdin))
+      if (readStdin) undo.push(pumpIn(socket, io.stdin, leaving, () => resolve(0)))
       else socket.write(encodeFrame(frameType.stdinEnd))
     })
   } finally {
@@ -113,10 +125,15 @@ function pumpOut(
   if (head.length > 0) take(head)
 }
 
-/** stdin → connection, cut to frames, waiting whenever the connection is full. */
-function pumpIn(socket: Socket, stdin: NodeJS.ReadStream): () => void {
+/** stdin → connection, cut to frames, waiting whenever the connection is full, until the byte that leaves. */
+function pumpIn(socket: Socket, stdin: NodeJS.ReadStream, leaving: number | undefined, leave: () => void): () => void {
   const onData = (chunk: Buffer | string): void => {
-    const bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
+    let bytes = typeof chunk === 'string' ? Buffer.from(chunk) : chunk
+    const last = leaving === undefined ? -1 : bytes.indexOf(leaving)
+    if (last >= 0) {
+      bytes = bytes.subarray(0, last)
+      leave()
+    }
     let room = true
     for (let at = 0; at < bytes.length; at += CHUNK) {
       room = socket.write(encodeFrame(frameType.stdin, bytes.subarray(at, at + CHUNK)))

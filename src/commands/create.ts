@@ -2,6 +2,7 @@ import { Args, Flags } from '@oclif/core'
 import type { Vm } from '../api/contract.ts'
 import { NoidCommand } from '../cli/base.ts'
 import { runningText } from '../cli/created.ts'
+import { parseMount } from '../cli/mount-args.ts'
 import { progressView } from '../cli/progress.ts'
 
 export default class Create extends NoidCommand {
@@ -14,6 +15,7 @@ export default class Create extends NoidCommand {
     '<%= config.bin %> create web --port 8080:80 --port 5353:53/udp',
     '<%= config.bin %> create db --ip 192.168.100.10 --mem 1024',
     '<%= config.bin %> create untrusted --network isolated',
+    '<%= config.bin %> create db --runtime qemu --restart always',
   ]
   static override args = { name: Args.string({ ignoreStdin: true, description: 'Name of the VM.', required: true }) }
   static override flags = {
@@ -38,10 +40,31 @@ export default class Create extends NoidCommand {
       multipleNonGreedy: true,
       helpValue: 'SPEC',
     }),
-    runtime: Flags.string({ summary: 'Who gives the VM.', helpValue: 'RUNTIME' }),
+    runtime: Flags.string({
+      summary: 'Who gives the VM: sandbox (namespaces) or qemu (a kernel of its own).',
+      env: 'NOID_RUNTIME',
+      helpValue: 'RUNTIME',
+    }),
     cpus: Flags.integer({ summary: 'Processors.', min: 1, max: 64 }),
     mem: Flags.integer({ summary: 'Memory in MiB.', min: 16, helpValue: 'MIB' }),
-    image: Flags.string({ summary: 'Root file system: a directory or a tar archive.', helpValue: 'DIR|TAR' }),
+    image: Flags.string({
+      summary:
+        'Root file system: a directory or tar archive for a sandbox, the name of an image (noid image list) for qemu.',
+      helpValue: 'DIR|TAR|NAME',
+    }),
+    mount: Flags.string({
+      char: 'v',
+      summary: 'Share a directory of this machine: SRC:DST[:ro].',
+      description:
+        "The VM's root is root on these files too, where the daemon is root's; :ro keeps it from changing them.",
+      multiple: true,
+      multipleNonGreedy: true,
+      helpValue: 'SPEC',
+    }),
+    restart: Flags.string({
+      summary: 'Start it again when it ends on its own: no, on-failure[:TIMES] or always (also after a reboot).',
+      helpValue: 'POLICY',
+    }),
     'no-start': Flags.boolean({ summary: 'Make it, and leave it stopped.' }),
   }
 
@@ -63,6 +86,8 @@ export default class Create extends NoidCommand {
           cpus: flags.cpus,
           memMib: flags.mem,
           image: flags.image,
+          mounts: flags.mount?.map(parseMount),
+          restart: flags.restart,
           start: !flags['no-start'],
         },
         view.line,

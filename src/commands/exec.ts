@@ -55,6 +55,6 @@ export default class Exec extends NoidCommand {
       rows: tty ? process.stdout.rows : undefined,
       cols: tty ? process.stdout.columns : undefined,
     })
-    process.exit(await pipeExec(socket, head, tty))
+    process.exit(await pipeExec(socket, head, { tty }))
   }
 }

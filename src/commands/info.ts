@@ -23,7 +23,12 @@ export default class Info extends NoidCommand {
         ['Ports', ports(vm.ports)],
         ['Runtime', vm.runtime],
         ['Image', vm.image ?? 'the one built in'],
+        [
+          'Mounts',
+          vm.mounts.map((m) => `${m.source} → ${m.target}${m.readonly ? ' (read-only)' : ''}`).join(', ') || '-',
+        ],
         ['Size', `${vm.cpus} CPU, ${vm.memMib} MiB`],
+        ['Restart', restart(vm)],
         ['Process', vm.pid === null ? '-' : String(vm.pid)],
         ['Created', vm.createdAt],
         ['Up', upFor(vm)],
@@ -31,4 +36,11 @@ export default class Info extends NoidCommand {
     )
     return vm
   }
+}
+
+/** The policy, how often it was needed, and when it will be next. */
+function restart(vm: Vm): string {
+  const times = vm.restarts === 0 ? '' : `, ${vm.restarts} ${vm.restarts === 1 ? 'time' : 'times'} in a row`
+  const waits = vm.restartAt !== null && (vm.state === 'failed' || vm.state === 'stopped')
+  return `${vm.restart}${times}${waits ? `, next at ${vm.restartAt}` : ''}`
 }

@@ -26,7 +26,7 @@ export default class List extends NoidCommand {
           { head: 'UP', cell: (v) => upFor(v) },
         ]),
       )
-      for (const v of vms) if (v.problem) this.say(`${v.name}: ${v.problem}`)
+      for (const v of vms) if (v.problem) this.say(`${v.name}: ${v.problem.split('\n', 1)[0]}`)
     }
     return vms
   }

@@ -2,9 +2,10 @@ import { Flags } from '@oclif/core'
 import { vmNamed } from '../cli/active.ts'
 import { vmArg } from '../cli/args.ts'
 import { NoidCommand } from '../cli/base.ts'
+import { tame } from '../cli/text.ts'
 
 export default class Logs extends NoidCommand {
-  static override summary = "Show what a VM's init printed."
+  static override summary = 'Show what a VM printed: its init, or its serial line.'
   static override examples = ['<%= config.bin %> logs web', '<%= config.bin %> logs web --follow']
   static override args = { name: vmArg }
   static override flags = {
@@ -21,7 +22,11 @@ export default class Logs extends NoidCommand {
       for await (const chunk of stream) text += chunk
       return { name, lines: text === '' ? [] : text.trimEnd().split('\n') }
     }
-    for await (const chunk of stream) process.stdout.write(chunk as Buffer)
+    // Into a file or a pipe go the bytes as they are.
+    const terminal = process.stdout.isTTY
+    const utf8 = new TextDecoder()
+    for await (const chunk of stream)
+      process.stdout.write(terminal ? tame(utf8.decode(chunk as Buffer, { stream: true })) : (chunk as Buffer))
     return undefined
   }
 }

@@ -14,6 +14,7 @@ export default class Quickstart extends NoidCommand {
   static override examples = [
     '<%= config.bin %> quickstart',
     '<%= config.bin %> quickstart --keep',
+    '<%= config.bin %> quickstart --runtime qemu',
     '<%= config.bin %> quickstart --network-backend userspace --json',
   ]
   static override flags = {
@@ -22,7 +23,11 @@ export default class Quickstart extends NoidCommand {
       env: 'NOID_NETWORK_BACKEND',
       helpValue: 'BACKEND',
     }),
-    runtime: Flags.string({ summary: 'Who gives the VMs.', helpValue: 'RUNTIME' }),
+    runtime: Flags.string({
+      summary: 'Who gives the VMs: sandbox or qemu.',
+      env: 'NOID_RUNTIME',
+      helpValue: 'RUNTIME',
+    }),
     keep: Flags.boolean({ summary: 'Leave the VMs running.' }),
   }
 

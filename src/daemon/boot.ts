@@ -36,6 +36,9 @@ export class Boot {
   async up(v: VmRecord, progress: Progress, cancel?: AbortSignal): Promise<void> {
     const { store, checkpoint } = this.#c
     const { spec, n, backend, runtime } = await this.#parts(v)
+    const tell = (text: string): void => progress('step', text)
+    await bounded('getting what the VM needs', undefined, async (s) => runtime.provide?.(spec, s, tell), cancel)
+    checkpoint('provided')
     await this.#networks.ensure(n.id, cancel)
     const ports = store.publishesOf(v.id)
     if (ports.length > 0)
@@ -43,9 +46,9 @@ export class Boot {
     for (const p of ports) await this.publish(v, p, cancel)
     checkpoint('published')
 
-    progress('step', 'making its namespaces')
+    progress('step', 'preparing it')
     // The handle is the only way to a process that exists: it is written in the same turn in which it becomes known.
-    const prepared = await bounded('preparing the VM', limitMs.prepare, (s) => runtime.prepare(spec, s), cancel)
+    const prepared = await bounded('preparing the VM', limitMs.prepare, (s) => runtime.prepare(spec, s, tell), cancel)
     store.updateVm(v.id, { handle: prepared, bootId: this.#c.bootId })
     checkpoint('prepared')
 
@@ -53,11 +56,11 @@ export class Boot {
     const a = await this.#attach(v, n, backend, prepared.netns, prepared.wireNetns, cancel)
     checkpoint('attached')
 
-    progress('step', 'starting it and asking for an address')
+    progress('step', 'starting it')
     const { handle, nic } = await bounded(
       'starting the VM',
       limitMs.start,
-      (s) => runtime.start(spec, prepared, a, a.dns, s),
+      (s) => runtime.start(spec, prepared, a, a.dns, s, tell),
       cancel,
     )
     store.transaction(() => {
@@ -198,7 +201,7 @@ export class Boot {
       ))
     if (!whole) {
       const made = await this.#attach(v, n, backend, handle.netns, handle.wireNetns)
-      const nic = await bounded('configuring its nic again', limitMs.start, (s) => runtime.renic(spec, handle, made, s))
+      const nic = await bounded('configuring its nic again', limitMs.renic, (s) => runtime.renic(spec, handle, made, s))
       this.#lease(v, nic)
       this.#c.log('info', `${v.name} was attached to ${n.name} again`)
     }
@@ -214,7 +217,7 @@ export class Boot {
     const handle = v.handle
     if (handle === null) return
     this.#c.store.setAttachment(v.id, a)
-    const nic = await bounded('configuring its nic again', limitMs.start, (s) => runtime.renic(spec, handle, a, s))
+    const nic = await bounded('configuring its nic again', limitMs.renic, (s) => runtime.renic(spec, handle, a, s))
     this.#lease(v, nic)
   }
 

@@ -13,7 +13,10 @@ export const limitMs = {
   attach: 30_000,
   /** An image may have to be unpacked. */
   prepare: 300_000,
-  start: 60_000,
+  /** A VM with a kernel of its own, booted cold on a busy machine that emulates it; twice, when the first try hangs. */
+  start: 300_000,
+  renic: 60_000,
+  enter: 60_000,
   stop: 60_000,
   stats: 5_000,
 } as const
@@ -23,17 +26,20 @@ export class Cancelled extends Error {}
 
 export async function bounded<T>(
   what: string,
-  ms: number,
+  /** undefined: as long as it takes, until the caller goes away. */
+  ms: number | undefined,
   fn: (signal: AbortSignal) => Promise<T>,
   cancel?: AbortSignal,
 ): Promise<T> {
   if (cancel?.aborted) throw new Cancelled(what)
   const stop = new AbortController()
   const { promise: cut, reject } = Promise.withResolvers<never>()
-  const timer = setTimeout(() => {
-    reject(new NoidError('INTERNAL', { why: `${what} took longer than ${ms / 1000} s` }))
-    stop.abort(new Error(`${what} took longer than ${ms / 1000} s`))
-  }, ms)
+  const late = (): void => {
+    const why = `${what} took longer than ${(ms ?? 0) / 1000} s`
+    reject(new NoidError('INTERNAL', { why }))
+    stop.abort(new Error(why))
+  }
+  const timer = ms === undefined ? undefined : setTimeout(late, ms)
   const onCancel = (): void => {
     reject(new Cancelled(what))
     stop.abort(new Error('cancelled'))

@@ -15,6 +15,7 @@ import type { Runtime, RuntimeContext, RuntimeDescriptor, VmSpec } from '../runt
 import type { TakenSubnet } from './addressing.ts'
 import type { TakenPrefix6 } from './addressing6.ts'
 import type { KeyedMutex } from './mutex.ts'
+import type { Backoff } from './restarts.ts'
 import type { Store, VmRecord } from './store.ts'
 
 export type Log = (level: 'debug' | 'info' | 'warn' | 'error', message: string) => void
@@ -37,6 +38,8 @@ export interface Control {
   /** undefined: the kernel has no IPv6. */
   readonly hostRoutes6: () => readonly TakenPrefix6[] | undefined
   readonly hostRoutes: () => readonly TakenSubnet[]
+  /** Pauses between a VM's end and its next start (restarts.ts). */
+  readonly backoff: Backoff
   /** Called at named points between two steps; tests end the process there. */
   readonly checkpoint: (point: string) => void
 }
@@ -79,6 +82,7 @@ export const specOf = (paths: Paths, v: VmRecord): VmSpec => ({
   memMib: v.memMib,
   ...(v.image === null ? {} : { image: v.image }),
   ...(v.netns === null ? {} : { netns: v.netns }),
+  ...(v.mounts.length === 0 ? {} : { mounts: v.mounts }),
 })
 
 /** The runtimes, loaded on first use. */
@@ -90,6 +94,11 @@ export class Runtimes {
   constructor(descriptors: readonly RuntimeDescriptor[], context: RuntimeContext) {
     this.#descriptors = descriptors
     this.#context = context
+  }
+
+  /** Those whose VMs are noid's own. */
+  names(): string[] {
+    return this.#descriptors.filter((d) => d.foreign !== true).map((d) => d.name)
   }
 
   /** The named one, or the embedded default. */
@@ -110,6 +119,11 @@ export class Runtimes {
       r.catch(() => this.#loaded.delete(name))
     }
     return r
+  }
+
+  /** Every one that was loaded lets go; VMs go on. */
+  async close(): Promise<void> {
+    await Promise.allSettled([...this.#loaded.values()].map(async (r) => (await r).close?.()))
   }
 }
 

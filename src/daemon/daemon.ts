@@ -8,6 +8,8 @@ import { chmodSync, chownSync, existsSync, mkdirSync, readFileSync, rmSync, writ
 import { dirname, join } from 'node:path'
 import type { VersionInfo } from '../api/contract.ts'
 import { API_VERSION } from '../api/routes.ts'
+import { Images, imagesDir } from '../images/index.ts'
+import { Lock } from '../lock.ts'
 import type { Paths } from '../paths.ts'
 import { Registry, type Source } from '../plugins/registry.ts'
 import type { RuntimeDescriptor } from '../runtimes/contract.ts'
@@ -15,11 +17,12 @@ import { parseRoutes, type TakenSubnet } from './addressing.ts'
 import { parseRoutes6, type TakenPrefix6 } from './addressing6.ts'
 import { bootId, type Control, type Log, Runtimes } from './control.ts'
 import { Foreign } from './foreign.ts'
-import { Lock } from './lock.ts'
 import { KeyedMutex } from './mutex.ts'
 import { Networks } from './networks.ts'
+import { Prune } from './prune.ts'
 import { Publishes } from './publishes.ts'
 import { Reconciler } from './reconcile.ts'
+import { BACKOFF, type Backoff } from './restarts.ts'
 import { buildServer } from './server.ts'
 import { SCHEMA_VERSION, Store } from './store.ts'
 import { Vms } from './vms.ts'
@@ -44,6 +47,7 @@ export interface DaemonOptions {
   readonly hostRoutes?: () => readonly TakenSubnet[]
   readonly hostRoutes6?: () => readonly TakenPrefix6[] | undefined
   readonly checkpoint?: (point: string) => void
+  readonly backoff?: Backoff
 }
 
 export interface Daemon {
@@ -94,6 +98,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     privileged: o.privileged,
     hostRoutes6: o.hostRoutes6 ?? hostRoutes6,
     hostRoutes: o.hostRoutes ?? hostRoutes,
+    backoff: o.backoff ?? BACKOFF,
     checkpoint: o.checkpoint ?? (() => {}),
   }
   const networks = new Networks(control)
@@ -110,6 +115,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
       const late = new Promise((r) => setTimeout(r, DRAIN_MS).unref())
       await Promise.race([control.locks.idle(), late])
       await app.close()
+      await control.runtimes.close()
       await registry.close()
       store.close()
       rmSync(pidFile, { force: true })
@@ -139,6 +145,8 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     networks,
     publishes,
     foreign,
+    prune: new Prune(control, networks, vms),
+    images: new Images(imagesDir(paths.stateDir), log),
     version,
     ready,
     stop: wish,

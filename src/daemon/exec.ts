@@ -14,6 +14,8 @@ import { asNoidError } from './bounded.ts'
 const CHUNK = 256 * 1024
 const SIGNAL = /^SIG[A-Z0-9]{2,10}$/
 const LINGER_MS = 2_000
+/** A connection that is not read does not tell its end; an empty frame of output finds it. */
+const PROBE_MS = 1_000
 
 /** Joins both until the command ends or the client goes. Never throws. */
 export async function joinExec(socket: Duplex, head: Buffer, session: ExecSession): Promise<void> {
@@ -37,7 +39,9 @@ export async function joinExec(socket: Duplex, head: Buffer, session: ExecSessio
     if (type === frameType.stdin) {
       if (session.stdin.writable && !session.stdin.write(payload)) {
         socket.pause()
+        const probe = setInterval(() => socket.write(encodeFrame(frameType.stdout)), PROBE_MS)
         const go = (): void => {
+          clearInterval(probe)
           session.stdin.off('drain', go).off('close', go)
           socket.resume()
         }

@@ -1,20 +1,20 @@
 /**
- * The daemon's log: lines appended to a file that is renamed to FILE.1 when it grows past a size, so that two files are
- * all there ever is. Synchronous, because the last line before a death is the one that is wanted; there are few lines.
+ * The daemon's log: lines appended to a file that is renamed to FILE.1 when it grows past a size, and that one to FILE.2, so that
+ * three files are all there ever is. Synchronous, because the last line before a death is the one that is wanted; there are few lines.
  */
-import { appendFileSync, renameSync, statSync } from 'node:fs'
+import { appendFileSync, statSync } from 'node:fs'
+import { LOG_FILES } from '../logs.ts'
 import type { Log } from './control.ts'
+import { LOG_BYTES, moved } from './rotate.ts'
 
-const MAX_BYTES = 4 << 20
-
-export function fileLog(file: string, debug: boolean, maxBytes = MAX_BYTES): Log {
+export function fileLog(file: string, debug: boolean, maxBytes = LOG_BYTES): Log {
   let size = sizeOf(file)
   return (level, message) => {
     if (level === 'debug' && !debug) return
     const line = `${new Date().toISOString()} ${level.padEnd(5)} ${message.replaceAll('\n', '\n  ')}\n`
     try {
       if (size + line.length > maxBytes) {
-        renameSync(file, `${file}.1`)
+        for (let i = LOG_FILES - 1; i > 0; i--) moved(i === 1 ? file : `${file}.${i - 1}`, `${file}.${i}`)
         size = 0
       }
       appendFileSync(file, line, { mode: 0o600 })

@@ -14,6 +14,7 @@ import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { CreateNetwork, Network } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
+import { Lock } from '../lock.ts'
 import type { BackendDescriptor, CaptureOptions, NetworkSpec, NetworkStats } from '../plugins/contract.ts'
 import {
   checkSubnet,
@@ -42,7 +43,6 @@ import {
 } from './addressing6.ts'
 import { bounded, limitMs } from './bounded.ts'
 import { type Control, checkName, newId, type Progress } from './control.ts'
-import { Lock } from './lock.ts'
 import type { NetworkRecord } from './store.ts'
 
 const PLAIN_BACKEND = 'userspace'

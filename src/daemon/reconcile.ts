@@ -3,17 +3,23 @@
  *
  * At the start: what was being done is finished or undone, VMs that run are adopted, networks with such VMs are carried
  * again and strays on them removed. Networks are repaired side by side; one that hangs delays nobody else's.
- * While it runs: each second every running VM is asked whether its init lives (two reads of /proc for each); events of the
- * backends go to the store.
+ * While it runs: each second every running VM is asked whether its init lives (two reads of /proc for each), and those whose time has come
+ * are started again, a few at once; logs are kept small; events of the backends go to the store.
  */
+import { availableParallelism } from 'node:os'
 import type { BackendEvent } from '../plugins/contract.ts'
 import { bounded, limitMs } from './bounded.ts'
 import type { Control } from './control.ts'
 import type { Networks } from './networks.ts'
+import { due } from './restarts.ts'
+import { LogKeeper } from './rotate.ts'
 import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 import type { Vms } from './vms.ts'
 
 const WATCH_MS = 1_000
+const SWEEP_MS = 2_000
+/** VMs that are started again at one time: after a reboot all of them want to. */
+const REVIVING = Math.max(2, availableParallelism())
 /** Phases in which a VM may hold something of its network. */
 const MAY_HOLD: ReadonlySet<Phase> = new Set(['creating', 'starting', 'running', 'stopping', 'destroying'])
 
@@ -22,6 +28,8 @@ export class Reconciler {
   readonly #networks: Networks
   readonly #vms: Vms
   #timer: NodeJS.Timeout | undefined
+  #sweeper: NodeJS.Timeout | undefined
+  readonly #closing = new AbortController()
 
   constructor(c: Control, networks: Networks, vms: Vms) {
     this.#c = c
@@ -62,7 +70,10 @@ export class Reconciler {
   }
 
   watch(): void {
+    const logs = new LogKeeper(this.#c)
+    this.#sweeper = setInterval(() => logs.sweep(), SWEEP_MS)
     const reaping = new Set<string>()
+    const reviving = new Set<string>()
     const look = async (v: VmRecord): Promise<void> => {
       if (v.phase !== 'running' || reaping.has(v.id) || (await this.#vms.isAlive(v))) return
       reaping.add(v.id)
@@ -70,13 +81,24 @@ export class Reconciler {
     }
     // A VM whose turn is taken by something long delays the others' watch by nothing.
     this.#timer = setInterval(() => {
-      for (const v of this.#c.store.vms())
-        look(v).catch((e: unknown) => this.#c.log('error', `watching ${v.name}: ${e instanceof Error ? e.message : e}`))
+      const tell = (v: VmRecord, e: unknown): void =>
+        this.#c.log('error', `watching ${v.name}: ${e instanceof Error ? e.message : e}`)
+      for (const v of this.#c.store.vms()) {
+        look(v).catch((e: unknown) => tell(v, e))
+        if (reviving.size >= REVIVING || reviving.has(v.id) || !due(v, Date.now())) continue
+        reviving.add(v.id)
+        this.#vms
+          .revive(v.name, this.#closing.signal)
+          .catch((e: unknown) => tell(v, e))
+          .finally(() => reviving.delete(v.id))
+      }
     }, WATCH_MS)
   }
 
   close(): void {
     clearInterval(this.#timer)
+    clearInterval(this.#sweeper)
+    this.#closing.abort()
   }
 
   /** A backend's word. Never throws: the backend is not the one to repair what goes wrong here. */

@@ -18,18 +18,24 @@ import {
   createVm,
   execStart,
   type ProgressLine,
+  pruneRequest,
   type VersionInfo,
   type Vm,
 } from '../api/contract.ts'
 import { EXEC_PROTOCOL } from '../api/exec.ts'
 import { CAPTURE_SNAP_MAX, CAPTURE_SNAP_MIN, CAPTURE_TYPE, routes } from '../api/routes.ts'
 import { NoidError } from '../errors.ts'
-import { asNoidError, bounded, limitMs } from './bounded.ts'
+import type { Images } from '../images/index.ts'
+import { tail } from '../logs.ts'
+import type { ExecRequest, ExecSession } from '../runtimes/contract.ts'
+import { asNoidError, bounded, Cancelled, limitMs } from './bounded.ts'
+import { openConsole } from './console.ts'
 import { type Control, type Progress, specOf } from './control.ts'
 import { joinExec } from './exec.ts'
 import type { Foreign } from './foreign.ts'
-import { tail } from './logs.ts'
+import { imageRoutes } from './images.ts'
 import type { Networks } from './networks.ts'
+import type { Prune } from './prune.ts'
 import type { Publishes } from './publishes.ts'
 import type { NetworkRecord } from './store.ts'
 import { MAX_GRACE_MS, type Vms } from './vms.ts'
@@ -56,6 +62,8 @@ export interface ServerParts {
   readonly networks: Networks
   readonly publishes: Publishes
   readonly foreign: Foreign
+  readonly prune: Prune
+  readonly images: Images
   readonly version: () => VersionInfo
   /** Resolves when the store and the world agree. */
   readonly ready: Promise<void>
@@ -85,10 +93,17 @@ export function buildServer(p: ServerParts): FastifyInstance {
     p.stop()
     return {}
   })
+  app.post(routes.prune, (req) => p.prune.run(parse(pruneRequest, req.body ?? {})))
   app.get(routes.backends, () => backends(p.control))
   vmRoutes(app, p)
   networkRoutes(app, p)
   attachmentRoutes(app, p)
+  imageRoutes(app, {
+    images: p.images,
+    store: p.control.store,
+    parse,
+    progress: (reply, run) => told(p, reply, run),
+  })
   // Upgraded connections are no longer the HTTP server's: it would wait for them for ever.
   const upgraded = new Set<Duplex>()
   app.server.on('upgrade', (req: IncomingMessage, socket: Duplex, head: Buffer) => {
@@ -215,10 +230,19 @@ async function progress(
   reply: FastifyReply,
   run: (say: Progress, cancel: AbortSignal) => Promise<Vm>,
 ): Promise<FastifyReply> {
+  return told(p, reply, async (say, cancel) => ({ vm: await run(say, cancel) }))
+}
+
+/** The same for whatever is there at the end. */
+async function told<T extends object>(
+  p: ServerParts,
+  reply: FastifyReply,
+  run: (say: Progress, cancel: AbortSignal) => Promise<T>,
+): Promise<FastifyReply> {
   const out: ServerResponse = reply.raw
   const left = new AbortController()
   let answered = false
-  const line = (l: ProgressLine): void => {
+  const line = (l: ProgressLine<T>): void => {
     if (!out.headersSent) {
       reply.hijack()
       out.writeHead(200, { 'content-type': 'application/x-ndjson', 'cache-control': 'no-store' })
@@ -229,8 +253,8 @@ async function progress(
     if (!answered) left.abort()
   })
   try {
-    const vm = await run((type, text) => line({ type, text }), left.signal)
-    line({ type: 'done', vm })
+    const done = await run((type, text) => line({ type, text }), left.signal)
+    line({ type: 'done', ...done })
   } catch (e) {
     if (!out.headersSent) throw e
     line({ type: 'error', error: body(p, e) })
@@ -270,23 +294,28 @@ async function capture(
   return reply.type(CAPTURE_TYPE).header('cache-control', 'no-store').send(frames)
 }
 
-/** POST /v1/vms/NAME/exec with `upgrade: noid-exec/1`. */
+/** POST /v1/vms/NAME/exec or console with `upgrade: noid-exec/1`. */
 async function upgrade(p: ServerParts, req: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-  const name = /^\/v1\/vms\/([^/?]+)\/exec$/.exec(req.url ?? '')?.[1]
+  const [, name, kind] = /^\/v1\/vms\/([^/?]+)\/(exec|console)$/.exec(req.url ?? '') ?? []
   if (req.method !== 'POST' || name === undefined || req.headers.upgrade !== EXEC_PROTOCOL)
     throw new NoidError('INVALID_INPUT', { what: `there is no ${req.method} ${req.url} for ${req.headers.upgrade}` })
-  const want = parse(execStart, await readJson(req))
+  const asked = await readJson(req)
   await p.ready
+  const session =
+    kind === 'exec'
+      ? await enter(p, decode(name), parse(execStart, asked))
+      : await openConsole(p.control, p.vms.find(decode(name)))
+  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${EXEC_PROTOCOL}\r\n\r\n`)
+  await joinExec(socket, head, session)
+}
+
+async function enter(p: ServerParts, name: string, want: ExecRequest): Promise<ExecSession> {
   const { control, vms } = p
-  const v = vms.find(decode(name))
+  const v = vms.find(name)
   if (v.phase !== 'running' || v.handle === null) throw new NoidError('VM_NOT_RUNNING', { name: v.name })
   const runtime = await control.runtimes.get(v.runtime)
   const handle = v.handle
-  const session = await bounded('entering the VM', limitMs.start, () =>
-    runtime.exec(specOf(control.paths, v), handle, want),
-  )
-  socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${EXEC_PROTOCOL}\r\n\r\n`)
-  await joinExec(socket, head, session)
+  return bounded('entering the VM', limitMs.enter, () => runtime.exec(specOf(control.paths, v), handle, want))
 }
 
 function decode(text: string): string {
@@ -334,7 +363,7 @@ function refuse(p: ServerParts, socket: Duplex, e: unknown): void {
 function body(p: ServerParts, e: unknown): ReturnType<NoidError['toJSON']> & { stack?: string } {
   const error = asNoidError(e)
   const cause = e instanceof NoidError ? e.cause : e
-  if (error.code === 'INTERNAL')
+  if (error.code === 'INTERNAL' && !(e instanceof Cancelled))
     p.control.log('error', cause instanceof Error ? (cause.stack ?? cause.message) : error.message)
   const trace = (cause instanceof Error ? cause : error).stack
   return { ...error.toJSON(), ...(p.debug && trace !== undefined ? { stack: trace } : {}) }

@@ -12,7 +12,7 @@ import { mkdirSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { DatabaseSync, type SQLInputValue } from 'node:sqlite'
 import type { Attachment, LeaseRow } from '../plugins/contract.ts'
-import type { VmHandle } from '../runtimes/contract.ts'
+import type { MountSpec, VmHandle } from '../runtimes/contract.ts'
 
 /** One entry for each version of the schema; entry i leads from version i to i + 1. Never edited once released. */
 const MIGRATIONS: readonly string[] = [
@@ -36,6 +36,10 @@ const MIGRATIONS: readonly string[] = [
    CREATE TABLE leases (
      attachment TEXT PRIMARY KEY REFERENCES attachments(id) ON DELETE CASCADE, address TEXT NOT NULL, state TEXT NOT NULL,
      expires_at INTEGER) STRICT;`,
+  `ALTER TABLE vms ADD COLUMN mounts TEXT NOT NULL DEFAULT '[]';
+   ALTER TABLE vms ADD COLUMN restart TEXT NOT NULL DEFAULT 'no';
+   ALTER TABLE vms ADD COLUMN restarts INTEGER NOT NULL DEFAULT 0;
+   ALTER TABLE vms ADD COLUMN restart_at TEXT;`,
   // IPv6. What was made before stays IPv4-only until it is made anew: nothing changes below a VM that runs.
   `CREATE TABLE installation (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
    ALTER TABLE networks ADD COLUMN subnet6 TEXT;
@@ -99,6 +103,14 @@ export interface VmRecord {
   readonly bootId: string | null
   readonly createdAt: string
   readonly startedAt: string | null
+  /** Directories of the host that it sees. */
+  readonly mounts: readonly MountSpec[]
+  /** What happens when it ends on its own: "no", "on-failure", "on-failure:5", "always" (restarts.ts). */
+  readonly restart: string
+  /** How often it was started again on its own since somebody started it, or since it ran for a while. */
+  readonly restarts: number
+  /** When it will be started again on its own; null for what is not planned. */
+  readonly restartAt: string | null
 }
 
 export interface PublishRecord {
@@ -124,7 +136,7 @@ export interface LeaseRecord {
 type Row = Record<string, unknown>
 
 /** Columns that are JSON or truth values in SQLite; everything else is as it is. */
-const JSON_COLUMNS = new Set(['allow_host', 'config', 'notes', 'handle', 'body'])
+const JSON_COLUMNS = new Set(['allow_host', 'config', 'notes', 'handle', 'body', 'mounts'])
 const BOOLEAN_COLUMNS = new Set(['isolated', 'on_demand', 'picked', 'ipv4'])
 const snake = (s: string): string => s.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`)
 const camel = (s: string): string => s.replace(/_([a-z])/g, (_, c: string) => c.toUpperCase())

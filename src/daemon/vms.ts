@@ -8,18 +8,23 @@
 import { mkdir, rm } from 'node:fs/promises'
 import type { CreateVm, Publish, Vm } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
+import type { MountSpec, Obituary, RuntimeDescriptor } from '../runtimes/contract.ts'
 import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, parseMac } from './addressing.ts'
 import { claimAddress6, formatIpv6, type Holder6, nextAddress6, parseIpv6, slaacOf } from './addressing6.ts'
 import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
 import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
+import { checkMounts } from './mounts.ts'
 import { type Networks, plan6OfNetwork, planOfNetwork, type Wanted } from './networks.ts'
 import { parsePorts } from './ports.ts'
 import { publicPort, reserve } from './publishes.ts'
+import { due, parsePolicy, plan } from './restarts.ts'
 import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 
 const GRACE_MS = 5_000
 export const MAX_GRACE_MS = 600_000
+/** Of what a VM said last, in its problem. */
+const MAX_WORDS = 2_000
 
 /** A request after everything that can be checked without the store was checked. */
 interface Plan {
@@ -29,6 +34,7 @@ interface Plan {
   readonly mac: string | undefined
   readonly fixed: FixedAddresses
   readonly ports: readonly Publish[]
+  readonly mounts: readonly MountSpec[]
   readonly foreign: ForeignOrigin | undefined
 }
 
@@ -55,6 +61,11 @@ const shown: Readonly<Record<Phase, Vm['state']>> = {
   failed: 'failed',
   destroying: 'failed',
 }
+
+/** What a guest printed as text alone: it must not write to anybody's terminal as it likes. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: they are what is taken away
+const CONTROL = /\u001b\[[0-9;?]*[ -/]*[@-~]|[\u0000-\u0008\u000b-\u001f\u007f-\u009f]/g
+const plain = (s: string): string => s.replace(CONTROL, '')
 
 export class Vms {
   readonly #c: Control
@@ -104,7 +115,10 @@ export class Vms {
   async #tellLimits(runtime: string, progress: Progress): Promise<void> {
     if (this.#told.has(runtime)) return
     this.#told.add(runtime)
-    const missing = await (await this.#c.runtimes.get(runtime)).unenforced?.()
+    const r = await this.#c.runtimes.get(runtime)
+    const notice = await r.notice?.()
+    if (notice !== undefined) progress('note', notice)
+    const missing = await r.unenforced?.()
     if (missing !== undefined) progress('note', `nothing on this machine enforces ${missing}: noid doctor tells why`)
   }
 
@@ -112,6 +126,7 @@ export class Vms {
   async #check(body: CreateVm, foreign?: ForeignOrigin): Promise<Plan> {
     const { registry, runtimes, store } = this.#c
     checkName('VM', body.name)
+    parsePolicy(body.restart ?? 'no')
     if (store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
     const wanted = this.#networks.resolve(body.network, body.networkBackend)
     const backend = registry.descriptor(wanted.backend)
@@ -123,10 +138,12 @@ export class Vms {
       })
     commonNics(runtime, backend)
     const ports = parsePorts(body.ports ?? [])
+    const mounts = checkMounts(body.mounts ?? [])
     this.mustPublish(wanted.backend, ports)
     const fixed = fixedAddresses(body.ip)
     if (body.ip !== undefined && backend.capabilities.addressing === 'external')
       throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
+    await this.#mustRun(runtime)
     const mac = body.mac === undefined ? undefined : parseMac(body.mac)
     const b = await registry.backend(wanted.backend)
     const status = await bounded(`asking the backend ${wanted.backend}`, limitMs.status, (s) => b.status(s))
@@ -138,7 +155,18 @@ export class Vms {
         hint: p?.hint,
       })
     }
-    return { body, wanted, runtime: runtime.name, mac, fixed, ports, foreign }
+    return { body, wanted, runtime: runtime.name, mac, fixed, ports, mounts, foreign }
+  }
+
+  /** The default runtime is tried as it is; one that was chosen says first what it lacks. */
+  async #mustRun({ name, foreign }: RuntimeDescriptor): Promise<void> {
+    const { runtimes } = this.#c
+    if (foreign || name === runtimes.descriptor(undefined).name) return
+    const r = await runtimes.get(name)
+    const status = await bounded(`asking the runtime ${name}`, limitMs.status, () => r.status())
+    const p = status.problems[0]
+    if (!status.ok)
+      throw new NoidError('RUNTIME_UNAVAILABLE', { name, why: p?.what ?? 'it is not ready', hint: p?.hint })
   }
 
   /** Throws when the backend cannot forward these ports. */
@@ -178,6 +206,10 @@ export class Vms {
       bootId: null,
       createdAt: new Date().toISOString(),
       startedAt: null,
+      mounts: plan.mounts,
+      restart: body.restart ?? 'no',
+      restarts: 0,
+      restartAt: null,
     })
     reserve(store, this.boot, id, plan.ports)
   }
@@ -221,13 +253,17 @@ export class Vms {
   start(name: string, progress: Progress, cancel?: AbortSignal): Promise<Vm> {
     return this.locked(name, async (v) => {
       if (v.phase === 'running') progress('note', `${name} runs already`)
-      else await this.#start(v, progress, cancel)
+      else {
+        this.#unplan(v)
+        await this.#start(v, progress, cancel)
+      }
       return this.view(this.find(name))
     })
   }
 
   restart(name: string, progress: Progress): Promise<Vm> {
     return this.locked(name, async (v) => {
+      this.#unplan(v)
       if (v.phase === 'running') {
         progress('step', 'stopping it')
         await this.#stop(v, GRACE_MS)
@@ -235,6 +271,11 @@ export class Vms {
       await this.#start(this.find(name), progress)
       return this.view(this.find(name))
     })
+  }
+
+  /** A person's word: what was planned for it on its own is over. */
+  #unplan(v: VmRecord): void {
+    if (v.restartAt !== null || v.restarts !== 0) this.#c.store.updateVm(v.id, { restartAt: null, restarts: 0 })
   }
 
   async #start(v: VmRecord, progress: Progress, cancel?: AbortSignal): Promise<void> {
@@ -266,6 +307,7 @@ export class Vms {
 
   stop(name: string, graceMs = GRACE_MS): Promise<Vm> {
     return this.locked(name, async (v) => {
+      this.#unplan(v)
       if (v.phase !== 'created' && v.phase !== 'stopped' && v.phase !== 'destroying') await this.#stop(v, graceMs)
       return this.view(this.find(name))
     })
@@ -291,6 +333,21 @@ export class Vms {
         this.#stuck(v.id, e)
         throw e
       }
+    })
+  }
+
+  /** Unless it is in use by then; false when it stayed. */
+  destroyIf(name: string, unused: (v: VmRecord) => boolean): Promise<boolean> {
+    return this.#c.locks.run(`vm:${name}`, async () => {
+      const v = this.#c.store.vmNamed(name)
+      if (v === undefined || !unused(v)) return false
+      try {
+        await this.#forget(v.id, 0)
+      } catch (e) {
+        this.#stuck(v.id, e)
+        throw e
+      }
+      return true
     })
   }
 
@@ -328,6 +385,8 @@ export class Vms {
       } else if (v.phase === 'starting') {
         log('info', `undoing the start of ${v.name}`)
         await this.#ended(v, 'failed', 'the daemon ended while it was starting')
+        // Nobody waits for one that was being started on its own, or that is to run always.
+        if (v.restartAt !== null || parsePolicy(v.restart).when === 'always') this.#again(v)
       } else if (v.phase === 'stopping') {
         log('info', `finishing the stop of ${v.name}`)
         await this.#ended(v, 'stopped', null)
@@ -336,13 +395,12 @@ export class Vms {
   }
 
   async #recoverRunning(v: VmRecord): Promise<void> {
-    if (v.bootId !== this.#c.bootId) return this.#ended(v, 'stopped', 'the machine was started again')
-    if (!(await this.isAlive(v)))
-      return this.#ended(
-        v,
-        'failed',
-        v.netns === null ? 'its init ended while the daemon was away' : 'its network namespace is gone',
-      )
+    if (v.bootId !== this.#c.bootId) {
+      await this.#ended(v, 'stopped', 'the machine was started again')
+      if (parsePolicy(v.restart).when === 'always') this.#again(v)
+      return
+    }
+    if (!(await this.isAlive(v))) return this.#died(v, ' while the daemon was away')
     try {
       await this.boot.adopt(v)
       this.#c.store.updateVm(v.id, { problem: null })
@@ -354,9 +412,74 @@ export class Vms {
     }
   }
 
-  async #ended(v: VmRecord, phase: 'failed' | 'stopped', problem: string | null): Promise<void> {
+  async #ended(
+    v: VmRecord,
+    phase: 'failed' | 'stopped',
+    problem: string | null,
+    next: Partial<VmRecord> = {},
+  ): Promise<void> {
     await this.boot.down(v, 0).catch(() => {})
-    this.#c.store.updateVm(v.id, { phase, problem })
+    this.#c.store.updateVm(v.id, { phase, problem, ...next })
+  }
+
+  /** It goes on as soon as somebody looks; that counts as no failure of its own. */
+  #again(v: VmRecord): void {
+    this.#c.store.updateVm(v.id, { restartAt: new Date().toISOString() })
+  }
+
+  /** It ended on its own: give back what it held, say why, and plan what its policy says. */
+  async #died(v: VmRecord, when = ''): Promise<void> {
+    const last = await this.#obituary(v)
+    const what = last?.orderly
+      ? `it shut itself down${when}`
+      : v.netns === null
+        ? `${last === undefined ? 'its init ended' : 'it ended unexpectedly'}${when}`
+        : 'its network namespace is gone'
+    const words = last?.orderly
+      ? ''
+      : plain(last?.words ?? '')
+          .trim()
+          .slice(-MAX_WORDS)
+    const problem = words === '' ? what : `${what}; its last words:\n${words}`
+    this.#c.log('warn', `${v.name}: ${problem}`)
+    const next = plan(v, last?.orderly ?? false, Date.now(), this.#c.backoff)
+    // In one turn with the phase: no moment in which it has ended and nothing is planned.
+    await this.#ended(v, last?.orderly ? 'stopped' : 'failed', problem, next)
+    if (next.restartAt !== null) this.#c.log('info', `${v.name} is started again at ${next.restartAt} (${v.restart})`)
+  }
+
+  async #obituary(v: VmRecord): Promise<Obituary | undefined> {
+    const { runtimes, paths, log } = this.#c
+    const handle = v.handle
+    if (handle === null) return undefined
+    try {
+      const runtime = await runtimes.get(v.runtime)
+      return await bounded('asking how it ended', limitMs.stats, async () =>
+        runtime.obituary?.(specOf(paths, v), handle),
+      )
+    } catch (e) {
+      log('warn', `${v.name}: ${e instanceof Error ? e.message : e}`)
+      return undefined
+    }
+  }
+
+  /** Start what is due to be started again on its own. */
+  async revive(name: string, cancel: AbortSignal): Promise<void> {
+    await this.locked(name, async (v) => {
+      if (cancel.aborted || !due(v, Date.now())) return
+      const { log, store, backoff } = this.#c
+      log('info', `starting ${name} again`)
+      try {
+        await this.#start(v, (_, text) => log('debug', `${name}: ${text}`), cancel)
+        store.updateVm(v.id, { restartAt: null })
+        log('info', `${name} runs again`)
+      } catch (e) {
+        // The daemon ends: the next one goes on with it.
+        if (e instanceof Cancelled) return
+        log('error', `starting ${name} again: ${e instanceof Error ? e.message : e}`)
+        store.updateVm(v.id, plan({ ...v, startedAt: null }, false, Date.now(), backoff))
+      }
+    })
   }
 
   async isAlive(v: VmRecord): Promise<boolean> {
@@ -367,9 +490,7 @@ export class Vms {
   async reap(name: string): Promise<void> {
     await this.locked(name, async (v) => {
       if (v.phase !== 'running' || (await this.isAlive(v))) return
-      const what = v.netns === null ? 'its init ended' : 'its network namespace is gone'
-      this.#c.log('warn', `${name}: ${what}`)
-      await this.#ended(v, 'failed', what)
+      await this.#died(v)
     })
   }
 
@@ -389,11 +510,15 @@ export class Vms {
       cpus: v.cpus,
       memMib: v.memMib,
       image: v.image,
+      mounts: [...v.mounts],
       ports: this.#c.store.publishesOf(v.id).map(publicPort),
       // A foreign namespace has no process of noid's.
       pid: v.handle?.pid || null,
       createdAt: v.createdAt,
       startedAt: v.startedAt,
+      restart: v.restart,
+      restarts: v.restarts,
+      restartAt: v.restartAt,
     }
   }
 }

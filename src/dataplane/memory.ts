@@ -3,6 +3,7 @@
  * bytes (netstack/arena.ts). Its pages cost memory only once they are used; `grow` would detach every view, so it cannot.
  */
 import { Arena } from '../netstack/arena.ts'
+import { useVectors } from '../netstack/wire/checksum-simd.ts'
 
 // lib.esnext does not declare it, and lib.dom declares too much.
 declare const WebAssembly: {
@@ -13,5 +14,7 @@ const PAGE = 65536
 /** @param mebibytes of address space */
 export function makeArena(mebibytes: number): Arena {
   const pages = (mebibytes * 1024 * 1024) / PAGE
-  return new Arena(new WebAssembly.Memory({ initial: pages, maximum: pages }).buffer)
+  const memory = new WebAssembly.Memory({ initial: pages, maximum: pages })
+  useVectors(memory)
+  return new Arena(memory.buffer)
 }

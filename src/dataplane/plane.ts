@@ -16,13 +16,16 @@ import type { Arena } from '../netstack/arena.ts'
 import type { NetstackEvent, Ref } from '../netstack/host.ts'
 import { Network } from '../netstack/network.ts'
 import { ROLE } from '../netstack/switch/port.ts'
+import { SoftwareOffload } from '../netstack/switch/segment.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
+import { Backlog } from './backlog.ts'
 import { Burst } from './burst.ts'
 import { CaptureStreams } from './captures.ts'
+import { DgramPort } from './dgram.ts'
 import { DataPlaneHost } from './host.ts'
 import { Patience } from './patience.ts'
-import { type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
+import { type Nic, type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
 import {
   type EventMessage,
   type HelloAnswer,
@@ -32,6 +35,8 @@ import {
   type StatsAnswer,
 } from './protocol.ts'
 import type { Reactor } from './reactor.ts'
+import { TurnEnd } from './turn-end.ts'
+import { headerScratch, VhostPort } from './vhost/port.ts'
 
 /** The longest sleep, in ms: the control socket's file is looked at, and housekeeping is due about as often. */
 const SLEEP_MAX = 1000
@@ -63,7 +68,7 @@ export class Plane {
   readonly #host: DataPlaneHost
   readonly #slot: number
   readonly #burst: Burst | undefined
-  readonly #nics = new Map<string, NicPort>()
+  readonly #nics = new Map<string, Nic>()
   readonly #idOfPort: string[] = []
   // On a kernel's bridge: the one nic, and who is behind it.
   #uplink: NicPort | undefined
@@ -74,6 +79,10 @@ export class Plane {
   readonly #held = new Map<string, number>()
   readonly #captures: CaptureStreams
   readonly #patience: Patience
+  readonly #turnEnd = new TurnEnd()
+  /** Made for the first nic that needs it. */
+  #backlog: Backlog | undefined
+  #finisher: { readonly software: SoftwareOffload; readonly headerAt: number } | undefined
   readonly #warnings: string[] = []
   #config: NetworkConfig | undefined
   #network: Network | undefined
@@ -173,8 +182,7 @@ export class Plane {
 
   #attach(a: Attach, fds: readonly number[]): void {
     const network = this.#configured()
-    const options = this.#nicOptions(a.kind === 'tap' ? [taken(fds)] : fds, a.vnetHdr)
-    const nic = a.kind === 'tap' ? new TapPort(options) : new PacketPort(options)
+    const nic = this.#open(a, fds)
     nic.index = network.attach({
       id: a.id,
       role: a.role === 'host' ? ROLE.host : ROLE.vm,
@@ -189,6 +197,37 @@ export class Plane {
     this.#nics.set(a.id, nic)
     this.#idOfPort[nic.index] = a.id
     nic.start()
+  }
+
+  #open({ kind, vnetHdr }: Attach, fds: readonly number[]): Nic {
+    const options = this.#nicOptions(kind === 'packet' ? fds : [taken(fds)], vnetHdr)
+    switch (kind) {
+      case 'tap':
+        return new TapPort(options)
+      case 'packet':
+        return new PacketPort(options)
+      case 'dgram':
+        this.#backlog ??= new Backlog(this.#o.arena, (this.#config as NetworkConfig).mtu)
+        return new DgramPort(options, this.#backlog, this.#turnEnd)
+      case 'vhost-user':
+        return this.#openVhost(options)
+      default:
+        throw new Error(`unknown kind of nic ${kind}`)
+    }
+  }
+
+  #openVhost(o: NicOptions): VhostPort {
+    const { arena } = this.#o
+    this.#finisher ??= { software: new SoftwareOffload(arena), headerAt: headerScratch(arena) }
+    const broken = (index: number, why: string): void => {
+      const drops = this.#network?.drops
+      drops?.countNamed(index, 'virtio', 'the guest’s driver broke the rules of its rings; its nic was reset')
+      const message = `a virtio-net nic was reset: ${why}`
+      this.#event({ type: 'warning', message })
+    }
+    const [fd] = o.fds as [number]
+    const { software, headerAt } = this.#finisher
+    return new VhostPort({ ...o, fd, turnEnd: this.#turnEnd, software, broken }, headerAt)
   }
 
   #nicOptions(fds: readonly number[], vnetHdr: boolean): NicOptions {
@@ -322,7 +361,10 @@ export class Plane {
     this.#again = rest
   }
 
-  readonly #rest = (): void => this.#network?.flush()
+  readonly #rest = (): void => {
+    this.#network?.flush()
+    this.#turnEnd.run()
+  }
 
   /** Until `stop`, or until nobody wants it any more. */
   run(): void {
@@ -348,6 +390,7 @@ export class Plane {
       }
       if (this.#captures.active) this.#captures.pump()
       const again = this.#again
+      this.#turnEnd.run()
       const ready = this.#patience.wait(timeout, this.#rest)
       const later = host.refreshClock()
       reactor.dispatch(ready)

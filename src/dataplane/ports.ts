@@ -1,5 +1,5 @@
 /**
- * Switch ports over descriptors: a TAP, or a packet socket on the far end of a veth.
+ * Switch ports over descriptors: a TAP, or a packet socket on the far end of a veth (dgram.ts: a unix socket).
  *
  * Owns: the descriptor of one nic, reading its frames in bursts, writing frames to it, counting what it refused.
  * Never does: looking into a frame.
@@ -60,7 +60,20 @@ export interface NicOptions {
   readonly endOfBurst: () => void
 }
 
-export abstract class NicPort implements Port, Loser {
+/** A port of the data plane: what the control protocol can do with it. */
+export interface Nic extends Port {
+  /** The switch's index for it; set when it is attached. */
+  index: number
+  /** Begin to read. */
+  start(): void
+  /** Give its descriptors up. */
+  close(): void
+  /** Is it the one over this descriptor? */
+  is(fd: number): boolean
+}
+
+/** Reading, which all have in common. */
+export abstract class NicPort implements Nic, Loser {
   readonly offload: boolean
   /** Written to. */
   protected readonly fd: number
@@ -71,20 +84,18 @@ export abstract class NicPort implements Port, Loser {
   /** Bytes of header before each frame on the wire of the descriptor. */
   protected readonly header: number
   joins: boolean
-  readonly #reactor: Reactor
+  protected readonly reactor: Reactor
   readonly #slot: number
-  readonly #network: Receiver
+  protected readonly network: Receiver
   readonly #endOfBurst: () => void
   readonly #arena: Arena
-  #burst: Burst | undefined
+  protected burst: Burst | undefined
   #watched = false
   /** Frames to try for in the next turn, at most `#ceiling`. */
   #expected = 1
   #ceiling = BURST
   /** The frames of the last turn were short. */
   #short = false
-  /** The lot of writes that has something of this port. */
-  #lot = -1
   /** The switch's index for it; set when it is attached. */
   index = -1
   /** Errors other than a full queue, by which it lost frames. */
@@ -98,17 +109,18 @@ export abstract class NicPort implements Port, Loser {
     this.offload = this.joins = o.vnetHdr
     this.base = o.base
     this.header = o.vnetHdr ? VNET : 0
-    this.#reactor = o.reactor
+    this.reactor = o.reactor
     this.#slot = o.slot
-    this.#network = o.network
+    this.network = o.network
     this.#endOfBurst = o.endOfBurst
     this.#arena = o.arena
-    this.#burst = o.burst
+    this.burst = o.burst
     for (const each of o.fds) setNonblock(each, true)
   }
 
   protected abstract get(addr: number, len: number): number
-  protected abstract put(addr: number, len: number): number
+  abstract transmit(off: number, len: number, stays: boolean): number
+  abstract flush(): void
 
   /** `fds[k]` has something to read. */
   protected told(_k: number): void {}
@@ -118,11 +130,18 @@ export abstract class NicPort implements Port, Loser {
     return false
   }
 
+  /** Does this error of a read end the nic? */
+  protected breaks(error: number): boolean {
+    return error !== -EAGAIN && error !== -EINTR
+  }
+
   /** Begin to read. The index must be known. */
   start(): void {
     this.#watched = true
     this.fds.forEach((fd, k) => {
-      this.#reactor.watch(fd, () => {
+      this.reactor.watch(fd, (readable, writable) => {
+        if (writable) this.flush()
+        if (!readable) return
         this.told(k)
         this.#read()
       })
@@ -137,7 +156,7 @@ export abstract class NicPort implements Port, Loser {
   }
 
   #stop(): void {
-    if (this.#watched) for (const fd of this.fds) this.#reactor.unwatch(fd)
+    if (this.#watched) for (const fd of this.fds) this.reactor.unwatch(fd)
     this.#watched = false
   }
 
@@ -150,7 +169,7 @@ export abstract class NicPort implements Port, Loser {
     const tries = this.#expected
     const timed = tries > FEW
     const from = timed ? performance.now() : 0
-    const burst = this.#burst
+    const burst = this.burst
     const short = this.#short && tries >= RING_LEAST
     const came = burst !== undefined && short ? this.#readMany(burst, tries) : this.#readEach(tries)
     const took = timed ? performance.now() - from : 0
@@ -169,7 +188,7 @@ export abstract class NicPort implements Port, Loser {
     while (n < tries && this.#watched) {
       const len = this.get(at, FRAME_MAX + header)
       if (len < 0) {
-        if (len !== -EAGAIN && len !== -EINTR) this.#broken()
+        if (this.breaks(len)) this.#broken()
         else if (this.drained()) continue
         break
       }
@@ -191,10 +210,10 @@ export abstract class NicPort implements Port, Loser {
     for (let i = 0; i < tries && this.#watched; i++) {
       const len = results[i] as number
       if (len < 0) {
-        if (len === -EAGAIN || len === -EINTR) continue
         // The driver of an older kernel cannot be asked not to wait.
-        if (len === -EOPNOTSUPP) this.#burst = undefined
-        else this.#broken()
+        if (len === -EOPNOTSUPP) this.burst = undefined
+        else if (this.breaks(len)) this.#broken()
+        else continue
         break
       }
       n++
@@ -210,7 +229,7 @@ export abstract class NicPort implements Port, Loser {
   #receive(off: number, len: number): void {
     if (len <= 0) return
     if (this.header === 0) this.#arena.bytes.fill(0, off - VNET, off)
-    this.#network.receive(this.index, off, len)
+    this.network.receive(this.index, off, len)
   }
 
   #broken(): void {
@@ -218,9 +237,22 @@ export abstract class NicPort implements Port, Loser {
     this.#stop()
   }
 
+  lost(error: number, len: number): void {
+    if (error !== -EAGAIN) this.errors++
+    this.network.lost(this.index, error, len)
+  }
+}
+
+/** A device: what is sent is written at once, or with a burst. */
+abstract class DevicePort extends NicPort {
+  /** The lot of writes that has something of this port. */
+  #lot = -1
+
+  protected abstract put(addr: number, len: number): number
+
   transmit(off: number, len: number, stays: boolean): number {
     const header = this.header
-    const burst = this.#burst
+    const burst = this.burst
     if (burst !== undefined) {
       if (stays && burst.holds(off)) {
         burst.put(this, this.fd, off, len, header)
@@ -234,17 +266,12 @@ export abstract class NicPort implements Port, Loser {
     return r
   }
 
-  lost(error: number, len: number): void {
-    if (error !== -EAGAIN) this.errors++
-    this.#network.lost(this.index, error, len)
-  }
-
   flush(): void {
-    if (this.#burst !== undefined && this.#lot === this.#burst.lot) this.#burst.flush()
+    if (this.burst !== undefined && this.#lot === this.burst.lot) this.burst.flush()
   }
 }
 
-export class TapPort extends NicPort {
+export class TapPort extends DevicePort {
   protected get(addr: number, len: number): number {
     return read(this.fd, addr, len)
   }
@@ -257,7 +284,7 @@ export class TapPort extends NicPort {
  * The far end of a veth, under one packet socket or a group of them. Frames keep their order because a socket is left for the next one that was
  * told of only when it is empty, and whoever is told of was filled after the kernel had left those before it.
  */
-export class PacketPort extends NicPort {
+export class PacketPort extends DevicePort {
   #at = 0
   /** 1: told of, and not found empty since. */
   readonly #ready: Uint8Array

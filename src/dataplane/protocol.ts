@@ -53,14 +53,17 @@ export interface NetworkConfig {
 export type Request =
   /** First of all; again with other values changes what may change (resolvers, allowHostPorts). */
   | { readonly op: 'configure'; readonly network: NetworkConfig; readonly resolvers: readonly string[] }
-  /** fds: the TAP, or the packet sockets of one group in their order. A second attach of an id replaces the descriptor and keeps the lease. */
+  /**
+   * fds: the TAP; the packet sockets of one group in their order; `dgram`: a bound unix datagram socket, which whoever gave it connects to the
+   * VM's; `vhost-user`: a listening unix socket. A second attach of an id replaces the descriptor and keeps the lease.
+   */
   | {
       readonly op: 'attach'
       readonly fds: number
       readonly id: string
       readonly role: 'vm' | 'host'
-      readonly kind: 'tap' | 'packet'
-      /** The descriptor speaks virtio_net_hdr with offloads. */
+      readonly kind: 'tap' | 'packet' | 'dgram' | 'vhost-user'
+      /** The descriptor speaks virtio_net_hdr with offloads; of the latter two kinds it says nothing. */
       readonly vnetHdr: boolean
       readonly name: string
       readonly mac: string

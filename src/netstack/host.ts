@@ -30,6 +30,7 @@ export const EMSGSIZE = 90
 export const ENETUNREACH = 101
 export const ECONNRESET = 104
 export const ENOBUFS = 105
+export const ENOTCONN = 107
 export const ETIMEDOUT = 110
 export const ECONNREFUSED = 111
 export const EHOSTUNREACH = 113

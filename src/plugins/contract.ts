@@ -212,7 +212,10 @@ export interface CaptureOptions {
 
 /** What a backend is given of its surroundings. */
 export interface BackendContext {
-  /** A private directory of this backend for files that live as long as the host is up (sockets, pid files). */
+  /**
+   * A private directory of this backend for files that live as long as the host is up (sockets, pid files). A `*.log` in a directory in it is kept small by
+   * the daemon (copied, then cut to nothing): whoever writes it has it open for appending.
+   */
   readonly runDir: string
   /** A private directory for what survives a reboot. */
   readonly stateDir: string

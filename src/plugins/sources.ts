@@ -7,12 +7,16 @@
 import { readFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
+import type { BackendDescriptor } from './contract.ts'
 import type { Source } from './registry.ts'
 
 const builtin: Source = {
   from: 'noid',
   backends: async () => (await import('./builtin.ts')).default(),
 }
+
+/** The backend that needs nothing: what the runtimes' conformance kit plugs VMs into. */
+export const userspace = async (): Promise<BackendDescriptor> => (await import('./userspace/index.ts')).descriptor
 
 /** oclif's data directory (its Config.dataDir). */
 const pluginsDir = (env: NodeJS.ProcessEnv): string =>

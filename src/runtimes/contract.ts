@@ -35,7 +35,7 @@ export interface VmSpec {
 
 /** What must be remembered of a VM that was prepared or runs. Plain JSON. */
 export interface VmHandle {
-  /** The process to watch: when it is gone the VM is gone. */
+  /** The process to watch: when it is gone the VM is gone. 0 after `prepare` when nothing needs to be held before `start`. */
   readonly pid: number
   /** /proc/PID/stat field 22, so that a reused pid is never taken for the VM. */
   readonly startTime: string
@@ -65,6 +65,17 @@ export interface ExecRequest {
   readonly cols?: number
 }
 
+/** Says to whoever waits what is being done now: "booting it". */
+export type Tell = (text: string) => void
+
+/** How a VM went that ended on its own. */
+export interface Obituary {
+  /** It shut itself down. Otherwise it was killed, or failed. */
+  readonly orderly: boolean
+  /** What its process and its console said last: a few lines, for people. */
+  readonly words?: string
+}
+
 /** One running command. Streams are Node's; with a terminal, stdout carries everything and stderr is absent. */
 export interface ExecSession {
   readonly stdin: import('node:stream').Writable
@@ -77,9 +88,31 @@ export interface ExecSession {
   readonly exit: Promise<number>
 }
 
+/** A VM that there is, as far as it matters to what is kept for VMs. */
+export interface Use {
+  readonly id: string
+  readonly image?: string | undefined
+  /** It would be gone by then: somebody asks what could be removed if it were. */
+  readonly going: boolean
+}
+
+/** Something a runtime keeps for VMs to come. */
+export interface Leftover {
+  readonly kind: 'image' | 'template'
+  readonly name: string
+  readonly bytes: number
+  /** False when it is in use after all. */
+  remove(): Promise<boolean>
+}
+
 export interface Runtime {
   status(): Promise<Status>
-  prepare(vm: VmSpec, signal: AbortSignal): Promise<VmHandle>
+  /**
+   * What VMs like this one need and what may take minutes the first time: an image that is built. Asked before each start, without a time limit, until the
+   * caller goes away; never leaves anything half-made.
+   */
+  provide?(vm: VmSpec, signal: AbortSignal, tell: Tell): Promise<void>
+  prepare(vm: VmSpec, signal: AbortSignal, tell?: Tell): Promise<VmHandle>
   /** Resolves when the VM can be used: its nic has the address, exec works. */
   start(
     vm: VmSpec,
@@ -87,6 +120,7 @@ export interface Runtime {
     a: Attachment,
     dns: Resolver | undefined,
     signal: AbortSignal,
+    tell?: Tell,
   ): Promise<{ handle: VmHandle; nic: StartedNic }>
   /** The nic was made again (the data plane restarted and the old device is gone): configure it again. */
   renic(vm: VmSpec, h: VmHandle, a: Attachment, signal: AbortSignal): Promise<StartedNic>
@@ -94,6 +128,8 @@ export interface Runtime {
   stop(vm: VmSpec, h: VmHandle | undefined, graceMs: number): Promise<void>
   /** Is it still the VM that the handle names? */
   alive(h: VmHandle): boolean
+  /** Of a VM that is not alive any more and was not stopped: how it went, when that can be known. */
+  obituary?(vm: VmSpec, h: VmHandle): Promise<Obituary | undefined>
   exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession>
   /** The VM's serial console, where it has one: bytes both ways, several readers at once. */
   console?(vm: VmSpec, h: VmHandle): Promise<import('node:stream').Duplex>
@@ -101,7 +137,16 @@ export interface Runtime {
   destroy(vm: VmSpec): Promise<void>
   /** Which of a VM's limits nobody enforces on this machine, in words; undefined when all are. */
   unenforced?(): Promise<string | undefined>
-  /** The file with what the VM's init printed. */
+  /** A sentence that whoever makes a VM should read once; undefined when there is none. */
+  notice?(): Promise<string | undefined>
+  /** The daemon ends: let go of what goes on in the background (a template that is being made). VMs go on. */
+  close?(): Promise<void>
+  /** What it keeps and no VM needs, given all VMs of it that there are: templates nobody can use; with `images` also images no VM is made of. */
+  leftovers?(vms: readonly Use[], images: boolean): Promise<readonly Leftover[]>
+  /**
+   * The file with what the VM's init or serial line printed. Whoever writes a `*.log` in vm.dir has it open for appending (O_APPEND): the daemon keeps
+   * each of them small by copying it to FILE.1 and cutting it to nothing.
+   */
   logFile(vm: VmSpec): string
 }
 

@@ -41,6 +41,8 @@ const OPEN_TREE_CLONE = 1
 const O_CLOEXEC = 0o2000000
 const MOVE_MOUNT_F_EMPTY_PATH = 4
 const MOUNT_ATTR_RDONLY = 0x1n
+const MOUNT_ATTR_NOSUID = 0x2n
+const MOUNT_ATTR_NODEV = 0x4n
 const MOUNT_ATTR_IDMAP = 0x00100000n
 
 /** include/uapi/linux/mount.h */
@@ -59,16 +61,17 @@ export const mount = (source: string, target: string, type: string | null, flags
 export const detachMount = (target: string) => result(c.umount2(target, MNT_DETACH))
 
 /**
- * Attach a read-only copy of the mount that `path` is on, seen from `path`, at `target`, with its owners shifted by the mapping of
- * the user namespace that `usernsFd` is. Mounts below `path` do not come along.
+ * Attach a copy of the mount that `path` is on, seen from `path`, at `target`, with its owners shifted by the mapping of the user
+ * namespace that `usernsFd` is: read-only, or writable without set-id programs and devices. Mounts below `path` do not come along.
  * -EINVAL when the file system cannot be id-mapped, -EPERM without rights over it.
  */
-export function bindIdMapped(path: string, target: string, usernsFd: number): number {
+export function bindIdMapped(path: string, target: string, usernsFd: number, access: 'ro' | 'rw' = 'ro'): number {
   const fd = result(c.openTree(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | O_CLOEXEC))
   if (fd < 0) return fd
   try {
     const attr = Buffer.alloc(32) // struct mount_attr: attr_set, attr_clr, propagation, userns_fd
-    attr.writeBigUInt64LE(MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY, 0)
+    const limits = access === 'ro' ? MOUNT_ATTR_RDONLY : MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+    attr.writeBigUInt64LE(MOUNT_ATTR_IDMAP | limits, 0)
     attr.writeBigUInt64LE(BigInt(usernsFd), 24)
     const r = result(c.setattr(SYS_mount_setattr, fd, '', AT_EMPTY_PATH, attr, attr.length))
     if (r < 0) return r

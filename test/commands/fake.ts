@@ -32,10 +32,14 @@ export function fakeVm(name: string, over: Partial<Vm> = {}): Vm {
     cpus: 1,
     memMib: 512,
     image: null,
+    mounts: [],
     ports: [],
     pid: 42,
     createdAt: '2026-01-01T00:00:00.000Z',
     startedAt: new Date(Date.now() - 90_000).toISOString(),
+    restart: 'no',
+    restarts: 0,
+    restartAt: null,
     ...over,
   }
 }

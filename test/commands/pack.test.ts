@@ -4,7 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { execFile, spawnSync } from 'node:child_process'
-import { cpSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
@@ -70,6 +70,14 @@ describe('npm pack, npm install, noid', { skip }, () => {
     const r = await run(noid, ['doctor', '--json'], dir)
     const { checks } = JSON.parse(r.stdout) as { checks: { name: string }[] }
     assert.ok(checks.some((c) => c.name === 'kernel'))
+  })
+
+  test('what goes into guests came along as it is', () => {
+    const guest = 'src/runtimes/qemu/guest'
+    const here = fileURLToPath(new URL(`../../${guest}`, import.meta.url))
+    const there = join(dir, 'node_modules', 'noid', 'dist', guest)
+    assert.deepEqual(readdirSync(there), readdirSync(here))
+    for (const f of readdirSync(here)) assert.deepEqual(readFileSync(join(there, f)), readFileSync(join(here, f)))
   })
 
   test('the daemon starts from the built files', { timeout: 180_000 }, async () => {

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
-import { portSpec, reach } from '../../src/cli/text.ts'
+import { portSpec, reach, tame } from '../../src/cli/text.ts'
 import { type Fake, fakeDaemon, fakeVm, noid } from './fake.ts'
 
 let fake: Fake
@@ -172,4 +172,9 @@ test('daemon status starts nothing', async () => {
   assert.equal(r.code, 1)
   assert.match(r.stdout, /no daemon answers at/)
   assert.equal(existsSync(home), false)
+})
+
+test('what a guest printed cannot drive the terminal of its host', () => {
+  assert.equal(tame('a\u001b[31mred\u001b[0m\tb\r\nc'), 'a\u001b[31mred\u001b[0m\tb\r\nc')
+  assert.equal(tame('x\u001b[6ny\u001b]0;title\u0007z\u009b1A\rover'), 'x·[6ny·]0;title·z·1A·over')
 })

@@ -1,6 +1,7 @@
 /** Exec through the daemon, over a fake runtime that runs commands here: streams, codes, signals, backpressure. */
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -146,4 +147,22 @@ test('logs: the last lines, all of them, and what follows until the caller leave
   appendFileSync(`${lab.paths.stateDir}/vms/${id}/log`, 'fourth\n')
   await until('what follows', () => text === 'third\nfourth\n')
   stream.destroy()
+})
+
+test('exec: a client that goes while the command does not read its stdin hangs the command up', async (t) => {
+  const lab = new Lab(t)
+  await lab.up()
+  await lab.create('web')
+  const flag = `${lab.paths.stateDir}/hung-up`
+  const { socket } = await begin(lab, [
+    'sh',
+    '-c',
+    `trap 'echo gone > ${flag}; exit' HUP; while :; do sleep 0.05; done`,
+  ])
+  await sleep(300)
+  const block = encodeFrame(frameType.stdin, Buffer.alloc(1 << 20))
+  for (let i = 0; i < 8; i++) socket.write(block)
+  await sleep(300)
+  socket.destroy()
+  await until('the command is hung up', () => existsSync(flag))
 })

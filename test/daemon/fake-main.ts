@@ -1,8 +1,9 @@
-/** The daemon with the fakes, as a process: NOID_HOME, and CRASH_AT=POINT to be killed (-9) at a checkpoint. */
+/** The daemon with the fakes, as a process: NOID_HOME, CRASH_AT=POINT to be killed (-9) at a checkpoint, BACKOFF for other pauses. */
 import { join } from 'node:path'
 import { type Prefix6, parsePrefix6 } from '../../src/daemon/addressing6.ts'
 import { startDaemon } from '../../src/daemon/daemon.ts'
 import { fileLog } from '../../src/daemon/log.ts'
+import type { Backoff } from '../../src/daemon/restarts.ts'
 import { ownPaths } from '../../src/paths.ts'
 import { fakeBackend, fakeRuntime, World } from './fakes.ts'
 
@@ -28,6 +29,7 @@ const daemon = await startDaemon({
         ? [{ subnet: parsePrefix6('fd00::/8') as Prefix6, by: 'the host route fd00::/8 (wg0)' }]
         : [],
   hostRoutes: () => [],
+  ...(process.env.BACKOFF === undefined ? {} : { backoff: JSON.parse(process.env.BACKOFF) as Backoff }),
   checkpoint: (point) => {
     if (point === process.env.CRASH_AT) process.kill(process.pid, 'SIGKILL')
   },

@@ -18,7 +18,7 @@ import type {
   NetworkSpec,
   PublishSpec,
 } from '../../src/plugins/contract.ts'
-import type { Runtime, RuntimeDescriptor, StartedNic } from '../../src/runtimes/contract.ts'
+import type { Obituary, Runtime, RuntimeDescriptor, StartedNic } from '../../src/runtimes/contract.ts'
 import { isRunning, processStat } from '../../src/sys/process.ts'
 
 /** How the fakes misbehave, read from a file before each call, so that a test can change it while the daemon runs. */
@@ -29,6 +29,8 @@ export interface Mood {
   readonly failDetach?: boolean
   readonly hangCheck?: boolean
   readonly slowMs?: number
+  /** What the runtime says of a VM that ended on its own. */
+  readonly obituary?: Obituary
 }
 
 export class World {
@@ -214,6 +216,23 @@ class FakeRuntime implements Runtime {
   }
   alive(h: { pid: number; startTime: string }) {
     return isRunning(h.pid, h.startTime)
+  }
+  async obituary() {
+    return this.#w.mood.obituary
+  }
+  /** Files named .kept-KIND-NAME. */
+  async leftovers(vms: Parameters<NonNullable<Runtime['leftovers']>>[0], images: boolean) {
+    return readdirSync(this.#w.dir).flatMap((file) => {
+      const [, kind, name] = /^\.kept-(image|template)-(.+)$/.exec(file) ?? []
+      if (kind === undefined || name === undefined) return []
+      if (kind === 'image' && (!images || vms.some((v) => v.image === name && !v.going))) return []
+      const remove = async (): Promise<boolean> => {
+        if (name === 'stuck') throw new Error('the fake keeps it')
+        this.#w.drop(file)
+        return true
+      }
+      return [{ kind: kind as 'image' | 'template', name, bytes: 1, remove }]
+    })
   }
   async exec(...[, , r]: Parameters<Runtime['exec']>) {
     const child = spawn(r.argv[0] as string, r.argv.slice(1), { env: { ...process.env, ...r.env }, detached: true })

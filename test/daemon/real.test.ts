@@ -127,3 +127,23 @@ test('killed at any moment of create: the machine is as it was', { skip }, async
     await kill9(next)
   }
 })
+
+test('a sandbox that ends as it was told to has shut itself down; one that is killed is started again', {
+  skip,
+}, async (t) => {
+  const lab = new Lab(t, 'real-main.ts')
+  await lab.up()
+  const calm = await lab.create('calm', { restart: 'on-failure' })
+  const killed = await lab.create('killed', { restart: 'on-failure' })
+  process.kill(calm.pid as number, 'SIGTERM')
+  process.kill(killed.pid as number, 'SIGKILL')
+  await until('the one is stopped', async () => (await lab.client.vm('calm')).state === 'stopped')
+  await until('the other runs again', async () => {
+    const now = await lab.client.vm('killed')
+    return now.state === 'running' && now.pid !== killed.pid
+  })
+  const [a, b] = [await lab.client.vm('calm'), await lab.client.vm('killed')]
+  assert.deepEqual([a.problem, a.restartAt, a.restarts], ['it shut itself down', null, 0])
+  assert.deepEqual([b.address, b.restarts], [killed.address, 1])
+  for (const name of ['calm', 'killed']) await lab.client.destroy(name)
+})

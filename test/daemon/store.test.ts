@@ -4,10 +4,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { DatabaseSync } from 'node:sqlite'
 import { test } from 'node:test'
-import { Lock } from '../../src/daemon/lock.ts'
 import { fileLog } from '../../src/daemon/log.ts'
 import { KeyedMutex } from '../../src/daemon/mutex.ts'
 import { type NetworkRecord, SCHEMA_VERSION, Store, type VmRecord } from '../../src/daemon/store.ts'
+import { Lock } from '../../src/lock.ts'
 
 const network: NetworkRecord = {
   id: 'n1',
@@ -46,6 +46,10 @@ const vm: VmRecord = {
   bootId: null,
   createdAt: '2026-01-01T00:00:00.000Z',
   startedAt: null,
+  mounts: [{ source: '/srv', target: '/data', readonly: true }],
+  restart: 'on-failure:3',
+  restarts: 0,
+  restartAt: null,
 }
 
 /** As it was released. */
@@ -199,13 +203,13 @@ test('a keyed mutex: one at a time for a key, in order, side by side for two, an
   assert.deepEqual(seen, ['y', 'a', 'b', 'c'])
 })
 
-test('the log keeps two files of a bounded size', async (t) => {
+test('the log keeps three files of a bounded size', async (t) => {
   const { readFileSync, readdirSync } = await import('node:fs')
   const dir = scratch(t)
   const log = fileLog(join(dir, 'daemon.log'), false, 1000)
   for (let i = 0; i < 100; i++) log('info', `line ${i} with some text`)
   log('debug', 'not shown')
-  assert.deepEqual(readdirSync(dir).sort(), ['daemon.log', 'daemon.log.1'])
+  assert.deepEqual(readdirSync(dir).sort(), ['daemon.log', 'daemon.log.1', 'daemon.log.2'])
   for (const f of readdirSync(dir)) assert.ok(readFileSync(join(dir, f)).length <= 1000)
   assert.match(readFileSync(join(dir, 'daemon.log'), 'utf8'), /info {2}line 99 with some text\n$/)
 })

@@ -6,14 +6,17 @@
  */
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { once } from 'node:events'
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { openTap } from '../../packages/tun-tap/index.ts'
 import type { NetworkConfig } from '../../src/dataplane/protocol.ts'
 import { Link } from '../../src/plugins/dataplane/link.ts'
+import { NicSockets } from '../../src/plugins/userspace/sockets.ts'
 import { must } from '../../src/sys/errno.ts'
 import { close } from '../../src/sys/fd.ts'
 import { addRoute, linkIndex, setLinkAddress, setLinkMac, setLinkUp } from '../../src/sys/netdev.ts'
@@ -35,6 +38,7 @@ import {
   socket,
 } from '../../src/sys/socket.ts'
 
+const WIRE = fileURLToPath(new URL('../../src/plugins/conformance/wire.ts', import.meta.url))
 const MAIN = fileURLToPath(new URL('../../src/dataplane/main.ts', import.meta.url))
 const run = (command: string, ...args: string[]): string =>
   execFileSync(command, args, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] })
@@ -69,7 +73,7 @@ export const DUAL: NetworkConfig = {
 
 export interface Guest {
   readonly name: string
-  readonly kind: 'tap' | 'packet'
+  readonly kind: 'tap' | 'packet' | 'dgram'
   readonly netns: string
   readonly address: string
   /** On a network that has IPv6. */
@@ -83,6 +87,9 @@ export class Lab {
   readonly #netns: string[] = []
   readonly #children: ChildProcess[] = []
   readonly host: string
+  readonly sockets = new NicSockets(this.dir)
+  /** Of guests of kind dgram, by name. */
+  readonly wires = new Map<string, ChildProcess>()
   process!: ChildProcess
   link!: Link
   #config = CONFIG
@@ -154,8 +161,8 @@ export class Lab {
     throw new Error(`the data plane did not start: ${this.log}`)
   }
 
-  /** A namespace with a nic on the network, configured by hand. `kind` packet: a veth whose far end lies in a namespace between. */
-  async guest(name: string, last: number, kind: 'tap' | 'packet' = 'tap'): Promise<Guest> {
+  /** A namespace with a nic on the network, configured by hand. `kind` packet: a veth whose far end lies in a namespace between; dgram: a TAP behind a process that speaks as QEMU does. */
+  async guest(name: string, last: number, kind: Guest['kind'] = 'tap'): Promise<Guest> {
     const mac = `02:00:00:00:00:${last.toString(16).padStart(2, '0')}`
     const { ipv6 } = this.#config
     const address6 = ipv6 && `${ipv6.subnet.split('/')[0]}${last}`
@@ -166,7 +173,14 @@ export class Lab {
       inNetns(this.path(wire), () => must('far up', setLinkUp('far')))
     }
     await this.attach(guest)
-    inNetns(this.path(guest.netns), () => {
+    if (kind === 'dgram') await this.wire(guest)
+    this.configure(guest)
+    return guest
+  }
+
+  /** Its addresses and routes, by hand. */
+  configure({ netns, mac, address, address6 }: Guest): void {
+    inNetns(this.path(netns), () => {
       must(
         'MAC',
         setLinkMac(
@@ -174,25 +188,26 @@ export class Lab {
           Uint8Array.from(mac.split(':'), (p) => Number.parseInt(p, 16)),
         ),
       )
-      must('address', setLinkAddress('eth0', guest.address, 24))
+      must('address', setLinkAddress('eth0', address, 24))
       must('up', setLinkUp('eth0'))
       must('default route', addRoute('eth0', '0.0.0.0', 0, CONFIG.gateway))
     })
-    if (ipv6 !== undefined) {
-      this.in(guest.netns, 'ip', 'addr', 'add', `${address6}/64`, 'dev', 'eth0', 'nodad')
-      this.in(guest.netns, 'ip', '-6', 'route', 'add', 'default', 'via', ipv6.gateway)
-    }
-    return guest
+    const { ipv6 } = this.#config
+    if (ipv6 === undefined) return
+    this.in(netns, 'ip', 'addr', 'add', `${address6}/64`, 'dev', 'eth0', 'nodad')
+    this.in(netns, 'ip', '-6', 'route', 'add', 'default', 'via', ipv6.gateway)
   }
 
   /** Open the guest's nic, which is made if it is not there, and hand it over. */
   async attach({ name, netns, mac, address, address6, kind }: Guest): Promise<void> {
     const fds =
-      kind === 'tap'
-        ? inNetns(this.path(netns), () => [
-            openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 4000 }).fd,
-          ])
-        : inNetns(this.path(`${netns}-wire`), () => openPackets(linkIndex('far'), true))
+      kind === 'dgram'
+        ? [this.sockets.open(this.sockets.record('dgram', name))]
+        : kind === 'tap'
+          ? inNetns(this.path(netns), () => [
+              openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 4000 }).fd,
+            ])
+          : inNetns(this.path(`${netns}-wire`), () => openPackets(linkIndex('far'), true))
     if (typeof fds === 'number') throw new Error(`no packet socket: ${fds}`)
     const count = fds.length
     await this.link.request(
@@ -212,6 +227,17 @@ export class Lab {
       fds,
     )
     for (const fd of fds) close(fd)
+  }
+
+  /** Start the process between a guest's TAP and its datagram socket; it is connected when it is there. */
+  async wire({ name, netns, mac }: Guest): Promise<void> {
+    const { path, peer } = this.sockets.record('dgram', name)
+    const argv = [process.execPath, '--disable-warning=ExperimentalWarning', WIRE, 'eth0', mac, '1500', path, peer]
+    const child = this.background(netns, argv, 'pipe')
+    child.stderr?.pipe(process.stderr)
+    await once(child.stdout as Readable, 'data')
+    this.wires.set(name, child)
+    this.sockets.look()
   }
 
   /** Forward a port of the host's namespace to a guest. */
@@ -245,6 +271,7 @@ export class Lab {
   }
 
   async close(): Promise<void> {
+    this.sockets.close()
     await this.link?.request({ op: 'stop' }).catch(() => {})
     this.link?.close()
     for (let i = 0; i < 100 && this.process && this.process.exitCode === null; i++) await sleep(20)

@@ -13,13 +13,14 @@ import { runsAs } from '../users.ts'
 import { Cli } from './command-line.ts'
 import { block } from './inet/blocks.ts'
 import { EXAMPLE, eventually, Lab, missing } from './lab.ts'
+import { thePage } from './page.ts'
 
 const NOBODY = 65_534
 
 for (const who of ['root', 'an ordinary user'])
   describe(`the command line as ${who}`, {
     skip:
-      missing('curl', 'dig', 'ss', 'python3', 'iperf3', 'setpriv', 'useradd', 'newuidmap') ||
+      missing('curl', 'dig', 'ss', 'netstat', 'iptables', 'python3', 'iperf3', 'setpriv', 'useradd', 'newuidmap') ||
       (who === 'root' ? false : runsAs(NOBODY)),
   }, () => {
     const root = who === 'root'
@@ -48,94 +49,7 @@ for (const who of ['root', 'an ordinary user'])
     const exec = (vm: string, ...argv: string[]) => cli.run('exec', vm, '--', ...argv)
     const out = async (vm: string, ...argv: string[]) => (await exec(vm, ...argv)).stdout.trim()
 
-    test('create gives an address by DHCP, and list shows it', async () => {
-      const vm = await cli.json<Vm>('create', 'vm-1')
-      assert.match(vm.address ?? '', /^192\.168\.100\.\d+$/)
-      assert.equal(vm.backend, 'userspace')
-      assert.equal(vm.network, 'default')
-      await cli.noid('create', 'vm-2')
-      assert.match(await cli.noid('list'), /vm-1 .*192\.168\.100\./)
-    })
-
-    test('the page: ip addr, ping 8.8.8.8, resolv.conf, nslookup, dig, curl', async () => {
-      const vm = await cli.json<Vm>('info', 'vm-1')
-      assert.match(await out('vm-1', 'ip', 'addr', 'show'), new RegExp(`inet ${vm.address}/24`))
-      assert.equal((await exec('vm-1', 'ping', '-c1', '-w20', '8.8.8.8')).code, 0)
-      assert.match(await out('vm-1', 'cat', '/etc/resolv.conf'), /nameserver 192\.168\.100\.2/)
-      assert.match(await out('vm-1', 'nslookup', 'example.com'), new RegExp(EXAMPLE.replaceAll('.', '\\.')))
-      assert.equal(await out('vm-1', 'dig', '+short', 'example.com'), EXAMPLE)
-      assert.match(await out('vm-1', 'curl', '-sS', 'http://example.com/'), /hello/)
-    })
-
-    test('the page: VM to VM by address and by name', async () => {
-      const two = await cli.json<Vm>('info', 'vm-2')
-      assert.equal((await exec('vm-1', 'ping', '-c1', '-w20', two.address as string)).code, 0)
-      assert.equal((await exec('vm-1', 'ping', '-c1', '-w20', 'vm-2')).code, 0)
-      const server = cli.start('exec', 'vm-2', '--', 'python3', '-m', 'http.server', '3000')
-      await eventually(
-        'it serves',
-        async () => (await exec('vm-1', 'curl', '-sS', '-o', '/dev/null', 'http://vm-2:3000/')).code === 0,
-      )
-      if (root)
-        assert.equal((await lab.host.run(['curl', '-sS', '-o', '/dev/null', `http://${two.address}:3000/`])).code, 0)
-      server.kill('SIGTERM')
-    })
-
-    test('the page: --port forwards from localhost; several; a busy one is refused and leaves nothing', async () => {
-      await cli.noid('create', 'my-vm', '--port', '8080:80', '--port', '5432:5432', '--port', '6379:6379')
-      // On its own: a command that runs through the daemon ends with it.
-      await cli.noid('exec', 'my-vm', '--', 'sh', '-c', 'setsid python3 -m http.server 80 >/dev/null 2>&1 &')
-      await eventually(
-        'it serves',
-        async () => (await lab.host.run(['curl', '-sS', '-o', '/dev/null', 'http://localhost:8080/'])).code === 0,
-      )
-      assert.equal((await lab.inet.run(['curl', '-sS', '-o', '/dev/null', 'http://10.77.0.2:8080/'])).code, 0)
-      const before = await cli.json<Vm[]>('list')
-      const busy = await cli.fails('create', 'late', '--port', '8080:80')
-      assert.match(busy.text, /8080 .* in use by the VM "my-vm"/)
-      assert.equal((await cli.json<Vm[]>('list')).length, before.length)
-    })
-
-    test('the page: --ip', async () => {
-      const vm = await cli.json<Vm>('create', 'fixed', '--ip', '192.168.100.10')
-      assert.equal(vm.address, '192.168.100.10')
-      assert.match((await cli.fails('create', 'again', '--ip', '192.168.100.10')).text, /"fixed"/)
-      await cli.noid('restart', 'fixed')
-      assert.equal((await cli.json<Vm>('info', 'fixed')).address, '192.168.100.10')
-    })
-
-    test('the page: --network isolated reaches the outside and nobody else', async () => {
-      await cli.noid('create', 'iso-1', '--network', 'isolated')
-      const two = await cli.json<Vm>('create', 'iso-2', '--network', 'isolated')
-      assert.notEqual((await exec('iso-1', 'ping', '-c1', '-W1', two.address as string)).code, 0)
-      assert.match(await out('iso-1', 'curl', '-sS', '--max-time', '30', 'http://example.com/'), /hello/)
-      const one = await cli.json<Vm>('info', 'vm-1')
-      assert.notEqual((await exec('iso-1', 'ping', '-c1', '-W1', one.address as string)).code, 0)
-    })
-
-    test('the page: a firewall inside the VM', { skip: missing('iptables') }, async () => {
-      for (const rule of [
-        '-p tcp --dport 80 -j ACCEPT',
-        '-p tcp --dport 443 -j ACCEPT',
-        '-m conntrack --ctstate ESTABLISHED -j ACCEPT',
-        '-j DROP',
-      ])
-        assert.equal((await exec('vm-2', 'iptables', '-A', 'INPUT', ...rule.split(' '))).code, 0, rule)
-      assert.match(await out('vm-2', 'iptables', '-L', '-n'), /dpt:443/)
-      // IPv6 has a table of its own, as everywhere.
-      assert.notEqual((await exec('vm-1', 'ping', '-4', '-c1', '-W1', 'vm-2')).code, 0)
-      assert.match(await out('vm-2', 'curl', '-sS', '--max-time', '30', `http://${EXAMPLE}/`), /hello/)
-      await exec('vm-2', 'iptables', '-F', 'INPUT')
-      assert.equal((await exec('vm-1', 'ping', '-4', '-c1', '-w20', 'vm-2')).code, 0)
-    })
-
-    test('the page: iperf3 between VMs', async () => {
-      const one = await cli.json<Vm>('info', 'vm-1')
-      const server = cli.start('exec', 'vm-1', '--', 'iperf3', '-s', '-1')
-      await eventually('it listens', async () => /5201/.test(await out('vm-1', 'ss', '-Hlnt')))
-      assert.match(await out('vm-2', 'iperf3', '-t1', '-c', one.address as string), /receiver/)
-      server.kill('SIGTERM')
-    })
+    thePage(() => ({ lab, cli, root }))
 
     test('flows, leases, drops and ports are shown', async () => {
       const leases = await cli.noid('network', 'leases', 'default')

@@ -115,6 +115,7 @@ describe('the stage script', () => {
       base: '/mnt',
       plan: { kind: 'directory', path: hostile, binds: [] },
       range: true,
+      binds: [],
     })
     const quoted = `'a'\\''b; touch /nt-hostile; '\\'''`
     assert.ok(script.includes(`exec 4<${quoted}`))

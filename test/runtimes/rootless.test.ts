@@ -17,7 +17,9 @@ import { runsAs } from '../users.ts'
 const NAMELESS = 61_000 + Math.floor(Math.random() * 3000)
 const LIMIT_MS = 540_000
 const root = process.getuid?.() === 0
-const files = ['./sandbox.test.ts', './limits.test.ts'].map((f) => fileURLToPath(new URL(f, import.meta.url)))
+const files = ['./sandbox.test.ts', './limits.test.ts', './mounts.test.ts'].map((f) =>
+  fileURLToPath(new URL(f, import.meta.url)),
+)
 const undo: (() => void)[] = []
 
 /** A user whom useradd gave a range, or why there is none. */

@@ -72,6 +72,24 @@ describe(`a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
     assert.match(await said('cat /etc/network/interfaces'), /^auto eth0\niface eth0 inet dhcp$/m)
   })
 
+  it('runs nothing of its guest’s while the host’s root can still be reached', async () => {
+    await using other = await lab()
+    let o = await other.runtime.prepare(other.vm, never)
+    const umount = '#!/bin/sh\nls -A /.. > /tmp/seen\nexec umount.real "$@"\n'
+    const put = 'p=$(command -v umount) && cp $p $p.real && rm $p && cat > $p && chmod 755 $p'
+    assert.equal((await other.run(o, ['sh', '-c', put], { input: umount })).code, 0)
+    await other.runtime.stop(other.vm, o, 0)
+    o = await other.runtime.prepare(other.vm, never)
+    const seen = (await other.run(o, ['cat', '/tmp/seen'])).out.trim().split('\n')
+    // It ran, and saw the host's programs at most.
+    assert.ok(seen.includes('usr'), seen.join(' '))
+    assert.deepEqual(
+      seen.filter((e) => !/^(bin|sbin|lib\w*|usr|nix|gnu|proc|vm)$/.test(e)),
+      [],
+    )
+    assert.doesNotMatch((await other.run(o, ['ls', '/..'])).out, /^vm$/m)
+  })
+
   it("shows nothing that is anybody's on the host", async () => {
     for (const dir of ['root', 'home', 'srv', 'mnt', 'boot']) assert.equal(await said(`ls -A /${dir}`), '', dir)
     const top = (await said('ls -A /')).split('\n').sort()

@@ -51,6 +51,7 @@ const CATALOGUE = [
   ['broadcast-leaving', 'broadcast or multicast that would leave the network; nothing is wrong'],
   ['storm', 'more broadcast or multicast than one port may make the switch copy'],
   ['port-busy', 'the receiving VM’s queue was full'],
+  ['port-absent', 'the receiving VM is off, or not on yet'],
   ['port-error', 'the receiving port refused the frame'],
   ['port-gone', 'a frame of a port that is not attached'],
   // -- the gateway
@@ -100,6 +101,7 @@ const REASONS = CATALOGUE.length
 /** Reasons that are not about the frame which came in: what it caused, or somebody else's that made room. */
 const ABOUT_ANOTHER = new Set<string>([
   'port-busy',
+  'port-absent',
   'port-error',
   'icmp-rate',
   'fragment-limit',

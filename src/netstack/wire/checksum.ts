@@ -9,17 +9,28 @@
 import type { Frame } from '../frame.ts'
 import { be32 } from './bytes.ts'
 
+import { kernel, STEP, vectorBuffer } from './checksum-simd.ts'
+
 let buffer: ArrayBufferLike = new ArrayBuffer(4)
 let words: Uint32Array = new Uint32Array(buffer)
 const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1
 
 /** Below this many bytes a loop over bytes is faster than finding the view. */
 const SHORT = 48
+/** From this many on a call of the vectors' kernel is worth it. */
+const LONG = 192
 
 /** Add `len` bytes at `off` to `initial`. At most 128 KiB. */
 export function sum(b: Uint8Array, off: number, len: number, initial: number): number {
   let s = initial
   const end = off + len
+  if (len >= LONG && b.buffer === vectorBuffer && b.byteOffset === 0) {
+    const most = len - (len % STEP)
+    const t = fold(kernel(off, most))
+    s += ((t & 0xff) << 8) | (t >>> 8)
+    off += most
+    len -= most
+  }
   if (len < SHORT || !LITTLE_ENDIAN) {
     const even = end - (len & 1)
     for (; off < even; off += 2) s += (b[off] << 8) | b[off + 1]

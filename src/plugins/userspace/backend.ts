@@ -30,10 +30,11 @@ import type {
 import { DataPlaneProcess } from '../dataplane/process.ts'
 import { Resolvers } from '../host/resolvers.ts'
 import { Plane } from './plane.ts'
+import { NAME_MAX } from './sockets.ts'
 
 const run = promisify(execFile)
-/** sockaddr_un.sun_path without its NUL, less "/control.sock". */
-const DIR_MAX = 107 - '/control.sock'.length
+/** sockaddr_un.sun_path without its NUL, less the longest name below a network's directory. */
+const DIR_MAX = 107 - NAME_MAX
 const LEASE_SECONDS = 12 * 3600
 
 const config = z.strictObject({

@@ -8,7 +8,7 @@ export const descriptor: BackendDescriptor = {
   name: 'userspace',
   apiVersion: 1,
   summary: 'a packet switch and NAT gateway in TypeScript; needs no privileges',
-  provides: ['tap', 'netdev'],
+  provides: ['tap', 'netdev', 'vhost-user', 'dgram'],
   capabilities: {
     addressing: 'noid',
     privileges: [],

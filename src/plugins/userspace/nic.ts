@@ -1,7 +1,7 @@
 /**
  * A VM's nic as the daemon handles it: opened in the VM's namespace, recognised after a restart, removed.
  *
- * Root enters the network namespace on its own thread; an ordinary user goes through opener.ts. What is remembered (NicRecord)
+ * A VM that has no namespace gets a socket (sockets.ts). Root enters the network namespace on its own thread; an ordinary user goes through opener.ts. What is remembered (NicRecord)
  * names the namespace by inode, because a path below /proc names whoever has the pid today.
  */
 import { execFile, spawn } from 'node:child_process'
@@ -17,9 +17,10 @@ import { close, setNonblock } from '../../sys/fd.ts'
 import { linkIndex } from '../../sys/netdev.ts'
 import { inNetns } from '../../sys/netns.ts'
 import { recvWithFds, socketpair } from '../../sys/scm.ts'
-import type { Attachment, AttachRequest, NetworkSpec } from '../contract.ts'
+import type { Attachment, AttachRequest, NetworkSpec, Nic } from '../contract.ts'
 import { type DeviceSpec, IFNAME, type OpenDevice, openDevice } from './device.ts'
 import type { OpenerAnswer } from './opener.ts'
+import type { NicSockets, SocketRecord } from './sockets.ts'
 
 const run = promisify(execFile)
 const OPENER_MS = 15_000
@@ -28,7 +29,9 @@ const BUSY_STEP_MS = 20
 const ENTRY = fileURLToPath(new URL(`./opener${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url))
 
 /** What must be known of a nic later. Plain JSON. */
-export interface NicRecord {
+export type NicRecord = DeviceRecord | SocketRecord
+
+export interface DeviceRecord {
   readonly kind: 'tap' | 'packet'
   readonly vnetHdr: boolean
   readonly netns: string
@@ -45,24 +48,41 @@ export interface OpenedNic {
   readonly record: NicRecord
 }
 
+/** What the nic of this VM will be: a device in its namespace, or the first kind of socket that its runtime names. */
+export function chooseKind(r: AttachRequest): 'device' | SocketRecord['kind'] {
+  if (r.netns !== undefined && (r.accepts.includes('tap') || r.accepts.includes('netdev'))) return 'device'
+  for (const kind of r.accepts) if (kind === 'dgram' || kind === 'vhost-user') return kind
+  throw new NoidError('CAPABILITY_MISSING', {
+    backend: 'userspace',
+    what: `a nic for this runtime (it accepts ${r.accepts.join(', ')})`,
+    hint: 'choose the sandbox runtime, or qemu',
+  })
+}
+
+const isSocket = (r: NicRecord): r is SocketRecord => r.kind === 'dgram' || r.kind === 'vhost-user'
+
 /**
  * Open the nic of `r`. A nic that is there already is opened again.
  * @throws NoidError TUN_UNAVAILABLE, CAPABILITY_MISSING, VM_NOT_RUNNING (its namespace is gone)
  */
-export async function openNic(n: NetworkSpec, r: AttachRequest, privileged: boolean): Promise<OpenedNic> {
-  const { netns } = r
-  if (netns === undefined || !(r.accepts.includes('tap') || r.accepts.includes('netdev')))
-    throw new NoidError('CAPABILITY_MISSING', {
-      backend: 'userspace',
-      what: `a nic for this runtime (it accepts ${r.accepts.join(', ')})`,
-      hint: 'choose the sandbox runtime',
-    })
+export async function openNic(
+  n: NetworkSpec,
+  r: AttachRequest,
+  privileged: boolean,
+  sockets: NicSockets,
+): Promise<OpenedNic> {
+  const kind = chooseKind(r)
+  if (kind !== 'device') {
+    const record = sockets.record(kind, r.id)
+    return { fds: [sockets.open(record)], existed: false, record }
+  }
+  const netns = r.netns as string
   const netnsId = namespaceId(netns)
   if (netnsId === undefined) throw new NoidError('VM_NOT_RUNNING', { name: r.name })
   const spec: DeviceSpec = { ifname: r.ifname ?? IFNAME, mac: r.mac, mtu: n.mtu, wireNetns: r.wireNetns }
   const opened = await whileBusy(() => (privileged ? openHere(netns, spec) : openThere(netns, spec)))
-  const { kind, vnetHdr, existed, fds } = opened
-  return { fds, existed, record: { kind, vnetHdr, netns, ifname: spec.ifname, netnsId, privileged } }
+  const { vnetHdr, existed, fds } = opened
+  return { fds, existed, record: { kind: opened.kind, vnetHdr, netns, ifname: spec.ifname, netnsId, privileged } }
 }
 
 /**
@@ -79,10 +99,14 @@ async function whileBusy(open: () => OpenDevice | Promise<OpenDevice>): Promise<
 }
 
 /** The namespace that the nic was in is no more (or its path names another). */
-export const nicGone = (r: NicRecord): boolean => namespaceId(r.netns) !== r.netnsId
+export const nicGone = (r: NicRecord): boolean => !isSocket(r) && namespaceId(r.netns) !== r.netnsId
+
+/** Is it as it was handed over? Of a socket this end holds what a new daemon must make again. */
+export const nicHeld = (r: NicRecord, sockets: NicSockets): boolean => !isSocket(r) || sockets.holds(r)
 
 /** Is the device still in its namespace, which exists? A guest that is root there may have removed it. */
-export async function nicPresent(r: NicRecord): Promise<boolean> {
+export async function nicPresent(r: NicRecord, sockets: NicSockets): Promise<boolean> {
+  if (isSocket(r)) return sockets.present(r)
   if (r.privileged) return inNetns(r.netns, () => linkIndex(r.ifname ?? IFNAME)) >= 0
   return run('nsenter', [...enter(r.netns, false), 'ip', 'link', 'show', r.ifname ?? IFNAME], { timeout: 5000 }).then(
     () => true,
@@ -91,7 +115,8 @@ export async function nicPresent(r: NicRecord): Promise<boolean> {
 }
 
 /** Remove the device. Idempotent; nothing to do when the namespace is gone. */
-export async function removeNic(r: NicRecord): Promise<void> {
+export async function removeNic(r: NicRecord, sockets: NicSockets): Promise<void> {
+  if (isSocket(r)) return sockets.remove(r)
   if (nicGone(r)) return
   await run('nsenter', [...enter(r.netns, r.privileged), 'ip', 'link', 'delete', r.ifname ?? IFNAME], {
     timeout: 5000,
@@ -102,10 +127,7 @@ export function attachmentOf(n: NetworkSpec, r: AttachRequest, record: NicRecord
   return {
     id: r.id,
     network: r.network,
-    nic:
-      record.kind === 'tap'
-        ? { kind: 'tap', ifname: record.ifname ?? IFNAME, netns: record.netns, queues: 1, vnetHdr: record.vnetHdr }
-        : { kind: 'netdev', ifname: record.ifname ?? IFNAME, netns: record.netns },
+    nic: nicOf(record),
     mac: r.mac,
     mtu: n.mtu,
     addresses: r.addresses,
@@ -119,6 +141,19 @@ export function attachmentOf(n: NetworkSpec, r: AttachRequest, record: NicRecord
     },
     configuredBy: 'dhcp',
     state: record,
+  }
+}
+
+function nicOf(record: NicRecord): Nic {
+  switch (record.kind) {
+    case 'tap':
+      return { kind: 'tap', ifname: record.ifname ?? IFNAME, netns: record.netns, queues: 1, vnetHdr: record.vnetHdr }
+    case 'packet':
+      return { kind: 'netdev', ifname: record.ifname ?? IFNAME, netns: record.netns }
+    case 'dgram':
+      return { kind: 'dgram', path: record.path, peer: record.peer }
+    case 'vhost-user':
+      return { kind: 'vhost-user', path: record.path }
   }
 }
 

@@ -33,7 +33,8 @@ import { openCapture } from './capture.ts'
 import { openHostNic, removeHostNic } from './hostnic.ts'
 import { openRawIcmp } from './icmp.ts'
 import { Ledger, type NicEntry, type PublishEntry } from './ledger.ts'
-import { attachmentOf, nicGone, nicPresent, openNic, removeNic } from './nic.ts'
+import { attachmentOf, chooseKind, nicGone, nicHeld, nicPresent, openNic, removeNic } from './nic.ts'
+import { NicSockets } from './sockets.ts'
 
 /** The attachment id of the host's own nic on a network. */
 const HOST = 'host'
@@ -54,6 +55,7 @@ export class Plane {
   readonly #deps: PlaneDeps
   readonly #process: DataPlaneProcess
   readonly #ledger: Ledger
+  readonly #sockets: NicSockets
   #spec: NetworkSpec
   #link: Link | undefined
   #carriedNics = new Set<string>()
@@ -74,7 +76,9 @@ export class Plane {
     this.#deps = deps
     this.#process = new DataPlaneProcess(dir, spec.name, deps.ctx.log)
     this.#ledger = new Ledger(dir)
+    this.#sockets = new NicSockets(dir)
     this.#health = setInterval(() => {
+      this.#sockets.look()
       // A link that does not answer closes itself, which starts the repair.
       this.#link?.request({ op: 'hello' }).catch(() => {})
     }, HEALTH_MS)
@@ -121,11 +125,13 @@ export class Plane {
         had &&
         this.#carriedNics.has(r.id) &&
         same(had.request, r) &&
+        kindOf(had) === chooseKind(r) &&
         !nicGone(had.nic) &&
-        (await nicPresent(had.nic))
+        (await nicPresent(had.nic, this.#sockets))
       )
         return attachmentOf(this.#spec, r, had.nic)
       if (this.#carriedNics.has(r.id)) await this.#drop(link, r.id)
+      if (had && kindOf(had) !== chooseKind(r)) await removeNic(had.nic, this.#sockets)
       return this.#handOver(link, r, had !== undefined && !nicGone(had.nic))
     })
   }
@@ -135,7 +141,7 @@ export class Plane {
       signal.throwIfAborted()
       if (this.#carriedNics.has(id)) await this.#drop(await this.#up(signal), id)
       const had = this.#ledger.nics.get(id)
-      if (had) await removeNic(had.nic)
+      if (had) await removeNic(had.nic, this.#sockets)
       this.#ledger.nics.delete(id)
       this.#ledger.save()
     })
@@ -169,7 +175,7 @@ export class Plane {
       const link = await this.#up(signal)
       const hello = await link.request<HelloAnswer>({ op: 'hello' })
       const had = this.#ledger.nics.get(a.id)
-      if (!hello.attachments.includes(a.id) || !had || nicGone(had.nic) || !(await nicPresent(had.nic)))
+      if (!hello.attachments.includes(a.id) || !had || nicGone(had.nic) || !(await nicPresent(had.nic, this.#sockets)))
         throw new NoidError('INTERNAL', { why: `the nic of ${had?.request.name ?? a.id} on ${this.name} is gone` })
     })
   }
@@ -182,7 +188,7 @@ export class Plane {
         if (id === HOST || valid.has(id)) continue
         if (this.#carriedNics.has(id)) await this.#drop(link, id)
         const had = this.#ledger.nics.get(id)
-        if (had) await removeNic(had.nic)
+        if (had) await removeNic(had.nic, this.#sockets)
         this.#ledger.nics.delete(id)
         removed.push(id)
       }
@@ -227,6 +233,7 @@ export class Plane {
     clearTimeout(this.#repair)
     this.#link?.close()
     this.#link = undefined
+    this.#sockets.close()
   }
 
   /** End the data plane and remove everything of the network. */
@@ -237,7 +244,8 @@ export class Plane {
       this.#closed = true
       clearInterval(this.#health)
       clearTimeout(this.#repair)
-      for (const { nic } of this.#ledger.nics.values()) await removeNic(nic)
+      for (const { nic } of this.#ledger.nics.values()) await removeNic(nic, this.#sockets)
+      this.#sockets.close()
       await this.#process.end(link)
       if (this.#deps.ctx.privileged) await removeHostNic(this.#spec.id)
     })
@@ -283,13 +291,15 @@ export class Plane {
     }
     const restored: Attachment[] = []
     for (const { request, nic } of [...this.#ledger.nics.values()]) {
-      if (this.#carriedNics.has(request.id)) continue
+      const carried = this.#carriedNics.has(request.id)
+      if (carried && nicHeld(nic, this.#sockets)) continue
       if (nicGone(nic)) {
         this.#ledger.nics.delete(request.id)
         continue
       }
       try {
-        restored.push(await this.#handOver(link, request, true))
+        const made = await this.#handOver(link, request, true)
+        if (!carried) restored.push(made)
       } catch (e) {
         if (!link.open) throw e
         this.#warn(`the nic of ${request.name} could not be attached again: ${(e as Error).message}`)
@@ -389,7 +399,7 @@ export class Plane {
   }
 
   async #handOver(link: Link, r: AttachRequest, bound: boolean): Promise<Attachment> {
-    const opened = await openNic(this.#spec, r, this.#deps.ctx.privileged)
+    const opened = await openNic(this.#spec, r, this.#deps.ctx.privileged, this.#sockets)
     const entry: NicEntry = { request: r, nic: opened.record }
     this.#ledger.nics.set(r.id, entry)
     this.#ledger.save()
@@ -400,8 +410,8 @@ export class Plane {
           fds: opened.fds.length,
           id: r.id,
           role: 'vm',
-          kind: opened.record.kind === 'tap' ? 'tap' : 'packet',
-          vnetHdr: opened.record.vnetHdr,
+          kind: opened.record.kind,
+          vnetHdr: 'vnetHdr' in opened.record && opened.record.vnetHdr,
           name: r.name,
           mac: r.mac,
           ...addressesOf(r.addresses),
@@ -411,7 +421,7 @@ export class Plane {
       )
     } catch (e) {
       if (e instanceof Refused) {
-        await removeNic(opened.record)
+        await removeNic(opened.record, this.#sockets)
         this.#ledger.nics.delete(r.id)
         this.#ledger.save()
         throw new NoidError('INTERNAL', { why: `the data plane refused the nic of ${r.name}: ${e.message}` })
@@ -446,6 +456,9 @@ export class Plane {
     this.#carriedPublishes.delete(id)
   }
 }
+
+const kindOf = ({ nic }: NicEntry): ReturnType<typeof chooseKind> =>
+  nic.kind === 'dgram' || nic.kind === 'vhost-user' ? nic.kind : 'device'
 
 const same = (a: AttachRequest, b: AttachRequest): boolean =>
   a.name === b.name &&

@@ -95,8 +95,30 @@ export interface HeldNamespace {
  * Make a user namespace and hold it until `release`, or until this process ends.
  * Throws an Error whose message says what the kernel or newuidmap refused.
  */
-export async function holdNamespace(wanted: IdMap, privileged: boolean): Promise<HeldNamespace> {
-  const child = spawn('unshare', ['--user', 'sh', '-c', 'echo; read -r end'], { stdio: ['pipe', 'pipe', 'pipe'] })
+export function holdNamespace(wanted: IdMap, privileged: boolean): Promise<HeldNamespace> {
+  return hold([], (pid) => (privileged ? writeMap(pid, wanted) : writeUserMap(pid, wanted)))
+}
+
+/** One inside another, with the same users: what is mounted in the outer one is locked in it. */
+export function holdInner(outer: HeldNamespace): Promise<HeldNamespace> {
+  const inside = ['nsenter', `--user=${outer.path}`, '--preserve-credentials']
+  // Each extent must lie within one of the outer namespace's.
+  const same = (extents: readonly Extent[]): string => lines(extents.map(([i, , n]) => [i, i, n]))
+  return hold(inside, (pid) => {
+    const write = `printf '%s' "$1" > /proc/${pid}/uid_map && printf '%s' "$2" > /proc/${pid}/gid_map`
+    const words = ['sh', '-c', write, 'noid-map', same(outer.map.uids), same(outer.map.gids)]
+    const r = spawnSync(inside[0] as string, [...inside.slice(1), ...words], { encoding: 'utf8' })
+    if (r.status !== 0) throw new Error(`an inner user namespace: ${r.error?.message ?? r.stderr.trim()}`)
+    return outer.map
+  })
+}
+
+async function hold(way: readonly string[], mapped: (pid: number) => IdMap): Promise<HeldNamespace> {
+  const [program, ...words] = [...way, 'unshare', '--user', 'sh', '-c', 'echo; read -r end'] as readonly string[] as [
+    string,
+    ...string[],
+  ]
+  const child = spawn(program, words, { stdio: ['pipe', 'pipe', 'pipe'] })
   let refusal = ''
   child.stderr.setEncoding('utf8').on('data', (t: string) => {
     refusal += t
@@ -113,7 +135,7 @@ export async function holdNamespace(wanted: IdMap, privileged: boolean): Promise
   }
   child.stdin.on('error', () => {})
   try {
-    const map = privileged ? writeMap(pid, wanted) : writeUserMap(pid, wanted)
+    const map = mapped(pid)
     if (processStat(pid) === undefined) throw new Error('the holder of the user namespace ended')
     return { pid, path: `/proc/${pid}/ns/user`, map, release }
   } catch (e) {

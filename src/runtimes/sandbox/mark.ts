@@ -8,8 +8,10 @@ import { type ProcessStat, processStat } from '../../sys/process.ts'
 export const markOf = (vmId: string): string => `noid-vm=${vmId}`
 
 /** Every running process with that mark. */
-export function markedProcesses(vmId: string): ProcessStat[] {
-  const mark = markOf(vmId)
+export const markedProcesses = (vmId: string): ProcessStat[] => processesWith(markOf(vmId))
+
+/** Every running process with that argument. */
+export function processesWith(mark: string): ProcessStat[] {
   const found: ProcessStat[] = []
   for (const pid of readdirSync('/proc')) {
     if (!/^\d+$/.test(pid)) continue

@@ -18,7 +18,17 @@ import { fileURLToPath } from 'node:url'
 import { NoidError } from '../../errors.ts'
 import type { Attachment, Resolver, Status } from '../../plugins/contract.ts'
 import { childrenOf, closeOnExec, isRunning, processStat, signalExactly, signalNumber } from '../../sys/process.ts'
-import type { ExecRequest, ExecSession, Runtime, RuntimeContext, StartedNic, VmHandle, VmSpec } from '../contract.ts'
+import type {
+  ExecRequest,
+  ExecSession,
+  Obituary,
+  Runtime,
+  RuntimeContext,
+  StartedNic,
+  Tell,
+  VmHandle,
+  VmSpec,
+} from '../contract.ts'
 import { checkMachine } from './doctor.ts'
 import { type SandboxState, tool } from './enter.ts'
 import { execute } from './exec.ts'
@@ -58,8 +68,9 @@ export class Sandbox implements Runtime {
     }
   }
 
-  async prepare(vm: VmSpec, signal: AbortSignal): Promise<VmHandle> {
+  async prepare(vm: VmSpec, signal: AbortSignal, tell?: Tell): Promise<VmHandle> {
     signal.throwIfAborted()
+    tell?.('making its namespaces')
     await this.#end(vm.id)
     // A root that was not finished when its stage was killed.
     if (!existsSync(join(vm.dir, 'fs', 'seeded'))) await this.#removeFiles(vm)
@@ -72,6 +83,7 @@ export class Sandbox implements Runtime {
       privileged: this.#ctx.privileged,
       image: vm.image === undefined ? undefined : imageOf(vm.image),
       skeleton: join(this.#ctx.stateDir, 'skeleton'),
+      mounts: vm.mounts ?? [],
       hide: [this.#ctx.runDir, this.#ctx.stateDir, '/var/lib/noid'],
     }
     mkdirSync(spec.dir, { recursive: true, mode: 0o700 })
@@ -124,7 +136,7 @@ export class Sandbox implements Runtime {
       pid: i.pid,
       startTime: i.startTime,
       netns: `/proc/${i.pid}/ns/net`,
-      wireNetns: this.#ctx.privileged ? undefined : `/proc/${outer}/ns/net`,
+      ...(this.#ctx.privileged ? {} : { wireNetns: `/proc/${outer}/ns/net` }),
       state,
     }
   }
@@ -135,8 +147,10 @@ export class Sandbox implements Runtime {
     a: Attachment,
     dns: Resolver | undefined,
     signal: AbortSignal,
+    tell?: Tell,
   ): Promise<{ handle: VmHandle; nic: StartedNic }> {
     if (!this.alive(h)) throw failure(vm, 'its first process has ended')
+    tell?.(a.configuredBy === 'dhcp' ? 'asking for an address' : 'configuring its interface')
     const nic = await this.#networking.configure(vm, h, a, dns, signal)
     return { handle: h, nic }
   }
@@ -180,6 +194,12 @@ export class Sandbox implements Runtime {
     // A daemon that was started again asks this first: renewal of the lease goes on.
     this.#networking.adopt(h)
     return true
+  }
+
+  /** Its init says when it ends as it was told to (script.ts); one that was killed says nothing. */
+  async obituary(vm: VmSpec): Promise<Obituary | undefined> {
+    const said = readFileSync(this.logFile(vm), { encoding: 'utf8', flag: 'r' }).slice(-200).trimEnd()
+    return said.endsWith(`noid: ${vm.name} has stopped`) ? { orderly: true } : undefined
   }
 
   exec(vm: VmSpec, h: VmHandle, r: ExecRequest): Promise<ExecSession> {

@@ -4,6 +4,9 @@
  * `stageScript` runs with the host's tools, as root of the new user namespace, alone in the new mount namespace: it
  * completes the root (proc, sys, dev, run), enters it and becomes init. Whatever fails ends it, and with it every
  * namespace and mount.
+ * Leaving the old root takes two programs, pivot_root and umount, and the second is found in the new root: a guest may have
+ * put anything there. So it is left twice: first for a bare root of the host's software alone, with the host's umount, then for the VM's.
+ * Whatever runs as umount there sees that bare root, in which nothing is anybody's.
  * `initScript` is process 1 of the VM: it reaps, and ends the others when it is told to. No other program of noid runs
  * in a VM that is idle.
  *
@@ -72,6 +75,38 @@ const overlayOptions = (o: { lower: readonly string[]; upper: string; work: stri
     `userxattr,lowerdir=${o.lower.map(overlayPath).join(':')},upperdir=${overlayPath(o.upper)},workdir=${overlayPath(o.work)}`,
   )
 
+/** A directory of the host for a VM whose stage has no rights. */
+export interface HostBind {
+  readonly source: string
+  /** Relative to the root. */
+  readonly target: string
+}
+
+/**
+ * In a mount namespace of the outer user namespace: read-only views of directories, each where its `view` says, so that in the inner one, where
+ * the VM is, they are locked. $1... are the words of what follows; descriptor 5 is the inner namespace.
+ */
+export function lockScript(views: string, fixed: readonly FixedView[]): string {
+  const v = quote(views)
+  return [
+    'set -e',
+    `mount -t tmpfs -o mode=0755,size=1m noid ${v}`,
+    ...fixed.flatMap((f) => [
+      `mkdir ${quote(f.view)}`,
+      `mount --rbind ${quote(f.source)} ${quote(f.view)}`,
+      ...f.parts.map((part) => `mount -o ${['remount', 'bind', 'ro', ...part.flags].join(',')} ${quote(part.path)}`),
+    ]),
+    'exec "$@"',
+  ].join('\n')
+}
+
+export interface FixedView {
+  readonly source: string
+  readonly view: string
+  /** It and what is mounted below it, with the flags that may not be dropped. */
+  readonly parts: readonly { readonly path: string; readonly flags: readonly string[] }[]
+}
+
 export interface StageWords {
   readonly name: string
   /** An existing directory in which the root is assembled; hidden from the host by the mount namespace. */
@@ -79,7 +114,11 @@ export interface StageWords {
   readonly plan: RootPlan
   /** Whether groups other than 0 are mapped (tty is 5). */
   readonly range: boolean
+  readonly binds: readonly HostBind[]
 }
+
+/** Where a host has its programs and what they need. */
+const SOFTWARE = ['bin', 'sbin', 'lib', 'lib32', 'lib64', 'libx32', 'usr', 'nix', 'gnu']
 
 const DEVICES = ['null', 'zero', 'full', 'random', 'urandom', 'tty']
 /** Kernel files that say too much of the host, or reach it. The kernel's own checks are what protects. */
@@ -95,14 +134,14 @@ const MASKED_DIRECTORIES = [
 
 export function stageScript(w: StageWords): string {
   const b = quote(w.base)
-  const out: string[] = ['set -e', 'exec </dev/null', 'export LC_ALL=C']
+  const out: string[] = ['set -e', 'exec </dev/null 5<&-', 'export LC_ALL=C']
   if (w.plan.kind === 'mounted') {
     // The stage's mounts are locked together in this less privileged namespace: bound once more they can be entered.
     out.push(`mount --rbind ${b}/root ${b}/root`)
   } else {
     // Opened first: the directory of assembly may cover the way to it.
     if (w.plan.kind === 'directory') out.push(`exec 4<${quote(w.plan.path)}`)
-    out.push(`mount -t tmpfs -o mode=0755 noid ${b}`, `mkdir ${b}/root`)
+    out.push(`mount -t tmpfs -o mode=0755 noid ${b}`, `mkdir ${b}/root ${b}/bare`)
     if (w.plan.kind === 'directory') out.push(`mount --bind /proc/self/fd/4 ${b}/root`, 'exec 4<&-')
     else out.push(`mount -t overlay -o ${overlayOptions({ ...w.plan, lower: [w.plan.lower] })} noid ${b}/root`)
   }
@@ -115,6 +154,17 @@ export function stageScript(w: StageWords): string {
       const said = quote(`noid: /${part.path} is read-only in this VM: the kernel refuses an overlay`)
       out.push(`${overlay} || { ${bind}; echo ${said}; }`)
     }
+  for (const h of w.binds) {
+    // Step by step: a link that a guest left would lead out of its root.
+    out.push(`cd ${b}/root`)
+    for (const c of h.target.split('/').map(quote))
+      out.push(
+        `if [ -L ${c} ]; then echo ${quote(`error the mount at /${h.target}: a part of it is a symbolic link in this VM`)} >&3; exit 1; fi`,
+        `[ -d ${c} ] || mkdir ${c}`,
+        `cd ${c}`,
+      )
+    out.push(`cd ${b}/root`, `mount --rbind ${quote(h.source)} ${quote(h.target)}`)
+  }
   out.push('mkdir -p proc sys dev run tmp etc', 'mount -t proc -o nosuid,nodev,noexec proc proc')
   if (w.plan.kind !== 'mounted') {
     out.push(
@@ -138,7 +188,20 @@ export function stageScript(w: StageWords): string {
     `for d in ${MASKED_DIRECTORIES.join(' ')}; do [ ! -d $d ] || mount -t tmpfs -o ro,nosuid,nodev,noexec,size=0,mode=0555 none $d; done`,
     `hostname ${quote(w.name)}`,
     'ip link set lo up',
+    `mount -t tmpfs -o mode=0755,size=1m noid ${b}/bare`,
+    `cd ${b}/bare`,
+    `for d in ${SOFTWARE.join(' ')}; do`,
+    '  if [ -L /$d ]; then ln -s "$(readlink /$d)" $d',
+    '  elif [ -d /$d ]; then mkdir $d; mount --rbind /$d $d',
+    '  fi',
+    'done',
+    'mkdir proc vm',
+    `mount --bind ${b}/root/proc proc`,
+    `mount --rbind ${b}/root vm`,
     // man pivot_root(2): the old root is stacked on the new one, and "." then names it.
+    'pivot_root . .',
+    'umount -l .',
+    'cd /vm',
     'pivot_root . .',
     'umount -l .',
     'cd /',

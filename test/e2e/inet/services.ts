@@ -1,7 +1,7 @@
 /**
  * The laboratory's internet: a name server on 8.8.8.8, 1.1.1.1 and 2001:db8:8888::8, and what lives at example.com; all of it in both families.
  *
- *   DNS   53  UDP and TCP. example.com A, MX, TXT; no AAAA (NODATA). v6.example.com AAAA, no A. dual.example.com both. big.example.com TXT of 3 kB (truncated over UDP).
+ *   DNS   53  UDP and TCP. example.com A, MX, TXT; no AAAA (NODATA). google.com A. v6.example.com AAAA, no A. dual.example.com both. big.example.com TXT of 3 kB (truncated over UDP).
  *             odd.example.com of type 65400 (a type nobody knows). Anything else: NXDOMAIN with SOA.
  *   HTTP  80  / says hello and whom it saw · /bytes/N N deterministic bytes · POST /hash answers the SHA-256 of the body
  *   TCP    7  echo that half-closes · 9 discards · 13 speaks first, then waits for the client's FIN and answers it
@@ -48,6 +48,7 @@ const zone: Record<string, Answer[]> = {
     { type: 'MX', name: 'example.com', ttl: 300, data: { preference: 10, exchange: 'mail.example.com' } },
     { type: 'TXT', name: 'example.com', ttl: 300, data: ['v=spf1 -all'] },
   ],
+  'google.com': [{ type: 'A', name: 'google.com', ttl: 300, data: EXAMPLE }],
   'www.example.com': [{ type: 'CNAME', name: 'www.example.com', ttl: 300, data: 'example.com' }],
   'short.example.com': [{ type: 'A', name: 'short.example.com', ttl: 1, data: EXAMPLE }],
   'v6.example.com': [{ type: 'AAAA', name: 'v6.example.com', ttl: 300, data: EXAMPLE6 }],

@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import { Arena } from '../../../src/netstack/arena.ts'
+import { SoftwareOffload } from '../../../src/netstack/switch/segment.ts'
+import * as vnet from '../../../src/netstack/wire/vnet.ts'
 import { type Received, type Station, TestNet, tcp, udp } from '../net.ts'
 
 const pair = () => {
@@ -74,5 +77,62 @@ test('the frame itself stays as it was: others of a flood get it whole', () => {
   assert.deepEqual(
     db.take().map((r) => [r.gso?.size, r.udp?.data.length]),
     [[1000, 3000]],
+  )
+})
+
+test('IPv6: TCP and UDP of any length, behind extension headers or none: whole, in order, each checksum right', () => {
+  const arena = new Arena(new ArrayBuffer(1 << 20))
+  const offload = new SoftwareOffload(arena)
+  const off = arena.slot()
+  const b = arena.bytes
+  const naive = (at: number, len: number, initial: number): number => {
+    let s = initial
+    for (let i = 0; i < len; i++) s += i % 2 === 0 ? (b[at + i] as number) << 8 : (b[at + i] as number)
+    while (s > 0xffff) s = (s & 0xffff) + Math.floor(s / 0x10000)
+    return s
+  }
+  fc.assert(
+    fc.property(
+      fc.boolean(),
+      fc.boolean(),
+      fc.integer({ min: 1, max: 40_000 }),
+      fc.integer({ min: 400, max: 1440 }),
+      (isTcp, extended, len, size) => {
+        const proto = isTcp ? 6 : 17
+        const l4 = 14 + 40 + (extended ? 8 : 0)
+        const header = l4 + (isTcp ? 20 : 8)
+        b.fill(0, off - 10, off + header)
+        b.set([0x86, 0xdd, 0x60], off + 12)
+        b[off + 20] = extended ? 60 : proto
+        for (let i = 0; i < 32; i++) b[off + 22 + i] = i * 11
+        if (extended) b[off + 54] = proto
+        const payload = header - 54 + len
+        b[off + 18] = payload >>> 8
+        b[off + 19] = payload
+        if (isTcp) b.set([0, 80, 0, 81, 0xff, 0xff, 0xff, 0, 0, 0, 0, 1, 0x50, 0x19], off + l4)
+        for (let i = 0; i < len; i++) b[off + header + i] = i * 7
+        vnet.write(b, off - 10, 1, isTcp ? vnet.GSO_TCPV6 : vnet.GSO_UDP_L4, header, size, l4, isTcp ? 16 : 6)
+        let done = 0
+        const port = {
+          offload: false,
+          flush: () => {},
+          transmit(at: number, n: number): number {
+            const part = n - header
+            assert.equal(part, Math.min(size, len - done))
+            assert.equal(((b[at + 18] as number) << 8) | (b[at + 19] as number), n - 54)
+            assert.equal(naive(at + l4, n - l4, naive(at + 22, 32, proto + n - l4)), 0xffff, 'checksum')
+            if (isTcp)
+              assert.equal((b[at + l4 + 7] as number) | ((b[at + l4 + 6] as number) << 8), (0xff00 + done) & 0xffff)
+            else assert.equal(((b[at + l4 + 4] as number) << 8) | (b[at + l4 + 5] as number), 8 + part)
+            for (let i = 0; i < part; i++) assert.equal(b[at + header + i], ((done + i) * 7) & 255)
+            done += part
+            return n
+          },
+        }
+        assert.equal(offload.transmit(port, off, header + len), 0)
+        assert.equal(done, len)
+      },
+    ),
+    { numRuns: 60 },
   )
 })

@@ -6,7 +6,8 @@ import { after, before, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { AttachRequest, NetworkSpec } from '../../../src/plugins/contract.ts'
 import { hostMac, openHostNic } from '../../../src/plugins/userspace/hostnic.ts'
-import { nicGone, openNic, removeNic } from '../../../src/plugins/userspace/nic.ts'
+import { type DeviceRecord, nicGone, openNic, removeNic } from '../../../src/plugins/userspace/nic.ts'
+import { NicSockets } from '../../../src/plugins/userspace/sockets.ts'
 import { close } from '../../../src/sys/fd.ts'
 import { inNetns } from '../../../src/sys/netns.ts'
 import { network } from '../../e2e/agent-client.ts'
@@ -17,6 +18,7 @@ const noTun = existsSync('/dev/net/tun') ? false : 'needs /dev/net/tun'
 const name = `nt${Math.random().toString(36).slice(2, 7)}`
 const netns = `/run/netns/${name}`
 const n: NetworkSpec = network(77)
+const sockets = new NicSockets(`/tmp/${name}`)
 const request = (more: Partial<AttachRequest> = {}): AttachRequest => ({
   id: 'a',
   network: n.id,
@@ -37,28 +39,28 @@ after(() => {
 })
 
 test('root: a TAP with the MAC and MTU, which stays when its holder dies and is found again', { skip }, async () => {
-  const first = await openNic(n, request(), true)
+  const first = await openNic(n, request(), true, sockets)
   assert.equal(first.record.kind, 'tap')
   assert.equal(first.existed, false)
   assert.match(links(), /eth0: .* mtu 1500 .* qlen \d+\b.*52:54:00:00:00:07/)
   close(first.fds[0]!)
   assert.match(links(), /eth0/)
-  const again = await openNic(n, request(), true)
+  const again = await openNic(n, request(), true, sockets)
   assert.equal(again.existed, true)
   close(again.fds[0]!)
   assert.equal(nicGone(again.record), false)
-  await removeNic(again.record)
+  await removeNic(again.record, sockets)
   assert.throws(links)
-  await removeNic(again.record)
-  assert.ok(nicGone({ ...again.record, netns: '/run/netns/nt-none' }))
+  await removeNic(again.record, sockets)
+  assert.ok(nicGone({ ...(again.record as DeviceRecord), netns: '/run/netns/nt-none' }))
 })
 
 test('a TAP that a dying data plane still holds is waited for', { skip }, async () => {
-  const held = await openNic(n, request(), true)
+  const held = await openNic(n, request(), true, sockets)
   setTimeout(() => close(held.fds[0]!), 100)
-  const next = await openNic(n, request(), true)
+  const next = await openNic(n, request(), true, sockets)
   close(next.fds[0]!)
-  await removeNic(next.record)
+  await removeNic(next.record, sockets)
 })
 
 test("the host's nic: its address and no way through; gone with its holder", { skip }, () => {
@@ -75,11 +77,11 @@ test("the host's nic: its address and no way through; gone with its holder", { s
 })
 
 test('a namespace that is gone is said', { skip }, async () => {
-  await assert.rejects(openNic(n, request({ netns: '/run/netns/nt-none' }), true), { code: 'VM_NOT_RUNNING' })
+  await assert.rejects(openNic(n, request({ netns: '/run/netns/nt-none' }), true, sockets), { code: 'VM_NOT_RUNNING' })
 })
 
 test('a runtime that takes no such nic is told what to do', { skip }, async () => {
-  await assert.rejects(openNic(n, request({ accepts: ['vhost-user'] }), true), { code: 'CAPABILITY_MISSING' })
+  await assert.rejects(openNic(n, request({ accepts: ['stream'] }), true, sockets), { code: 'CAPABILITY_MISSING' })
 })
 
 /** A user with no rights, its user namespace, a VM's network namespace and a second one beside it. */
@@ -110,11 +112,13 @@ async function openWithoutRights(tunMode: string): Promise<string> {
       process.setgroups([]); process.setgid(65534); process.setuid(65534)
       const { openNic, removeNic } = await import(${JSON.stringify(new URL('../../../src/plugins/userspace/nic.ts', import.meta.url).href)})
       const [n, r] = JSON.parse(process.argv[1])
-      const one = await openNic(n, r, false)
+      const { NicSockets } = await import(${JSON.stringify(new URL('../../../src/plugins/userspace/sockets.ts', import.meta.url).href)})
+      const sockets = new NicSockets('/nowhere')
+      const one = await openNic(n, r, false, sockets)
       if (one.record.kind === 'tap') (await import('node:fs')).closeSync(one.fds[0])
-      const two = await openNic(n, r, false)
+      const two = await openNic(n, r, false, sockets)
       console.log(JSON.stringify([one.record.kind, one.existed, two.existed]))
-      await removeNic(one.record)`
+      await removeNic(one.record, sockets)`
     const spec = [n, request({ netns: `/proc/${vm}/ns/net`, wireNetns: `/proc/${wire}/ns/net` })]
     const node = [process.execPath, '--input-type=module', '-e', program, JSON.stringify(spec)]
     const ownTun = `mount -t tmpfs none /mnt; mknod -m ${tunMode} /mnt/tun c 10 200; mount --bind /mnt/tun /dev/net/tun; exec "$@"`

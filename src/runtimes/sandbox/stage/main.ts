@@ -27,15 +27,25 @@ import { join } from 'node:path'
 import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, closeOnExec, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
-import { type HeldNamespace, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
+import type { MountSpec } from '../../contract.ts'
+import { type HeldNamespace, holdInner, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { joinGroups } from '../limits.ts'
 import { markOf } from '../mark.ts'
 import { limitRights } from '../rights.ts'
-import { type BoundPart, initScript, overlayPath, type RootPlan, stageScript } from '../script.ts'
+import {
+  type BoundPart,
+  type HostBind,
+  initScript,
+  lockScript,
+  overlayPath,
+  type RootPlan,
+  stageScript,
+} from '../script.ts'
 import { type Bind, seedDirectory, seedUpper } from '../view.ts'
 import { devices } from './devices.ts'
 import { seedImage, unpack } from './image.ts'
 import { lockedFlags, systemMounts } from './mountinfo.ts'
+import { hostBinds, placeMounts } from './mounts.ts'
 import { seedOnce } from './once.ts'
 import { growSkeleton } from './skeleton.ts'
 
@@ -48,6 +58,7 @@ export interface StageSpec {
   readonly image?: { readonly kind: 'directory' | 'tar'; readonly path: string }
   /** Absolute paths that no VM sees. */
   readonly hide: readonly string[]
+  readonly mounts: readonly MountSpec[]
   /** Shared by a user's VMs: skeleton.ts. */
   readonly skeleton: string
   /** The files through which a process joins the VM's groups. */
@@ -55,31 +66,55 @@ export interface StageSpec {
 }
 
 const CONTROL = 3
+/** The VM's user namespace, when it is one inside another. */
+const INNER = 5
 const say = (line: string): void => {
   writeSync(CONTROL, `${line}\n`)
 }
 async function main(spec: StageSpec): Promise<void> {
   const held = await holdNamespace(spec.privileged ? rootMap(spec.id) : userMap(), spec.privileged)
   const ns = openSync(held.path, 'r')
-  const base = pickBase([spec.dir, spec.skeleton])
+  const base = pickBase([spec.dir, spec.skeleton, ...spec.mounts.map((m) => m.source)])
   const plan = spec.privileged ? privilegedPlan(spec, held.map, ns, base) : userPlan(spec, held)
+  const lock = spec.privileged ? { binds: [] } : await lockedMounts(spec, held, base)
   // Whom this process leaves unreaped would be a child of the VM's outer process for ever.
   await held.release()
   if (!held.map.range) console.log('noid: only root exists in this VM: no usable range in /etc/subuid')
   must('dup2', dup2(ns, 0))
   closeOnExec(3)
   must('fcntl', keepOnExec(CONTROL))
+  // Node may use that number itself: from here on nothing waits.
+  if (lock.inner !== undefined) must('dup2', dup2(lock.inner, INNER))
   // The making of the root is noid's work; from here on it is the VM's.
   joinGroups(spec.groups, process.pid)
   // Fails, and ends everything, when the daemon that asked is gone.
   say('built')
-  become(spec, plan, held.map, base)
+  become(spec, plan, held.map, base, lock)
+}
+
+/** The mounts of a user's VM: what binds them, and what first makes those that are read-only, when there are any. */
+interface Lock {
+  readonly binds: readonly HostBind[]
+  readonly script?: string
+  /** The inner user namespace. */
+  readonly inner?: number
+}
+
+async function lockedMounts(spec: StageSpec, held: HeldNamespace, base: string): Promise<Lock> {
+  const used = [spec.dir, spec.skeleton, ...spec.mounts.map((m) => m.source)]
+  const views = spec.mounts.some((m) => m.readonly) ? pickBase(used, base) : ''
+  const { binds, fixed } = hostBinds(spec.mounts, views)
+  if (fixed.length === 0) return { binds }
+  const inner = await holdInner(held)
+  const ns = openSync(inner.path, 'r')
+  await inner.release()
+  return { binds, inner: ns, script: lockScript(views, fixed) }
 }
 
 /** A directory that every Linux has, for the assembly; not one that the VM's own files lie under. */
-function pickBase(used: readonly string[]): string {
+function pickBase(used: readonly string[], not?: string): string {
   const base = ['/mnt', '/media', '/srv', '/opt', '/tmp'].find(
-    (p) => existsSync(p) && !used.some((u) => u.startsWith(`${p}/`)),
+    (p) => p !== not && existsSync(p) && !used.some((u) => u === p || u.startsWith(`${p}/`)),
   )
   if (base === undefined) throw new Error('none of /mnt, /media, /srv, /opt, /tmp exists')
   return base
@@ -109,12 +144,14 @@ function privilegedPlan(spec: StageSpec, map: IdMap, ns: number, base: string): 
       for (const [i, part] of systemMounts().filter(isDirectory).entries()) addPart(part.path, i, own, base, owner, ns)
   }
   devices(join(base, 'root/dev'), owner)
+  placeMounts(spec.mounts, join(base, 'root'), owner, ns)
   return { kind: 'mounted' }
 }
 
 function assembly(base: string): void {
   must(`tmpfs on ${base}`, mount('noid', base, 'tmpfs', MS_NOSUID | MS_NODEV, 'mode=0755,size=1m'))
   mkdirSync(join(base, 'root'))
+  mkdirSync(join(base, 'bare'))
 }
 
 function overlay(lower: string, upper: string, work: string, target: string, shifted: string, ns: number): void {
@@ -196,14 +233,21 @@ function copyDatabase(part: Bind, upper: string): void {
 }
 
 /** Never returns. Descriptor 0 is the user namespace, 3 goes on to the script. */
-function become(spec: StageSpec, plan: RootPlan, map: IdMap, base: string): never {
-  const script = stageScript({ name: spec.name, base, plan, range: map.range })
+function become(spec: StageSpec, plan: RootPlan, map: IdMap, base: string, lock: Lock): never {
+  const script = stageScript({ name: spec.name, base, plan, range: map.range, binds: lock.binds })
+  const inner =
+    lock.script === undefined
+      ? []
+      : ['unshare', '--mount', '--propagation', 'private', 'sh', '-c', lock.script, 'noid-lock']
+  const enter = lock.script === undefined ? [] : ['nsenter', '--user=/proc/self/fd/5', '--preserve-credentials']
   const credentials = spec.privileged ? [] : ['--preserve-credentials']
   // The outer process of a user's VM holds the namespace in which the far end of its cable may lie.
   const wire = spec.privileged ? [] : ['--net']
   const env = { PATH: process.env.PATH ?? '/usr/sbin:/usr/bin:/sbin:/bin', LANG: 'C.UTF-8' }
   const argv = [
     ...['nsenter', '--user=/proc/self/fd/0', ...credentials],
+    ...inner,
+    ...enter,
     ...['unshare', ...wire, '--pid', '--fork'],
     ...['unshare', '--mount', '--net', '--uts', '--ipc', '--propagation', 'private'],
     ...['setpriv', ...limitRights],

@@ -1,5 +1,5 @@
 /**
- * One process at a time: the daemon of a store, the one that makes a network.
+ * One process at a time: the daemon of a store, the one that makes a network or builds an image.
  *
  * A lock is an exclusive transaction on an SQLite file of its own that is never written: the kernel's record lock under
  * it goes with the process, however that ends, so there is no stale lock to recognise. The daemon's pid file is
