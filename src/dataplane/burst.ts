@@ -17,7 +17,7 @@
  */
 import { type Arena, FRAME_MAX, SLOT, SLOT_FRAME, VNET } from '../netstack/arena.ts'
 import { Uring } from '../sys/uring.ts'
-import { fits, follows, HEADERS, join, payloadOf, RUN_MAX } from './coalesce.ts'
+import { fits, follows, headers, join, payloadOf, RUN_MAX } from './coalesce.ts'
 
 /** Frames of one burst at most. */
 export const BURST = 32
@@ -125,8 +125,8 @@ export class Burst {
       fits(this.#total, payload) &&
       follows(b, this.#head, off)
     ) {
-      if (this.#run === 1) this.#piece(this.#head - header, header + HEADERS + this.#each)
-      this.#piece(off + HEADERS, payload)
+      if (this.#run === 1) this.#piece(this.#head - header, header + headers + this.#each)
+      this.#piece(off + headers, payload)
       this.#run++
       this.#total += payload
       // A shorter one is the last.

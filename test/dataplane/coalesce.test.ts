@@ -3,11 +3,12 @@ import assert from 'node:assert/strict'
 import { after, test } from 'node:test'
 import { Burst } from '../../src/dataplane/burst.ts'
 import { Arena, VNET } from '../../src/netstack/arena.ts'
-import { SoftwareOffload, unfinished } from '../../src/netstack/switch/segment.ts'
+import { SoftwareOffload } from '../../src/netstack/switch/segment.ts'
 import { put16 } from '../../src/netstack/wire/bytes.ts'
-import { finish, pseudo4, sum } from '../../src/netstack/wire/checksum.ts'
+import { finish, fold, pseudo4, pseudo6, sum } from '../../src/netstack/wire/checksum.ts'
 import * as ethernet from '../../src/netstack/wire/ethernet.ts'
 import * as ipv4 from '../../src/netstack/wire/ipv4.ts'
+import * as ipv6 from '../../src/netstack/wire/ipv6.ts'
 import * as udp from '../../src/netstack/wire/udp.ts'
 import * as vnet from '../../src/netstack/wire/vnet.ts'
 import { close, read, write } from '../../src/sys/fd.ts'
@@ -16,8 +17,6 @@ import { socketpair } from '../../src/sys/scm.ts'
 import { SOCK_SEQPACKET } from '../../src/sys/socket.ts'
 
 const L3 = ethernet.ETHERNET
-const L4 = L3 + ipv4.IPV4
-const HEADERS = L4 + udp.UDP
 
 interface Datagram {
   readonly payload: string
@@ -32,22 +31,34 @@ interface Datagram {
 const SRC = 0x0a000001
 const DST = 0x0a000002
 
-function frame(d: Datagram): Uint8Array {
-  const b = new Uint8Array(VNET + HEADERS + d.payload.length)
+type Family = 4 | 6
+const l4Of = (family: Family): number => L3 + (family === 4 ? ipv4.IPV4 : ipv6.IPV6)
+const pseudoOf = (f: Uint8Array, l3: number, family: Family, length: number): number =>
+  family === 4 ? pseudo4(SRC, DST, ipv4.UDP, length) : pseudo6(f, l3, ipv4.UDP, length)
+
+function frame(family: Family, d: Datagram): Uint8Array {
+  const l4 = l4Of(family)
+  const b = new Uint8Array(VNET + l4 + udp.UDP + d.payload.length)
   const f = b.subarray(VNET)
   ethernet.setDst(f, 0, 0x0200, 2)
   ethernet.setSrc(f, 0, 0x0200, 1)
-  ethernet.setType(f, 0, ethernet.TYPE_IPV4)
+  ethernet.setType(f, 0, family === 4 ? ethernet.TYPE_IPV4 : ethernet.TYPE_IPV6)
   const length = udp.UDP + d.payload.length
-  ipv4.write(f, L3, ipv4.IPV4 + length, d.id ?? 0, d.fragment ?? ipv4.DF, d.ttl ?? 64, ipv4.UDP, SRC, DST)
-  udp.write(f, L4, 5000, d.port ?? 6000, length)
-  f.set(Buffer.from(d.payload, 'latin1'), HEADERS)
+  if (family === 4)
+    ipv4.write(f, L3, ipv4.IPV4 + length, d.id ?? 0, d.fragment ?? ipv4.DF, d.ttl ?? 64, ipv4.UDP, SRC, DST)
+  else {
+    ipv6.write(f, L3, length, ipv4.UDP, d.ttl ?? 64)
+    ipv6.setSrc(f, L3, 0xfd000000 | 0, 0, 0, 1)
+    ipv6.setDst(f, L3, 0xfd000000 | 0, 0, 0, 2)
+  }
+  udp.write(f, l4, 5000, d.port ?? 6000, length)
+  f.set(Buffer.from(d.payload, 'latin1'), l4 + udp.UDP)
   if (d.finished) {
-    put16(f, L4 + udp.CHECKSUM, finish(sum(f, L4, length, pseudo4(SRC, DST, ipv4.UDP, length))))
+    put16(f, l4 + udp.CHECKSUM, finish(sum(f, l4, length, pseudoOf(f, L3, family, length))))
     vnet.clear(b, 0)
   } else {
-    put16(f, L4 + udp.CHECKSUM, unfinished(SRC, DST, ipv4.UDP, length))
-    vnet.write(b, 0, vnet.NEEDS_CSUM, vnet.GSO_NONE, HEADERS, 0, L4, udp.CHECKSUM)
+    put16(f, l4 + udp.CHECKSUM, fold(pseudoOf(f, L3, family, length)))
+    vnet.write(b, 0, vnet.NEEDS_CSUM, vnet.GSO_NONE, l4 + udp.UDP, 0, l4, udp.CHECKSUM)
   }
   return b
 }
@@ -64,14 +75,14 @@ after(() => {
 const skip = ring === undefined && 'io_uring is not allowed here'
 
 /** Frames that are read from one nic and forwarded to another in one burst: how many came out, and every datagram in them. */
-function through(all: readonly Datagram[]): { frames: number; payloads: string[] } {
+function through(family: Family, all: readonly Datagram[]): { frames: number; payloads: string[] } {
   const burst = ring as Burst
   const [into, from] = socketpair(SOCK_SEQPACKET, true) as readonly [number, number]
   const [to, out] = socketpair(SOCK_SEQPACKET, true) as readonly [number, number]
   far.push(into, from, to, out)
   const owner = { joins: true, lost: () => assert.fail('lost') }
   for (const d of all) {
-    const b = frame(d)
+    const b = frame(family, d)
     assert.equal(write(into, addressOf(b), b.length), b.length)
   }
   burst.read(from, all.length, VNET)
@@ -88,14 +99,16 @@ function through(all: readonly Datagram[]): { frames: number; payloads: string[]
     flush: () => {},
     transmit(off: number, len: number): number {
       const b = arena.bytes
-      const length = len - L4
-      assert.equal(ipv4.totalLength(b, off + L3), len - L3)
-      assert.ok(ipv4.sound(b, off + L3))
-      assert.equal(udp.length(b, off + L4), length)
-      assert.equal(finish(sum(b, off + L4, length, pseudo4(SRC, DST, ipv4.UDP, length))), 0)
-      payloads.push(
-        `${udp.dstPort(b, off + L4)} ${Buffer.from(b.subarray(off + HEADERS, off + len)).toString('latin1')}`,
-      )
+      const l4 = l4Of(family)
+      const length = len - l4
+      if (family === 4) {
+        assert.equal(ipv4.totalLength(b, off + L3), len - L3)
+        assert.ok(ipv4.sound(b, off + L3))
+      } else assert.equal(ipv6.payloadLength(b, off + L3), length)
+      assert.equal(udp.length(b, off + l4), length)
+      assert.equal(finish(sum(b, off + l4, length, pseudoOf(b, off + L3, family, length))), 0)
+      const text = Buffer.from(b.subarray(off + l4 + udp.UDP, off + len)).toString('latin1')
+      payloads.push(`${udp.dstPort(b, off + l4)} ${text}`)
       return len
     },
   }
@@ -138,9 +151,13 @@ const CASES: readonly (readonly [what: string, all: readonly Datagram[], frames:
     2,
   ],
 ]
-for (const [what, all, frames] of CASES)
-  test(what, { skip }, () => {
-    const got = through(all)
-    assert.deepEqual(got.payloads.map(brief), told(all))
-    assert.equal(got.frames, frames)
-  })
+const ipv4Only = (d: Datagram): boolean => d.fragment !== undefined || d.id !== undefined
+for (const family of [4, 6] as const)
+  for (const [what, all, frames] of CASES) {
+    if (family === 6 && all.some(ipv4Only)) continue
+    test(`IPv${family}: ${what}`, { skip }, () => {
+      const got = through(family, all)
+      assert.deepEqual(got.payloads.map(brief), told(all))
+      assert.equal(got.frames, frames)
+    })
+  }
