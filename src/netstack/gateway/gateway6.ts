@@ -2,7 +2,7 @@
  * The gateway's IPv6: what is for its addresses it answers, what is for elsewhere becomes a flow. The order of decisions is gateway.ts's.
  *
  * Its addresses: ::1 (the router) and fe80::1, ::2 (services) and ::254 where no host interface has it. Neighbour discovery takes ARP's place
- * (RFC 4861): it answers for its own addresses, never asks, and says for a VM that its address is taken (guard6.ts). On a bridge of the kernel, where
+ * (RFC 4861): it answers for its own addresses, and says for a VM that its address is taken (guard6.ts); what a VM uses is asked by probe.ts. On a bridge of the kernel, where
  * VMs' own advertisements reach no VM (plugins/bridge/guard.ts), it answers for them what one asks of another. Router advertisements: advertise.ts.
  * Invariants: those of gateway.ts; a packet from a link-local address never leaves its link (RFC 4291 §2.5.6).
  */
