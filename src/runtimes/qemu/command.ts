@@ -59,6 +59,8 @@ export interface CommandSpec {
 /** A comma in a value of QEMU's options is doubled. */
 export const escaped = (text: string): string => text.replaceAll(',', ',,')
 
+const VHOST_ON_PCI = ['virtio-net-pci', 'vhost-user-fs-pci']
+
 /** The kernel's command line. */
 export function kernelLine(s: Pick<CommandSpec, 'append' | 'hostname' | 'machine'>): string {
   const words = [s.append, `noid.hostname=${s.hostname}`, 'reboot=t']
@@ -90,6 +92,8 @@ export function commandLine(s: CommandSpec): string[] {
     ...['-serial', 'chardev:console'],
     // virtio 1 over mmio: without it no vhost-user.
     ...(microvm ? ['-global', 'virtio-mmio.force-legacy=false'] : []),
+    // QEMU 7.2 dies of a vhost-user device on PCI with MSI-X where KVM is not: a null vector_irqfd in hw/virtio/virtio-pci.c.
+    ...(!microvm && machine.accel === 'tcg' ? VHOST_ON_PCI.flatMap((d) => ['-global', `${d}.vectors=0`]) : []),
     ...[
       '-device',
       `${on('virtio-serial')},id=vs`,

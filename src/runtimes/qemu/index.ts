@@ -4,7 +4,7 @@ import type { RuntimeDescriptor } from '../contract.ts'
 export const qemu: RuntimeDescriptor = {
   name: 'qemu',
   summary: 'a microVM with a kernel of its own, under QEMU; with KVM where the machine has it',
-  accepts: ['tap', 'tap-device', 'dgram'],
+  accepts: ['vhost-user', 'dgram', 'tap', 'tap-device'],
   load: async () => {
     const [{ Qemu }, { imageSource }] = await Promise.all([import('./qemu.ts'), import('./image.ts')])
     return (ctx) => new Qemu(ctx, imageSource(ctx))

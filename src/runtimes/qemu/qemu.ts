@@ -42,6 +42,7 @@ import { keepDoor, openDoor } from './door.ts'
 import type { BootImage, ImageSource } from './image.ts'
 import { leftovers } from './leftovers.ts'
 import { Machines, PROGRAM, programPath, text } from './machine.ts'
+import { copyMemory } from './memory.ts'
 import { type OpenNic, openNic } from './nic.ts'
 import { copyOverlay, freshOverlay } from './overlay.ts'
 import { endAll, holdsTap, launch, markOf, type Running, tail, waitForEnd } from './process.ts'
@@ -183,8 +184,10 @@ export class Qemu implements Runtime {
     const shares = vm.mounts?.length ?? 0
     const only = best.type === 'q35' || shares > MICROVM_SHARES
     const attempts = only ? [cold({ ...best, type: 'q35' })] : [cold(best), cold({ ...best, type: 'q35' })]
-    // A share's state is in its server: no template has one.
-    const template = fresh && shares === 0 ? this.#templates.find(await this.#templateSpec(vm, image, best)) : undefined
+    // A share's state is in its server; an init of the image's own does not know that it is a copy.
+    const ownInit = /\bnoid\.init=/.test(image.append)
+    const template =
+      fresh && shares === 0 && !ownInit ? this.#templates.find(await this.#templateSpec(vm, image, best)) : undefined
     if (template !== undefined)
       attempts.unshift({ machine: best, template, what: 'a start from a template', silentMs: SILENT_MS.template })
     return attempts
@@ -201,6 +204,7 @@ export class Qemu implements Runtime {
       // The host's TSC frequency stands in the log of a guest on q35, a second or two after its boot.
       for (let i = 0; i < TSC_TRIES && !(await this.#machines.learn(() => text(this.logFile(vm)))); i++)
         await sleep(TSC_POLL_MS, undefined, { ref: false })
+      if (/\bnoid\.init=/.test(image.append)) return
       this.#templates.want(await this.#templateSpec(vm, image, await this.#machines.machine()))
     } catch (e) {
       this.#ctx.log('warn', `after the boot of ${vm.name}: ${(e as Error).message}`)
@@ -227,11 +231,18 @@ export class Qemu implements Runtime {
     const device = attempt.machine.type === 'microvm' ? 'device' : 'pci'
     let shares: Shares
     let p: Running
+    let memory: number | undefined
     try {
+      if (attempt.template !== undefined && nic.sharedMemory)
+        memory = await copyMemory(attempt.template.memory, signal).catch((e: unknown) => {
+          throw new BootFailure((e as Error).message)
+        })
       shares = openShares(vm, run, this.#qemuLog(vm), device, this.#ctx.privileged)
-      p = this.#launch(vm, run, image, a, nic, attempt, disk, shares, nic.fds.length > 0 || door !== undefined)
+      const reaches = nic.fds.length > 0 || door !== undefined
+      p = this.#launch(vm, run, image, a, nic, attempt, disk, shares, memory, reaches)
     } finally {
       nic.close()
+      if (memory !== undefined) closeSync(memory)
     }
     const link = this.#link(vm.id, vm.name, run)
     const guest = await this.#awaited(vm, p, attempt, signal, async (s) => {
@@ -245,6 +256,9 @@ export class Qemu implements Runtime {
         mounts: shares.mounts,
         ...(a.configuredBy === 'dhcp' ? { waitMs: ADDRESS_MS } : {}),
       })
+    }).catch((e: unknown) => {
+      // Whatever is wrong with a copy, a cold boot may be right.
+      throw attempt.template === undefined || signal.aborted ? e : new BootFailure((e as Error).message, { cause: e })
     })
     const state: QemuState = { id: vm.id, name: vm.name, run, machine: attempt.machine, nic: a.nic }
     return { handle: { pid: p.pid, startTime: p.startTime, state }, nic: nicOf(a, guest) }
@@ -259,6 +273,7 @@ export class Qemu implements Runtime {
     attempt: Attempt,
     disk: string | undefined,
     shares: Shares,
+    memory: number | undefined,
     reaches: boolean,
   ): Running {
     const { machine, template } = attempt
@@ -266,7 +281,8 @@ export class Qemu implements Runtime {
       appendFileSync(log, `\nnoid: starting ${vm.name} (${machine.type})\n`, { mode: 0o600 })
     const state = template === undefined ? undefined : openSync(template.state, 'r')
     try {
-      const fds = [...nic.fds, ...(state === undefined ? [] : [state])]
+      const fds = [...nic.fds, ...(state === undefined ? [] : [state]), ...(memory === undefined ? [] : [memory])]
+      const file = memory === undefined ? template?.memory : `/proc/self/fd/${FIRST_FD + fds.length - 1}`
       const spec: CommandSpec = {
         ...commonCommand({ image, machine, cpus: vm.cpus }),
         ...(shares.argv.length === 0 ? {} : { append: `${image.append} noid.mounts` }),
@@ -274,7 +290,7 @@ export class Qemu implements Runtime {
         memory: {
           mib: vm.memMib,
           share: nic.sharedMemory || shares.argv.length > 0,
-          ...(template === undefined ? {} : { file: template.memory }),
+          ...(file === undefined ? {} : { file }),
         },
         hostname: vm.name,
         ...(disk === undefined ? {} : { disk }),

@@ -8,8 +8,8 @@
  *
  * Theory. A VM of noid's own is booted aside, with a nic that leads nowhere, until its agent answers; then its RAM is in a shared file and
  * its devices are written down within milliseconds. The key is everything that must be equal for that state to fit: image, memory, cpus,
- * machine, accelerator, TSC, processor, QEMU's version. The nic's kind is no part of it: the guest's driver is bound to its device anew in
- * each copy (qemu.ts), which reads features, MAC and MTU of the nic that is really there. A VM does not depend on its template once its
+ * machine, accelerator, TSC, processor, QEMU's version. The nic's kind is no part of it: the nic has no driver in a template (guest/part); a
+ * copy's is bound to its device anew (guest/identity) and reads features, MAC and MTU of the nic that is really there. A VM does not depend on its template once its
  * layer is copied and its QEMU started: templates may be thrown away at any time.
  *
  * Made in the background, one at a time, at low priority, never when memory or disk are short. A directory appears under its key when it is
@@ -61,6 +61,7 @@ const KEEP = 6
 const SPARE_MEMORY = 512 << 20
 const SPARE_DISK = 2 << 30
 const NICE = 10
+const PART = ['/run/noid/busybox', 'sh', '/run/noid/part']
 /** The guest's agent notices that its host is gone, and its last pages settle. */
 const SETTLE_MS = 150
 
@@ -229,15 +230,16 @@ export class Templates {
     }
   }
 
-  /** Until its agent answers and has run a first command, whose pages every copy then shares. */
+  /** Until its agent answers and its nic has no driver: what a copy's nic does not offer must not be in use. */
   async #ripen(): Promise<void> {
     const agent = await AgentClient.connect(join(this.#run, AGENT_SOCKET), AbortSignal.timeout(BOOT_MS))
     try {
-      const session = await agent.exec({ argv: ['true'], env: {}, tty: false })
+      const session = await agent.exec({ argv: PART, env: {}, tty: false })
       session.stdin.end()
       session.stdout.resume()
       session.stderr?.resume()
-      await session.exit
+      const code = await session.exit
+      if (code !== 0) throw new Error(`its nic could not be parted from its driver (${code})`)
     } finally {
       agent.close()
     }
