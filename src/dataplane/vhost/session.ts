@@ -44,7 +44,6 @@ const R = {
   GET_QUEUE_NUM: 17,
   SET_VRING_ENABLE: 18,
   SEND_RARP: 19,
-  NET_SET_MTU: 20,
 } as const
 
 /** Bits of virtio-net (virtio 1.2 §5.1.3), of rings, and of vhost. */
@@ -66,8 +65,8 @@ export const F = {
   VERSION_1: 32,
 } as const
 const FEATURES = Object.values(F).reduce((all, bit) => all | (1n << BigInt(bit)), 0n)
-/** LOG_SHMFD, RARP, REPLY_ACK, NET_MTU. */
-const PROTOCOL_FEATURES = (1n << 1n) | (1n << 2n) | (1n << 3n) | (1n << 4n)
+/** LOG_SHMFD, RARP, REPLY_ACK. Not NET_MTU: the MTU is the network's, and the guest is told by QEMU in any case. */
+const PROTOCOL_FEATURES = (1n << 1n) | (1n << 2n) | (1n << 3n)
 
 /** The queues of a virtio-net device without multi-queue. */
 export const RECEIVE = 0
@@ -226,7 +225,6 @@ export class Session {
       case R.SET_VRING_ERR:
       // The guest announces its address itself; the switch learns it from any frame.
       case R.SEND_RARP:
-      case R.NET_SET_MTU:
         return
       case R.RESET_OWNER:
         for (let q = 0; q < QUEUES; q++) this.#stop(q)

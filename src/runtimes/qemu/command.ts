@@ -43,6 +43,8 @@ export interface CommandSpec {
   readonly hostname: string
   /** qcow2 overlay, already there. */
   readonly disk?: string
+  /** Descriptors of the disk, for writing and for reading: QEMU as another user opens it again by them. */
+  readonly diskFds?: readonly number[]
   /** Arguments that -netdev refers to, and further devices. */
   readonly before?: readonly string[]
   /** The value of -netdev without its id. */
@@ -105,7 +107,11 @@ export function commandLine(s: CommandSpec): string[] {
   ]
   if (s.disk !== undefined)
     argv.push(
-      ...['-drive', `if=none,id=root,format=qcow2,file=${escaped(s.disk)},discard=unmap,detect-zeroes=unmap`],
+      ...(s.diskFds ?? []).flatMap((fd) => ['-add-fd', `fd=${fd},set=1`]),
+      ...[
+        '-drive',
+        `if=none,id=root,format=qcow2,file=${s.diskFds === undefined ? escaped(s.disk) : '/dev/fdset/1'},discard=unmap,detect-zeroes=unmap`,
+      ],
       ...['-device', `${on('virtio-blk')},drive=root`],
     )
   argv.push(

@@ -280,6 +280,8 @@ export class Qemu implements Runtime {
     for (const log of [this.logFile(vm), this.#qemuLog(vm)])
       appendFileSync(log, `\nnoid: starting ${vm.name} (${machine.type})\n`, { mode: 0o600 })
     const state = template === undefined ? undefined : openSync(template.state, 'r')
+    const becomes = this.#ctx.privileged && reaches
+    const disks = becomes && disk !== undefined ? [openSync(disk, 'r+'), openSync(disk, 'r')] : []
     try {
       const fds = [...nic.fds, ...(state === undefined ? [] : [state]), ...(memory === undefined ? [] : [memory])]
       const file = memory === undefined ? template?.memory : `/proc/self/fd/${FIRST_FD + fds.length - 1}`
@@ -294,6 +296,7 @@ export class Qemu implements Runtime {
         },
         hostname: vm.name,
         ...(disk === undefined ? {} : { disk }),
+        ...(disks.length === 0 ? {} : { diskFds: disks.map((_, i) => FIRST_FD + fds.length + i) }),
         before: [...nic.before, ...shares.argv],
         netdev: nic.netdev,
         mac: a.mac,
@@ -301,10 +304,17 @@ export class Qemu implements Runtime {
         serialLog: this.logFile(vm),
         incoming: template !== undefined,
         // Root's QEMU becomes a user of its own, unless that one could not reach its switch.
-        ...(this.#ctx.privileged && reaches ? { runAs: userOf(vm.id) } : {}),
+        ...(becomes ? { runAs: userOf(vm.id) } : {}),
       }
-      return launch({ program: PROGRAM, argv: commandLine(spec), cwd: run, log: this.#qemuLog(vm), fds })
+      return launch({
+        program: PROGRAM,
+        argv: commandLine(spec),
+        cwd: run,
+        log: this.#qemuLog(vm),
+        fds: [...fds, ...disks],
+      })
     } finally {
+      for (const fd of disks) closeSync(fd)
       if (state !== undefined) closeSync(state)
     }
   }

@@ -226,7 +226,8 @@ export class Templates {
       mac: '02:00:00:00:00:01',
       mtu: 1500,
       serialLog: join(this.#work, 'console.log'),
-      ...(this.#ctx.privileged ? { runAs: userOf(this.#vmId) } : {}),
+      // QEMU gives its disk up before it writes the state, for which it opens it again by its path: another user could not.
+      ...(this.#ctx.privileged && t.disk === undefined ? { runAs: userOf(this.#vmId) } : {}),
     }
   }
 
@@ -266,10 +267,11 @@ export class Templates {
       await qmp.execute('migrate-set-capabilities', IGNORE_SHARED)
       await qmp.execute('migrate', { uri: 'unix:state' })
       for (const until = Date.now() + SAVE_MS; ; await sleep(POLL_MS)) {
-        const { status } = await qmp.execute<{ status?: string }>('query-migrate')
+        const answer = await qmp.execute<{ status?: string; 'error-desc'?: string }>('query-migrate')
+        const { status } = answer
         if (status === 'completed') break
         if (status === 'failed' || status === 'cancelled' || Date.now() > until)
-          throw new Error(`its state could not be written (${status})`)
+          throw new Error(`its state could not be written (${answer['error-desc'] ?? status})`)
       }
       await received
     } finally {

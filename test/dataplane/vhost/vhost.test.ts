@@ -337,6 +337,14 @@ for (const [what, act] of Object.entries(rude))
     b.port.close()
   })
 
+test('what asks to be acknowledged is', () => {
+  const { d, turns, close } = pair()
+  d.send(19, [0n], [], 1 | 8)
+  turns()
+  assert.equal(d.answer()?.[0], 0n)
+  close()
+})
+
 test('neither descriptors nor mappings are left', () => {
   const fds = () => readdirSync('/proc/self/fd').length
   const one = () => {
