@@ -7,7 +7,8 @@
  *
  * A start tries, in this order: a template's copy (templates.ts), a cold boot on the best machine, a cold boot on q35. Whatever went wrong
  * with one is the next one's turn, with an overlay made anew; a VM that has run before keeps its overlay and boots cold.
- * A VM has no identity before `configure` (the agent): name, MAC, clock, random seed. Its address it gets itself, by DHCP.
+ * A VM has no identity before `configure` (the agent): name, MAC, clock, random seed. Its IPv4 address it gets itself, by DHCP; the
+ * IPv6 address that is reserved for it comes with `configure`, beside those that its kernel makes of router advertisements.
  *
  * Any of daemon and QEMU may be killed at any moment: `stop` finds what is left by its name (process.ts).
  * Never does: networks, addresses, a Node process for each VM.
@@ -35,7 +36,7 @@ import type {
   VmSpec,
 } from '../contract.ts'
 import { rootBase } from '../sandbox/identity.ts'
-import { AgentLink, type GuestInfo } from './agent/client.ts'
+import { AgentLink, type GuestInfo, type GuestNetwork } from './agent/client.ts'
 import { SerialLine } from './agent/serial.ts'
 import { AGENT_SOCKET, CONSOLE_SOCKET, type CommandSpec, commandLine, type Machine, QMP_SOCKET } from './command.ts'
 import { keepDoor, openDoor } from './door.ts'
@@ -149,7 +150,7 @@ export class Qemu implements Runtime {
     vm: VmSpec,
     _h: VmHandle,
     a: Attachment,
-    _dns: Resolver | undefined,
+    dns: Resolver | undefined,
     signal: AbortSignal,
   ): Promise<{ handle: VmHandle; nic: StartedNic }> {
     const image = await this.#images.resolve(vm, signal)
@@ -158,7 +159,7 @@ export class Qemu implements Runtime {
     let failure: unknown
     for (const attempt of await this.#attempts(vm, image, fresh)) {
       try {
-        const started = await this.#boot(vm, image, a, attempt, signal)
+        const started = await this.#boot(vm, image, a, dns ?? a.dns, attempt, signal)
         if (attempt.template === undefined) void this.#ripen(vm, image)
         return started
       } catch (e) {
@@ -215,6 +216,7 @@ export class Qemu implements Runtime {
     vm: VmSpec,
     image: BootImage,
     a: Attachment,
+    dns: Resolver | undefined,
     attempt: Attempt,
     signal: AbortSignal,
   ): Promise<{ handle: VmHandle; nic: StartedNic }> {
@@ -245,6 +247,7 @@ export class Qemu implements Runtime {
       if (memory !== undefined) closeSync(memory)
     }
     const link = this.#link(vm.id, vm.name, run)
+    const network = networkOf(a, dns)
     const guest = await this.#awaited(vm, p, attempt, signal, async (s) => {
       if (attempt.template !== undefined) await resume(join(run, QMP_SOCKET), FIRST_FD + nic.fds.length, s)
       const agent = await link.client(s)
@@ -254,7 +257,8 @@ export class Qemu implements Runtime {
         seed: randomBytes(256),
         ...(attempt.template === undefined ? {} : { renew: true, machineId: true, hostKeys: true }),
         mounts: shares.mounts,
-        ...(a.configuredBy === 'dhcp' ? { waitMs: ADDRESS_MS } : {}),
+        ...(network === undefined ? {} : { network }),
+        ...(a.configuredBy === 'dhcp' && network?.ipv4 !== false ? { waitMs: ADDRESS_MS } : {}),
       })
     }).catch((e: unknown) => {
       // Whatever is wrong with a copy, a cold boot may be right.
@@ -496,11 +500,32 @@ const firstProblem = (s: Status): { why: string; hint?: string } => ({
   ...(s.problems[0]?.hint === undefined ? {} : { hint: s.problems[0].hint }),
 })
 
-/** The address the guest tells, or the one it was to have. A guest's word about itself is for people to see only. */
-const nicOf = (a: Attachment, guest: GuestInfo): StartedNic => ({
-  address: guest.address ?? a.addresses[0]?.split('/')[0] ?? '',
-  leaseMs: null,
-})
+/** What the attachment reserves; undefined when nothing is: then the network's own servers say it. */
+function networkOf(a: Attachment, dns: Resolver | undefined): GuestNetwork | undefined {
+  if (a.addresses.length === 0) return undefined
+  const [address, address6] = [four(a), six(a)]
+  return {
+    ipv4: address !== undefined,
+    ...(address6 === undefined ? {} : { address6 }),
+    servers6: dns?.servers.filter((s) => s.includes(':')) ?? [],
+    search: dns?.search ?? [],
+  }
+}
+
+const four = (a: Attachment): string | undefined => a.addresses.find((x) => !x.includes(':'))
+const six = (a: Attachment): string | undefined => a.addresses.find((x) => x.includes(':'))
+const plainAddress = (cidr: string | undefined): string | undefined => cidr?.split('/')[0]
+
+/** The IPv4 address the guest tells, or the one it was to have. A guest's word about itself is for people to see only. */
+function nicOf(a: Attachment, guest: GuestInfo): StartedNic {
+  const address = guest.address ?? plainAddress(four(a))
+  const address6 = plainAddress(six(a))
+  return {
+    ...(address === undefined ? {} : { address }),
+    ...(address6 === undefined ? {} : { address6 }),
+    leaseMs: null,
+  }
+}
 
 /** One command over a control connection of its own; false when QEMU does not take it. */
 async function ask(socket: string, command: string): Promise<boolean> {

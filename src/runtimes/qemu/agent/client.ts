@@ -34,6 +34,15 @@ const RETRY_MS = 20
 const GREET_MS = 1_000
 const CALL_MS = 20_000
 
+/** IPv4 the guest asks for by DHCP, where there is any; IPv6 it is given, usable at once. */
+export interface GuestNetwork {
+  readonly ipv4: boolean
+  /** "fd12::10/64" */
+  readonly address6?: string
+  readonly servers6: readonly string[]
+  readonly search: readonly string[]
+}
+
 /** What a VM is told when it goes on under its own name, and at its first boot. */
 export interface GuestIdentity {
   readonly hostname?: string
@@ -53,6 +62,8 @@ export interface GuestIdentity {
   readonly mounts?: readonly { readonly tag: string; readonly target: string; readonly readonly: boolean }[]
   /** A program and its arguments, run to its end as root. */
   readonly run?: readonly string[]
+  /** What the network reserves for this VM; absent: it is to find out itself. */
+  readonly network?: GuestNetwork
   /** Answer only when the nic has an IPv4 address, at most so long. */
   readonly waitMs?: number
   /** eth0 when absent. */
@@ -186,6 +197,12 @@ export class AgentClient {
       if (value !== undefined) words.push(key, value)
     }
     const flag = (b: boolean | undefined): string | undefined => (b === true ? '1' : undefined)
+    if (c.network !== undefined) {
+      const { ipv4, address6 } = c.network
+      add('families', `${ipv4 ? '4' : ''}${address6 === undefined ? '' : '6'}`)
+      add('address6', address6)
+      if (address6 !== undefined) add('inet6', linesOf(address6, c.network))
+    }
     add('hostname', c.hostname)
     add('mac', c.mac)
     add('renew', flag(c.renew))
@@ -378,6 +395,19 @@ async function greet(
   socket.off('data', data).off('close', no).off('error', no)
   socket.on('error', () => {})
   return answered && !signal.aborted ? { reader, first } : undefined
+}
+
+/** What ../guest/files reads: the comment says the next configuration what to take away. */
+function linesOf(cidr: string, n: GuestNetwork): string {
+  const word = (s: string): string => s.replace(/[^\w.:-]/g, '')
+  const search = n.search.map(word)
+  return [
+    `# ${cidr}`,
+    `address ${cidr.slice(0, cidr.indexOf('/'))} ${search[0] ?? ''}`.trimEnd(),
+    ...n.servers6.map((s) => `nameserver ${word(s)}`),
+    ...(search.length === 0 ? [] : [`search ${search.join(' ')}`]),
+    '',
+  ].join('\n')
 }
 
 const plain = (text: string): string =>

@@ -64,7 +64,14 @@ my ($RNDADDENTROPY, $RNDRESEEDCRNG) = (0x40085203, 0x5207);
 my ($SIOCGIFFLAGS, $SIOCSIFFLAGS, $SIOCGIFADDR, $SIOCSIFHWADDR) = (0x8913, 0x8914, 0x8915, 0x8924);
 
 my ($EAGAIN, $EINTR, $ENOENT, $ENODEV) = (11, 4, 2, 19);
-my ($BUSYBOX, $IDENTITY) = ('/run/noid/busybox', '/run/noid/identity');
+# linux/netlink.h, linux/rtnetlink.h, linux/if_addr.h
+my ($AF_INET6, $AF_NETLINK, $RTM_NEWADDR, $RTM_DELADDR, $IFA_ADDRESS, $IFA_F_NODAD) = (10, 16, 20, 21, 1, 2);
+my ($NLM_F_REQUEST, $NLM_F_ACK, $NLM_F_REPLACE, $NLM_F_CREATE) = (1, 4, 0x100, 0x400);
+
+my ($BUSYBOX, $IDENTITY, $FILES, $INET6) = map { "/run/noid/$_" } 'busybox', 'identity', 'files', 'inet6';
+my ($IPV6_ONLY, $DHCP_PID) = ('/run/noid/ipv6-only', '/run/noid/dhcp.pid');
+# How long the first router advertisement is waited for.
+my $ROUTER = 3;
 my $VM_PATH = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
 
 my $port;             # the channel
@@ -675,8 +682,8 @@ sub ipv4 {
   return join('.', unpack('x20C4', $r));
 }
 
-# time seconds, seed bytes, mac, hostname, renew (its lease is another's), file "MODE PATH\0TEXT" (any number), machineid,
-# keys, mount "TAG\0TARGET\0ro|rw" (any number), run WORD (any number: one command), wait ms (for an address of the nic). In this order, whatever that of the words.
+# time seconds, seed bytes, families ("4", "6", "46"), address6 A/PREFIX and inet6 (lines for `files`), mac, hostname, renew (its lease is another's), file
+# "MODE PATH\0TEXT" (any number), machineid, keys, mount "TAG\0TARGET\0ro|rw" (any number), run WORD (any number: one command), wait ms (for an address of the nic). In this order, whatever that of the words.
 sub configure {
   my ($to, @words) = @_;
   my (%o, @files, @run, @mounts);
@@ -701,6 +708,8 @@ sub configure {
   }
   # The init of the initrd has a program for who a VM is, which also makes its DHCP client begin anew.
   my $own = -e $IDENTITY && defined $o{hostname};
+  my $former = former_address6();
+  families($o{families}, $o{inet6}) if $own && defined $o{families};
   if (defined $o{mac}) { set_mac($nic, $o{mac}) }
   if ($own) {
     my $status = system { $BUSYBOX } $BUSYBOX, 'sh', $IDENTITY, $o{hostname}, ($o{renew} ? 'renew' : ());
@@ -712,6 +721,8 @@ sub configure {
     replace_file('/etc/hostname', "$o{hostname}\n", 0644) if -d '/etc';
     rename_in_hosts($old, $o{hostname});
   }
+  address6($RTM_DELADDR, $nic, $former) if $former ne '' && $former ne (defined $o{address6} ? $o{address6} : '');
+  address6($RTM_NEWADDR, $nic, $o{address6}) if defined $o{address6};
   for (@files) {
     my ($mode, $path, $text) = /^([0-7]{3,4}) (\/[^\0]*)\0(.*)$/s or die "a file's words are wrong\n";
     replace_file($path, $text, oct $mode) or die "$path cannot be written: $!\n";
@@ -734,7 +745,67 @@ sub configure {
       select(undef, undef, undef, 0.02);
     }
   }
+  if (defined $o{families} && $own) { system { $BUSYBOX } $BUSYBOX, 'sh', $FILES }
+  await_router($nic) if defined $o{address6};
   return info('nic', nic => $nic);
+}
+
+# What a VM's life before this one, or its template, had of IPv6.
+sub former_address6 {
+  return read_file($INET6) =~ /^# (\S+)$/m ? $1 : '';
+}
+
+# Which families there are, for who asks by DHCP and for `files`.
+sub families {
+  my ($families, $lines) = @_;
+  if (defined $lines) { replace_file($INET6, $lines, 0644) or die "$INET6 cannot be written: $!\n" }
+  else { unlink $INET6 }
+  return unlink $IPV6_ONLY if $families =~ /4/;
+  replace_file($IPV6_ONLY, '', 0644) or die "$IPV6_ONLY cannot be written: $!\n";
+  my $pid = read_file($DHCP_PID);
+  kill(9, $1) if $pid =~ /^(\d+)/ && $1 > 1 && read_file("/proc/$1/cmdline") =~ /udhcpc/;
+  unlink $DHCP_PID, '/run/noid/inet4';
+}
+
+# At once: whoever else has it would be noid's mistake, and its switch lets nobody say so.
+sub address6 {
+  my ($type, $nic, $cidr) = @_;
+  my ($text, $prefix) = split(/\//, $cidr);
+  my $index = read_file("/sys/class/net/$nic/ifindex") + 0 or die "there is no $nic\n";
+  socket(my $s, $AF_NETLINK, 3, 0) or die "no socket: $!\n";
+  my $body = pack('CCCCL SSa16', $AF_INET6, $prefix, $IFA_F_NODAD, 0, $index, 20, $IFA_ADDRESS, bytes6($text));
+  my $how = $NLM_F_REQUEST | $NLM_F_ACK | ($type == $RTM_NEWADDR ? $NLM_F_CREATE | $NLM_F_REPLACE : 0);
+  send($s, pack('LSSLL', 16 + length $body, $type, $how, 1, 0) . $body, 0) or die "$nic cannot be told $cidr: $!\n";
+  defined recv($s, my $answer, 4096, 0) or die "$nic cannot be told $cidr: $!\n";
+  return if ($! = -unpack('x16l', $answer)) == 0 || $type == $RTM_DELADDR;
+  die "$nic cannot have $cidr: $!\n";
+}
+
+# RFC 4291 §2.2, without the form that ends like an IPv4 address.
+sub bytes6 {
+  my ($text) = @_;
+  my ($front, $back) = map { [split(/:/, $_)] } split(/::/, $text, 2), '';
+  my @missing = (0) x (8 - @$front - @$back);
+  my @groups = (@$front, @missing, @$back);
+  die "\"$text\" is no IPv6 address\n" if @groups != 8 || grep { !/^[0-9a-f]{1,4}$/i } @groups;
+  return pack('n8', map { hex } @groups);
+}
+
+# The kernel asks for routers when its own address has been probed; this asks now. A network without one costs the wait.
+sub await_router {
+  my ($nic) = @_;
+  my $until = now() + $ROUTER;
+  socket(my $s, $AF_INET6, 3, 58) or return;
+  # SO_BINDTODEVICE, IPV6_MULTICAST_HOPS: RFC 4861 §6.1.1
+  setsockopt($s, 1, 25, "$nic\0");
+  setsockopt($s, 41, 18, pack('i', 255));
+  my $index = read_file("/sys/class/net/$nic/ifindex") + 0;
+  my $routers = pack('SnNa16L', $AF_INET6, 0, 0, pack('H*', 'ff02' . '0' x 27 . '2'), $index);
+  for (my $i = 0; now() < $until; $i++) {
+    return if read_file('/proc/net/ipv6_route') =~ /^0{32} 00 .* \Q$nic\E$/m;
+    send($s, pack('CCnN', 133, 0, 0, 0), 0, $routers) if $i % 20 == 0;
+    select(undef, undef, undef, 0.02);
+  }
 }
 
 # The line of its own name: everything else in the file is its owner's.
