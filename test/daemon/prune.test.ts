@@ -30,8 +30,9 @@ test('strays and empty networks go; VMs and images only when asked for; what is 
   lab.world.put('net-n0123456789')
   await kill9(daemon)
   const db = new DatabaseSync(lab.paths.store)
-  db.exec(`INSERT INTO networks SELECT 'n9999999999', 'forgotten', backend, phase, '192.168.199.0/24', domain, mtu, isolated, 1, allow_host, config,
-    notes, created_at FROM networks WHERE name = 'made'`)
+  db.exec(`INSERT INTO networks (id, name, backend, phase, subnet, domain, mtu, isolated, on_demand, allow_host, config, notes, created_at, subnet6, ipv4)
+    SELECT 'n9999999999', 'forgotten', backend, phase, '192.168.199.0/24', domain, mtu, isolated, 1, allow_host, config,
+    notes, created_at, subnet6, ipv4 FROM networks WHERE name = 'made'`)
   db.close()
   await lab.up()
   // The reconciler has removed the network already; the daemon that runs for long is who needs prune for it.
