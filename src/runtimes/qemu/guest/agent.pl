@@ -762,8 +762,8 @@ sub families {
   else { unlink $INET6 }
   return unlink $IPV6_ONLY if $families =~ /4/;
   replace_file($IPV6_ONLY, '', 0644) or die "$IPV6_ONLY cannot be written: $!\n";
-  my $pid = read_file($DHCP_PID);
-  kill(9, $1) if $pid =~ /^(\d+)/ && $1 > 1 && read_file("/proc/$1/cmdline") =~ /udhcpc/;
+  my ($pid) = read_file($DHCP_PID) =~ /^(\d+)/;
+  kill(9, $pid) if $pid && read_file("/proc/$pid/cmdline") =~ /udhcpc/;
   unlink $DHCP_PID, '/run/noid/inet4';
 }
 
