@@ -13,12 +13,13 @@ import type { StatsAnswer } from '../../src/dataplane/protocol.ts'
 import { Cpio } from '../../src/images/cpio.ts'
 import { Images } from '../../src/images/index.ts'
 import { joinParts } from '../../src/images/initrd.ts'
-import { Lab, PATIENCE_MS, skipWithoutRoot } from '../dataplane/lab.ts'
+import { DUAL, Lab, PATIENCE_MS, skipWithoutRoot } from '../dataplane/lab.ts'
 import { sharedImages } from '../images/shared.ts'
 import { missing } from './lab.ts'
 
 const skip = skipWithoutRoot || missing('qemu-system-x86_64', 'socat')
 const ADDRESS = '192.168.100.10'
+const ADDRESS6 = 'fd00:77::10'
 const MAC = '52:54:00:00:00:10'
 const BYTES = 8 << 20
 
@@ -28,7 +29,8 @@ export PATH=/bin:/sbin:/usr/bin:/usr/sbin
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev
 for m in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci failover net_failover virtio_net; do modprobe $m; done
 until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done
-ip addr add ${ADDRESS}/24 dev eth0; ip link set eth0 up; ip route add default via 192.168.100.1
+echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad
+ip addr add ${ADDRESS}/24 dev eth0; ip link set eth0 up; ip -6 addr add ${ADDRESS6}/64 dev eth0; ip route add default via 192.168.100.1
 echo "FEATURES $(cat /sys/class/net/eth0/device/features)"
 echo "MTU $(cat /sys/class/net/eth0/mtu)"
 nc -ll -p 7 -e cat &
@@ -39,7 +41,7 @@ while true; do sleep 1000; done
 
 for (const kind of ['vhost-user', 'dgram'] as const)
   describe(`a guest of QEMU over ${kind}`, { skip }, () => {
-    test('bytes both ways, whole; another data plane takes over and the guest need not know', async (t) => {
+    test('bytes both ways and by both families, whole; another data plane takes over and the guest need not know', async (t) => {
       const image = await new Images(sharedImages(), () => {}).resolve('tiny')
       const lab = new Lab()
       let qemu: ChildProcess | undefined
@@ -47,11 +49,19 @@ for (const kind of ['vhost-user', 'dgram'] as const)
         qemu?.kill('SIGKILL')
         await lab.close()
       })
-      await lab.start()
+      await lab.start(DUAL)
       const record = lab.sockets.record(kind, 'guest')
       const attach = async () => {
         const fd = lab.sockets.open(record)
-        const who = { id: 'guest', role: 'vm', name: 'guest', mac: MAC, address: ADDRESS, bound: true } as const
+        const who = {
+          id: 'guest',
+          role: 'vm',
+          name: 'guest',
+          mac: MAC,
+          address: ADDRESS,
+          address6: ADDRESS6,
+          bound: true,
+        } as const
         await lab.link.give({ op: 'attach', fds: 1, kind, vnetHdr: false, ...who }, fd)
       }
       await attach()
@@ -96,24 +106,24 @@ for (const kind of ['vhost-user', 'dgram'] as const)
       const file = join(lab.dir, 'bytes')
       const bytes = randomBytes(BYTES)
       writeFileSync(file, bytes)
-      const echo = () =>
+      const echo = (address: string) =>
         lab.in(
           neighbour.netns,
-          ...['sh', '-c', `socat -t 60 - TCP:${ADDRESS}:7 <${file} | head -c ${BYTES} | sha256sum`],
+          ...['sh', '-c', `socat -t 60 - TCP:${address}:7 <${file} | head -c ${BYTES} | sha256sum`],
         )
       const hash = createHash('sha256').update(bytes).digest('hex')
       lab.in(neighbour.netns, 'ping', '-c', '1', '-w', '20', ADDRESS)
-      assert.equal(echo().slice(0, 64), hash)
+      for (const address of [ADDRESS, `[${ADDRESS6}]`]) assert.equal(echo(address).slice(0, 64), hash, address)
 
       const was = lab.process
       was.kill('SIGKILL')
       await new Promise((resolve) => was.once('exit', resolve))
       lab.link.close()
-      await lab.start()
+      await lab.start(DUAL)
       await attach()
       await lab.attach(neighbour)
       lab.in(neighbour.netns, 'ping', '-c', '1', '-w', '20', ADDRESS)
-      assert.equal(echo().slice(0, 64), hash)
+      for (const address of [ADDRESS, `[${ADDRESS6}]`]) assert.equal(echo(address).slice(0, 64), hash, address)
       const { drops } = await lab.link.request<StatsAnswer>({ op: 'stats' })
       assert.deepEqual(
         drops.filter((d) => ['fault', 'virtio', 'vnet-header', 'checksum'].includes(d.reason)),
