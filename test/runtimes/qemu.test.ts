@@ -47,6 +47,7 @@ const tell = async (e: Environment, vm: Vm): Promise<Record<string, string>> => 
     'sh',
     '-c',
     `echo "name $(hostname)"; echo "mac $(cat /sys/class/net/eth0/address)"; echo "mtu $(cat /sys/class/net/eth0/mtu)"
+     echo "six $(ip -6 addr show eth0 | grep -o 'inet6 fd[^ ]*' | tr '\\n' ' ')"
      echo "address $(ip -4 addr show eth0 | grep -o 'inet [0-9.]*')"; echo "file $(cat /etc/hostname)"; echo "hosts $(grep -c "$(hostname)" /etc/hosts)"
      echo "random $(head -c 16 /dev/urandom | od -An -tx1)"; echo "time $(date +%s)"`,
   ])
@@ -76,7 +77,8 @@ test('copies of a template are themselves: name, MAC, address, files, random num
     const vm = copies[i] as Vm
     assert.equal(t.name, vm.spec.name)
     assert.equal(t.file, vm.spec.name)
-    assert.equal(t.hosts, '1')
+    assert.equal(t.hosts, '2', 'a line for each family')
+    assert.ok(t.six?.includes(`inet6 ${vm.address6}/64`), t.six)
     assert.equal(t.mac, vm.attachment.mac)
     assert.equal(t.mtu, String(vm.attachment.mtu))
     assert.equal(t.address, `inet ${vm.address}`)
@@ -86,7 +88,8 @@ test('copies of a template are themselves: name, MAC, address, files, random num
   assert.notEqual(all[0]?.random, all[1]?.random)
   // They reach each other; their memory is the template's, mapped or, for vhost-user, copied.
   const [a, b] = copies as [Vm, Vm]
-  assert.equal((await e.run(a, ['ping', '-c', '1', '-W', '10', b.address])).code, 0)
+  for (const address of [b.address, b.address6 as string])
+    assert.equal((await e.run(a, ['ping', '-c', '1', '-W', '10', address])).code, 0, address)
   assert.match(
     readFileSync(`/proc/${a.handle.pid}/maps`, 'latin1'),
     a.attachment.nic.kind === 'vhost-user' ? /memfd:noid-vm/ : /templates\/[0-9a-f]+\/memory/,

@@ -244,10 +244,26 @@ export const cases: readonly Case[] = [
   },
   {
     group: 'network',
+    name: 'where there is IPv6, its nic has the address that was reserved, usable at once',
+    async run(e) {
+      if (e.gateway6 === undefined) return
+      const vm = await e.shared()
+      const reserved = vm.attachment.addresses.find((x) => x.includes(':'))
+      assert.equal(vm.address6, reserved?.split('/')[0])
+      const addresses = (await e.run(vm, ['ip', '-6', 'addr', 'show', 'dev', 'eth0'])).out
+      const line = addresses.split('\n').find((l) => l.includes(`inet6 ${reserved} `))
+      assert.ok(line !== undefined && !/tentative(?! *optimistic)|dadfailed/.test(line), addresses)
+      const ping = await e.run(vm, ['ping', '-6', '-c', '1', '-W', '10', e.gateway6])
+      assert.equal(ping.code, 0, ping.out + ping.err)
+    },
+  },
+  {
+    group: 'network',
     name: 'asked again, it has the same nic',
     async run(e) {
       const vm = await e.shared()
-      assert.equal((await e.runtime.renic(vm.spec, vm.handle, vm.attachment, e.signal())).address, vm.address)
+      const { address, address6 } = await e.runtime.renic(vm.spec, vm.handle, vm.attachment, e.signal())
+      assert.deepEqual([address, address6], [vm.address, vm.address6])
     },
   },
   {

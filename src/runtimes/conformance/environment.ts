@@ -25,7 +25,7 @@ export interface KitOptions {
   readonly backend?: BackendDescriptor
   /** What that backend's parseConfig is given. */
   readonly config?: unknown
-  /** The third octet of the kit's subnet, 10.214.N.0/24. */
+  /** The third octet of the kit's subnet, 10.214.N.0/24; where the backend has IPv6, fd00:10:214:N::/64 besides. */
   readonly subnet?: number
   /** Only the cases of this group. */
   readonly group?: string
@@ -37,6 +37,8 @@ export interface Vm {
   handle: VmHandle
   attachment: Attachment
   readonly address: string
+  /** Of a backend without IPv6 nobody has one. */
+  readonly address6: string | undefined
 }
 
 export interface Ran {
@@ -80,7 +82,9 @@ export class Environment {
     for (const dir of [context.runDir, context.stateDir]) mkdirSync(dir, { recursive: true, mode: 0o700 })
     const backend = o.backend ?? (await userspace())
     e.#backend = (await backend.load())(context)
-    const net = `10.214.${o.subnet ?? process.pid % 256}`
+    const n = o.subnet ?? process.pid % 256
+    const net = `10.214.${n}`
+    const six = `fd00:10:214:${n.toString(16)}::`
     e.#network = {
       id: 'kit',
       name: 'kit',
@@ -92,6 +96,9 @@ export class Environment {
       mtu: 1500,
       isolated: false,
       allowHostPorts: [],
+      ...(backend.capabilities.ipv6
+        ? { ipv6: { subnet: `${six}/64`, gateway: `${six}1`, services: `${six}2`, hostAddress: `${six}254` } }
+        : {}),
       config: await e.#backend.parseConfig(o.config),
     }
     await e.#backend.createNetwork(e.#network, e.signal())
@@ -105,6 +112,10 @@ export class Environment {
 
   get gateway(): string {
     return this.#network.gateway
+  }
+
+  get gateway6(): string | undefined {
+    return this.#network.ipv6?.gateway
   }
 
   /** Another instance over the same directories; what it is told of VMs went through JSON. */
@@ -138,7 +149,7 @@ export class Environment {
     const prepared = await this.runtime.prepare(spec, this.signal())
     const attachment = await this.attach(spec, prepared)
     const { handle, nic } = await this.runtime.start(spec, prepared, attachment, attachment.dns, this.signal())
-    const vm: Vm = { spec, handle, attachment, address: nic.address as string }
+    const vm: Vm = { spec, handle, attachment, address: nic.address as string, address6: nic.address6 }
     this.#vms.add(vm)
     return vm
   }
@@ -146,13 +157,17 @@ export class Environment {
   attach(spec: VmSpec, h: VmHandle): Promise<Attachment> {
     const host = 100 + (Number(spec.name.slice(3)) % 150)
     const net = this.#network.subnet.slice(0, this.#network.subnet.lastIndexOf('.'))
+    const { ipv6 } = this.#network
     return this.#backend.attach(
       {
         id: spec.id,
         network: this.#network.id,
         name: spec.name,
         mac: `02:6b:00:00:00:${host.toString(16)}`,
-        addresses: [`${net}.${host}/24`],
+        addresses: [
+          `${net}.${host}/24`,
+          ...(ipv6 === undefined ? [] : [`${ipv6.subnet.replace('/64', '')}${host}/64`]),
+        ],
         accepts: this.descriptor.accepts,
         ...(h.netns === undefined ? {} : { netns: h.netns }),
         ...(h.wireNetns === undefined ? {} : { wireNetns: h.wireNetns }),
