@@ -2,7 +2,9 @@
  * What quickstart tries, in order. A step returns what it saw in one phrase, throws when it did not work, or says that
  * it could not be tried here (Skipped). Every wait is bounded; nothing needs the internet.
  */
+
 import { lookup } from 'node:dns/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Backend, Network, Vm } from '../../api/contract.ts'
 import { background, type Captured, capture, lastLine } from '../../client/capture.ts'
 import type { Client, Progress } from '../../client/client.ts'
@@ -21,6 +23,7 @@ import {
 } from './host.ts'
 
 const STEP_MS = 15_000
+const NAME_AGAIN_MS = 500
 const GUEST_PORT = 8080
 /** Seconds of sending in each direction. */
 const MEASURE_S = 2
@@ -180,9 +183,15 @@ async function ipv6(s: Scene): Promise<string> {
   if (s.network?.subnet6 == null || reserved == null) throw new Skipped(`the network ${s.network?.name} is IPv4-only`)
   const [a, b] = s.names
   // The name leads to the address that the VM uses: the reserved one, or what its kernel made of the prefix.
-  const name = await capture(s.api, a, ['getent', 'ahostsv6', `${b}.${s.network.domain}`], STEP_MS)
-  const to = name.code === 127 || !s.can.dns ? reserved : name.stdout.split(/\s/)[0]
-  if (!to?.includes(':') || to.startsWith('::ffff:')) throw new Error(`${b} has no IPv6 address by name`)
+  const named = `${b}.${s.network.domain}`
+  let to: string | undefined
+  // The network knows of it once it has been heard, which may be a moment after its start.
+  for (const until = performance.now() + STEP_MS; ; await sleep(NAME_AGAIN_MS)) {
+    const name = await capture(s.api, a, ['getent', 'ahostsv6', named], STEP_MS)
+    to = name.code === 127 || !s.can.dns ? reserved : name.stdout.split(/\s/)[0]
+    if (to?.includes(':') && !to.startsWith('::ffff:')) break
+    if (performance.now() > until) throw new Error(`${b} has no IPv6 address by name`)
+  }
   const r = await capture(s.api, a, ['ping', '-6', '-c', '3', '-i', '0.2', '-W', '2', to], STEP_MS)
   if (r.code !== 127 && r.code !== 0) throw new Error(lastLine(r))
   const seen = `${a} → ${b} ${to}`

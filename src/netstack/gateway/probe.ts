@@ -19,8 +19,9 @@ import { IPV6 } from '../wire/ipv6.ts'
 import * as ndp from '../wire/ndp.ts'
 import type { Out } from './out.ts'
 
-/** ms; doubled from one to the other. */
+/** ms: so often in the beginning, while the VM starts; then doubled from one to the other. */
 const FIRST_INTERVAL = 1000
+const FIRST_ONES = 8
 const LAST_INTERVAL = 256_000
 
 export interface ProbeConfig {
@@ -40,6 +41,7 @@ export class NeighbourProbe {
   readonly #slot: number
   readonly #dueAt: Float64Array
   readonly #interval: Float64Array
+  readonly #asked: Int32Array
   readonly #target = new Address()
 
   constructor(arena: Arena, out: Out, ports: Ports, bindings: Bindings, config: ProbeConfig) {
@@ -51,10 +53,12 @@ export class NeighbourProbe {
     this.#slot = arena.alloc(SLOT_FRAME + ETHERNET + IPV6 + ndp.NEIGHBOUR + ndp.LINK_OPTION) + SLOT_FRAME
     this.#dueAt = new Float64Array(ports.capacity).fill(Infinity)
     this.#interval = new Float64Array(ports.capacity)
+    this.#asked = new Int32Array(ports.capacity)
   }
 
   attach(port: number): void {
     this.#interval[port] = FIRST_INTERVAL
+    this.#asked[port] = 0
     this.#dueAt[port] = this.#ports.role[port] === ROLE.vm ? 0 : Infinity
   }
 
@@ -79,7 +83,7 @@ export class NeighbourProbe {
     if (!made) this.#solicit(port, a)
     // Once the reserved one is in use nothing else matters; without one, the other.
     this.#dueAt[port] = known || (made && !reserved) ? Infinity : now + this.#interval[port]
-    this.#interval[port] = Math.min(LAST_INTERVAL, this.#interval[port] * 2)
+    if (++this.#asked[port] >= FIRST_ONES) this.#interval[port] = Math.min(LAST_INTERVAL, this.#interval[port] * 2)
   }
 
   #speaks(a: Address): boolean {
