@@ -8,7 +8,9 @@ import { buffer } from 'node:stream/consumers'
 import { after, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Environment, type Vm } from '../../../src/runtimes/conformance/environment.ts'
+import { AgentClient } from '../../../src/runtimes/qemu/agent/client.ts'
 import { WINDOW } from '../../../src/runtimes/qemu/agent/protocol.ts'
+import { AGENT_SOCKET } from '../../../src/runtimes/qemu/command.ts'
 import { qemu } from '../../../src/runtimes/qemu/index.ts'
 import { sharedImages } from '../../images/shared.ts'
 import { missing } from '../../plugins/needs.ts'
@@ -194,4 +196,35 @@ test('directories of the host are the guest’s too, and read-only ones stay so'
   assert.equal(readFileSync(join(dir, 'fixed', 'file'), 'utf8'), 'fixed\n')
   assert.notEqual((await e.run(vm, ['mknod', '/srv/open/device', 'c', '1', '3'])).code, 0)
   assert.ok(!existsSync(join(dir, 'open', 'device')) && statSync(join(dir, 'open', 'd')).isDirectory())
+})
+
+test('told another IPv6 address it has no former one; told that there is no IPv4 it asks no more', {
+  skip,
+  timeout,
+}, async () => {
+  const { e, vm } = await guest()
+  const told = async (ipv4: boolean, host: string) => {
+    // One client at a time: the runtime's lets go.
+    await e.again()
+    const { run } = vm.handle.state as { run: string }
+    const agent = await AgentClient.connect(join(run, AGENT_SOCKET), e.signal())
+    const network = { ipv4, address6: `fd00:10:214:4f::${host}/64`, servers6: ['fd00::53'], search: ['a.test'] }
+    await agent.configure({ hostname: vm.spec.name, network })
+    agent.close()
+    const script = `ip -6 addr show eth0; cat /etc/hosts /etc/resolv.conf /etc/network/interfaces; ps | grep '[u]dhcpc'`
+    return (await e.run(vm, ['sh', '-c', script])).out
+  }
+  const first = await told(true, '900')
+  assert.match(first, /inet6 fd00:10:214:4f::900\/64 /)
+  assert.ok(vm.address6 !== undefined && !first.includes(`${vm.address6}/64`), first)
+  const names = (address: string | undefined) => `${address}\t${vm.spec.name}.a.test ${vm.spec.name}`
+  assert.ok(first.includes(names('fd00:10:214:4f::900')) && !first.includes(`${vm.address6}\t`), first)
+  assert.match(first, /nameserver 10\.214\..*\nnameserver fd00::53\n/)
+  assert.match(first, /inet dhcp\niface eth0 inet6 dhcp/)
+  assert.match(first, /udhcpc/)
+
+  const second = await told(false, '901')
+  assert.match(second, /inet6 fd00:10:214:4f::901\/64 /)
+  assert.doesNotMatch(second, /::900|udhcpc|10\.214\.79|inet dhcp/)
+  assert.match(second, /nameserver fd00::53\nsearch a\.test\n/)
 })
