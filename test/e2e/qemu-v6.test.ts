@@ -97,10 +97,11 @@ for (const backend of ['userspace', 'bridge'] as const)
       await fetch('o', 'dual.example.com')
     })
 
-    test('another life, the same address', { skip: backend === 'bridge' && 'seen on noid’s switch' }, async () => {
-      await cli.noid('restart', 'o')
-      const o = await cli.json<Vm>('info', 'o')
-      assert.ok((await out('o', 'ip', '-6', 'addr', 'show', 'dev', 'eth0')).includes(`inet6 ${o.address6}/64`))
-      await answers('o', EXAMPLE6)
-    })
+    if (backend === 'userspace')
+      test('another life, the same address', async () => {
+        await cli.noid('restart', 'o')
+        const o = await cli.json<Vm>('info', 'o')
+        assert.ok((await out('o', 'ip', '-6', 'addr', 'show', 'dev', 'eth0')).includes(`inet6 ${o.address6}/64`))
+        await answers('o', EXAMPLE6)
+      })
   })
