@@ -50,7 +50,10 @@ export function thePage(world: () => World): void {
     const files = ['/etc/network/interfaces', '/etc/resolv.conf', '/etc/hosts', '/etc/hostname']
     const [interfaces, resolv, hosts, hostname] = await Promise.all(files.map((f) => out('vm-1', 'cat', f)))
     assert.match(interfaces as string, /^auto eth0\niface eth0 inet dhcp$/m)
-    assert.match(resolv as string, /^nameserver 192\.168\.100\.2\n(nameserver fd[0-9a-f:]+::2\n)?search noid\.internal$/m)
+    assert.match(
+      resolv as string,
+      /^nameserver 192\.168\.100\.2\n(nameserver fd[0-9a-f:]+::2\n)?search noid\.internal$/m,
+    )
     assert.match(hosts as string, /^127\.0\.0\.1\s+localhost$/m)
     assert.match(hosts as string, new RegExp(`^${vm.address}\\s.*\\bvm-1\\b`, 'm'))
     assert.equal(hostname, 'vm-1')
