@@ -9,7 +9,7 @@
  * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT. Who comes to the socket
  * all the same is a client at ::1, for whom the kernel has no DNAT: he is relayed to the VM, as on userspace.
  */
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import ipaddr from 'ipaddr.js'
 import { gatewayMac, type HelloAnswer, type StatsAnswer } from '../../dataplane/protocol.ts'
@@ -31,6 +31,7 @@ import { DataPlaneProcess } from '../dataplane/process.ts'
 import { addressesOverlap, type Bound, bindPublished } from '../host/publisher.ts'
 import { linkLocal } from './addresses6.ts'
 import { Claims } from './claims.ts'
+import { forward4, forward6 } from './forwarding.ts'
 import type { Guard, GuardedNetwork } from './guard.ts'
 import {
   bridgeOf,
@@ -330,27 +331,10 @@ export class Bridge {
   /** Answers come in by the links of the outside: they must be allowed to go on to the bridge. What the host is called there is learnt as well. */
   async #lookOutside(): Promise<void> {
     const { four, six } = await outside()
-    if (this.#spec.ipv4 !== false)
-      for (const link of four.links)
-        this.#claims.claim(`/proc/sys/net/ipv4/conf/${link}/forwarding`, '1', this.#spec.id)
-    if (this.#spec.ipv6 !== undefined && this.#name !== undefined) this.#forward6([this.#name, ...six.links])
+    const { id, ipv4, ipv6 } = this.#spec
+    if (ipv4 !== false) forward4(this.#claims, id, four.links)
+    if (ipv6 !== undefined && this.#name !== undefined) forward6(this.#claims, id, this.#name, six.links)
     this.#hostAddresses = [four.addresses, six.addresses]
-  }
-
-  /**
-   * IPv6 is forwarded by link since Linux 6.17 (force_forwarding). Before, only all of it can be: then a host that has its own way out from router
-   * advertisements would not listen to them any more, so its links are told to go on first (accept_ra 2, ip-sysctl.rst).
-   */
-  #forward6(links: readonly string[]): void {
-    const conf = '/proc/sys/net/ipv6/conf'
-    const claim = (key: string, value: string): void => this.#claims.claim(`${conf}/${key}`, value, this.#spec.id)
-    if (existsSync(`${conf}/all/force_forwarding`)) {
-      for (const link of links) claim(`${link}/force_forwarding`, '1')
-      return
-    }
-    for (const link of links.slice(1))
-      if (readFileSync(`${conf}/${link}/accept_ra`, 'latin1').trim() === '1') claim(`${link}/accept_ra`, '2')
-    claim('all/forwarding', '1')
   }
 
   /** The host's name servers changed. */
