@@ -32,8 +32,8 @@ export function forward6(
     for (const link of [bridge, ...links]) claim(`${link}/force_forwarding`, '1')
     return
   }
+  // Also where another network has seen to it already: each has a claim of its own.
   for (const link of links)
-    // Also where another network has seen to it already: each has a claim of its own.
     if (readFileSync(`${conf}/${link}/accept_ra`, 'latin1').trim() !== '0') claim(`${link}/accept_ra`, '2')
   claim('all/forwarding', '1')
 }
