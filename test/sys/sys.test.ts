@@ -87,11 +87,14 @@ test('addresses: text to bytes to text, and through a sockaddr', () => {
     ['2001:db8::1:0:0:1', undefined],
     ['2001:DB8:0:0:8:800:200C:417A', '2001:db8::8:800:200c:417a'],
     ['::ffff:10.0.0.1', '10.0.0.1'],
-    ['fe80::1%eth0', 'fe80::1'],
+    ['fe80::1', undefined],
+    // A link is a number here: whoever has its name looks it up.
+    ['fe80::1%3', undefined],
+    ['2001:db8::1%3', '2001:db8::1'],
     ['64:ff9b::192.0.2.33', '64:ff9b::c000:221'],
   ] as const)
     assert.equal(addressText(addressBytes(text)), as ?? text)
-  assert.throws(() => addressBytes('1.2.3'), RangeError)
+  for (const none of ['1.2.3', 'fe80::1%eth0']) assert.throws(() => addressBytes(none), RangeError)
   const s = new Scratch(64)
   fc.assert(
     fc.property(fc.oneof(fc.ipV4(), fc.ipV6()), fc.integer({ min: 0, max: 65535 }), fc.boolean(), (text, port, as6) => {
