@@ -37,7 +37,7 @@ import { Fragments } from './fragments.ts'
 import { Gateway6, type Gateway6Config } from './gateway6.ts'
 import type { Out } from './out.ts'
 import { FROM_GATEWAY, FROM_PEER, SAY } from './say.ts'
-import type { Datagram, DatagramService, Reply } from './service.ts'
+import { type Datagram, type DatagramService, type Reply, type Mutable, hand } from './service.ts'
 
 const DHCP_SERVER = 67
 const DNS = 53
@@ -61,8 +61,6 @@ export interface Services {
   /** Datagrams to port 547, at ff02::1:2 or the gateway's and services' own addresses. Absent: counted as closed. */
   readonly dhcp6?: DatagramService
 }
-
-type Mutable<T> = { -readonly [K in keyof T]: T[K] }
 
 export class Gateway implements Uplink {
   readonly #x: RelayContext
@@ -231,14 +229,7 @@ export class Gateway implements Uplink {
     d.dst.set4(dst)
     d.dstPort = f.dstPort
     const service: DatagramService = f.dstPort === DNS ? this.#services.dns : this.#services.dhcp
-    // A frame may hold several datagrams.
-    const size = f.gsoSize || f.l4len
-    const end = f.l4 + f.l4len
-    for (d.off = f.l4 + udp.UDP; ; d.off += size) {
-      d.len = Math.min(size, end - d.off)
-      service.receive(d)
-      if (d.off + size >= end) return
-    }
+    hand(service, f, d)
   }
 
   // -- the host's address -------------------------------------------------------------------------------------------

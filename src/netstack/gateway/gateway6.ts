@@ -37,7 +37,7 @@ import type { RouterAdvertiser } from './advertise.ts'
 import type { Fragments } from './fragments.ts'
 import type { Out } from './out.ts'
 import { FROM_GATEWAY, FROM_PEER, SAY } from './say.ts'
-import type { Datagram, DatagramService } from './service.ts'
+import { type Datagram, type DatagramService, type Mutable, hand } from './service.ts'
 
 const DNS = 53
 const ALL_NODES = parseIp('ff02::1')
@@ -73,8 +73,6 @@ export interface Services6 {
   readonly dns: DatagramService
   readonly dhcp6?: DatagramService
 }
-
-type Mutable<T> = { -readonly [K in keyof T]: T[K] }
 
 export class Gateway6 {
   readonly #x: RelayContext
@@ -281,14 +279,7 @@ export class Gateway6 {
     d.srcPort = f.srcPort
     d.dst.read(b, f.l3 + ipv6.DST)
     d.dstPort = f.dstPort
-    // A frame may hold several datagrams.
-    const size = f.gsoSize || f.l4len
-    const end = f.l4 + f.l4len
-    for (d.off = f.l4 + udp.UDP; ; d.off += size) {
-      d.len = Math.min(size, end - d.off)
-      service.receive(d)
-      if (d.off + size >= end) return
-    }
+    hand(service, f, d)
   }
 
   // -- the host's address -------------------------------------------------------------------------------------------

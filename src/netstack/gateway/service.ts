@@ -4,7 +4,9 @@
  * A service is pure: it is given bytes of the arena and where they came from, and answers through the `reply` it was
  * composed with. It never sees Ethernet or IP, and never another network.
  */
+import type { Frame } from '../frame.ts'
 import type { Address } from '../wire/address.ts'
+import { UDP } from '../wire/udp.ts'
 
 export interface Datagram {
   /** The switch port it came in by: who asks. */
@@ -34,6 +36,19 @@ export type Reply = (
   len: number,
   dstMac?: { readonly hi: number; readonly lo: number },
 ) => void
+
+export type Mutable<T> = { -readonly [K in keyof T]: T[K] }
+
+/** Give a service what a UDP frame holds: one datagram, or several of gsoSize. `d` has its addresses and ports already. */
+export function hand(service: DatagramService, f: Frame, d: Mutable<Datagram>): void {
+  const size = f.gsoSize || f.l4len
+  const end = f.l4 + f.l4len
+  for (d.off = f.l4 + UDP; ; d.off += size) {
+    d.len = Math.min(size, end - d.off)
+    service.receive(d)
+    if (d.off + size >= end) return
+  }
+}
 
 export interface DatagramService {
   receive(d: Datagram): void

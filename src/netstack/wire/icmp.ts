@@ -32,7 +32,7 @@ export const HOST_PROHIBITED = 10
 /** Communication administratively prohibited (RFC 1812 §5.2.7.1). */
 export const PROHIBITED = 13
 
-/** Codes of TIME_EXCEEDED. */
+/** Codes of TIME_EXCEEDED, ICMPv6's too (RFC 4443 §3.3). */
 export const IN_TRANSIT = 0
 export const REASSEMBLY = 1
 

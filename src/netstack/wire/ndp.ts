@@ -96,14 +96,7 @@ export function writeAdvertisement(
   hi: number,
   lo: number,
 ): number {
-  icmp.setType(b, o, NEIGHBOUR_ADVERTISEMENT)
-  icmp.setCode(b, o, 0)
-  put16(b, o + icmp.CHECKSUM, 0)
-  put32(b, o + FLAGS, flags << 24)
-  put32(b, o + TARGET, t0)
-  put32(b, o + TARGET + 4, t1)
-  put32(b, o + TARGET + 8, t2)
-  put32(b, o + TARGET + 12, t3)
+  putNeighbour(b, o, NEIGHBOUR_ADVERTISEMENT, flags, t0, t1, t2, t3)
   return putLink(b, o + NEIGHBOUR, OPTION_TARGET, hi, lo) - o
 }
 
@@ -118,15 +111,29 @@ export function writeSolicitation(
   hi: number,
   lo: number,
 ): number {
-  icmp.setType(b, o, NEIGHBOUR_SOLICITATION)
+  putNeighbour(b, o, NEIGHBOUR_SOLICITATION, 0, t0, t1, t2, t3)
+  return putLink(b, o + NEIGHBOUR, OPTION_SOURCE, hi, lo) - o
+}
+
+/** What both messages begin with (§4.3, §4.4). */
+function putNeighbour(
+  b: Uint8Array,
+  o: number,
+  type: number,
+  flags: number,
+  t0: number,
+  t1: number,
+  t2: number,
+  t3: number,
+): void {
+  icmp.setType(b, o, type)
   icmp.setCode(b, o, 0)
   put16(b, o + icmp.CHECKSUM, 0)
-  put32(b, o + FLAGS, 0)
+  put32(b, o + FLAGS, flags << 24)
   put32(b, o + TARGET, t0)
   put32(b, o + TARGET + 4, t1)
   put32(b, o + TARGET + 8, t2)
   put32(b, o + TARGET + 12, t3)
-  return putLink(b, o + NEIGHBOUR, OPTION_SOURCE, hi, lo) - o
 }
 
 // -- a router's advertisement, made at composition ------------------------------------------------------------------------

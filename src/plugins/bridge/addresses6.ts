@@ -6,9 +6,6 @@ import ipaddr from 'ipaddr.js'
 
 const LINK_LOCAL = 'fe80::'
 
-/** An address as ip, ebtables and conntrack print it. */
-export const canonical6 = (address: string): string => ipaddr.IPv6.parse(address).toRFC5952String()
-
 /** @param prefix "fd12:3456:789a:1::/64" or its address */
 export function eui64(prefix: string, mac: string): string {
   const upper = ipaddr.IPv6.parse(prefix.split('/')[0] as string)

@@ -54,6 +54,7 @@ import {
 import {
   applyGuards,
   applyRules,
+  type Family,
   forgetConnections,
   forgetGuests,
   guardRefusals,
@@ -62,7 +63,7 @@ import {
   rulesWhole,
   saved,
 } from './netfilter.ts'
-import { type RuleModel, takenBy } from './rules.ts'
+import { everywhere, type RuleModel, takenBy } from './rules.ts'
 
 /** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
 const claimsDir = (): string => `/run/noid/claims/${netnsName()}`
@@ -216,7 +217,7 @@ export class Bridge {
       try {
         await this.#hold(await this.#services(name, signal), { ...p, hostPort: bound.hostPort }, bound.fd)
         await applyRules(this.#model(name))
-        await forgetConnections(p.proto, bound.hostPort)
+        await forgetConnections(p.proto, bound.hostPort, this.#families)
       } catch (e) {
         await this.#withdraw(p.id)
         throw e
@@ -260,7 +261,7 @@ export class Bridge {
         throw new NoidError('PORT_BUSY', {
           proto: p.proto.toUpperCase(),
           port: p.hostPort,
-          address: ['*', '::', '0.0.0.0'].includes(p.hostAddress) ? 'this host' : p.hostAddress,
+          address: everywhere(p.hostAddress) ? 'this host' : p.hostAddress,
           holder: this.#deps.holderOf(p.proto, p.hostAddress, p.hostPort) ?? holder,
         })
       return this.#open(p)
@@ -286,7 +287,7 @@ export class Bridge {
     this.#save()
     if (this.#link?.open) await this.#link.request({ op: 'unpublish', id })
     if (this.#name !== undefined) await applyRules(this.#model(this.#name))
-    await forgetConnections(had.spec.proto, had.hostPort)
+    await forgetConnections(had.spec.proto, had.hostPort, this.#families)
   }
 
   publisherOf(proto: 'tcp' | 'udp', address: string, port: number): string | undefined {
@@ -359,7 +360,7 @@ export class Bridge {
       clearTimeout(this.#repair)
       await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments), this.#wish.link)
       for (const { spec, hostPort } of Object.values(this.#wish.publishes))
-        await forgetConnections(spec.proto, hostPort)
+        await forgetConnections(spec.proto, hostPort, this.#families)
       await forgetGuests(this.#spec.subnet)
       if (this.#spec.ipv6 !== undefined) await forgetGuests(this.#spec.ipv6.subnet)
       await this.#process.end(link)
@@ -423,6 +424,12 @@ export class Bridge {
     }
     if (this.#taken.size > 0) await keepRules(this.#model(name))
     return name
+  }
+
+  /** As conntrack calls them. */
+  get #families(): readonly Family[] {
+    const { ipv4, ipv6 } = this.#spec
+    return [...(ipv4 === false ? [] : (['ipv4'] as const)), ...(ipv6 === undefined ? [] : (['ipv6'] as const))]
   }
 
   /** What the rules are a function of. */

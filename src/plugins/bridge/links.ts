@@ -16,6 +16,7 @@ import { openTap } from '#tun-tap'
 import { close } from '../../sys/fd.ts'
 import { inNetns } from '../../sys/netns.ts'
 import type { AttachRequest, NetworkSpec } from '../contract.ts'
+import { addressesOf } from '../dataplane/config.ts'
 import { linkLocal } from './addresses6.ts'
 import { addresses6Of, PORT_PREFIX } from './guard.ts'
 
@@ -226,8 +227,7 @@ export async function portState(
 /** IPv6 addresses that are the VM's, whoever says otherwise. */
 function neighboursOf(n: NetworkSpec, r: AttachRequest): readonly string[] {
   if (n.ipv6 === undefined) return []
-  const address6 = r.addresses.find((a) => a.includes(':'))?.split('/')[0]
-  return addresses6Of(n.ipv6.subnet, { mac: r.mac, address6 })
+  return addresses6Of(n.ipv6.subnet, { mac: r.mac, ...addressesOf(r.addresses) })
 }
 
 /** The host forgets a VM that is gone. */

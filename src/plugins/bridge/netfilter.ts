@@ -16,7 +16,7 @@ const TOOL_MS = 15_000
 const LOCK_WAIT = '10'
 /** Somebody else's rules may change between reading and writing. */
 const TRIES = 3
-const FAMILIES = ['ipv4', 'ipv6'] as const
+export type Family = 'ipv4' | 'ipv6'
 
 /** Which packages the programs come from, for hints. */
 export const PROGRAMS = {
@@ -141,8 +141,12 @@ async function forget(...match: string[]): Promise<void> {
 }
 
 /** Forget connections to a host port: they were made under a rule that is no more, or before there was one. */
-export async function forgetConnections(proto: 'tcp' | 'udp', hostPort: number): Promise<void> {
-  for (const family of FAMILIES) await forget('-f', family, '-p', proto, '--orig-port-dst', String(hostPort))
+export async function forgetConnections(
+  proto: 'tcp' | 'udp',
+  hostPort: number,
+  families: readonly Family[],
+): Promise<void> {
+  for (const family of families) await forget('-f', family, '-p', proto, '--orig-port-dst', String(hostPort))
 }
 
 /**

@@ -117,7 +117,8 @@ const SIX: Family = {
 }
 
 const upper = (link: string): string => link.toUpperCase()
-const everywhere = (address: string): boolean => address === '*' || address === '0.0.0.0' || address === '::'
+/** All addresses of a family, or of both. */
+export const everywhere = (address: string): boolean => address === '*' || address === '0.0.0.0' || address === '::'
 
 /** What iptables holds of a network. */
 export const chains = (m: RuleModel): readonly Chain[] => (m.four === undefined ? none(m, 'V4') : side(m, m.four, FOUR))
