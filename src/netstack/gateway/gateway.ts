@@ -37,7 +37,7 @@ import { Fragments } from './fragments.ts'
 import { Gateway6, type Gateway6Config } from './gateway6.ts'
 import type { Out } from './out.ts'
 import { FROM_GATEWAY, FROM_PEER, SAY } from './say.ts'
-import { type Datagram, type DatagramService, type Reply, type Mutable, hand } from './service.ts'
+import { type Datagram, type DatagramService, hand, type Mutable, type Reply } from './service.ts'
 
 const DHCP_SERVER = 67
 const DNS = 53

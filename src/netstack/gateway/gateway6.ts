@@ -31,13 +31,12 @@ import { IPV6 } from '../wire/ipv6.ts'
 import * as ndp from '../wire/ndp.ts'
 import { parseIpv6 } from '../wire/parse.ts'
 import * as tcp from '../wire/tcp.ts'
-import * as udp from '../wire/udp.ts'
 import { type Relays, room } from './admission.ts'
 import type { RouterAdvertiser } from './advertise.ts'
 import type { Fragments } from './fragments.ts'
 import type { Out } from './out.ts'
 import { FROM_GATEWAY, FROM_PEER, SAY } from './say.ts'
-import { type Datagram, type DatagramService, type Mutable, hand } from './service.ts'
+import { type Datagram, type DatagramService, hand, type Mutable } from './service.ts'
 
 const DNS = 53
 const ALL_NODES = parseIp('ff02::1')
