@@ -159,8 +159,8 @@ export class DataPlaneHost implements Host {
     return this.tcp.free(sock)
   }
 
-  tcpShutdown(sock: Sock): number {
-    return this.tcp.shutdown(sock)
+  tcpShutdown(sock: Sock): void {
+    this.tcp.shutdown(sock)
   }
 
   tcpReset(sock: Sock): void {

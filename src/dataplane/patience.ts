@@ -36,8 +36,9 @@ export class Patience {
   /**
    * How many events there are, at the latest after `timeout` ms.
    * @param rest what is done before a sleep
+   * @param spare what there is time for while nothing is ready; whether there was something
    */
-  wait(timeout: number, rest: () => void): number {
+  wait(timeout: number, rest: () => void, spare: (now: number) => boolean): number {
     const reactor = this.#reactor
     const there = reactor.wait(0)
     if (there > 0 || timeout === 0) return there
@@ -52,7 +53,7 @@ export class Patience {
           this.#notBefore = now + HOLD
           break
         }
-        last = now
+        last = spare(now) ? performance.now() : now
       } while (last - from < WINDOW)
     }
     rest()

@@ -362,9 +362,14 @@ export class Plane {
   }
 
   readonly #rest = (): void => {
+    const { sockets, tcp } = this.#host
+    sockets.later.all()
+    tcp.spare()
     this.#network?.flush()
     this.#turnEnd.run()
   }
+
+  readonly #spare = (now: number): boolean => this.#host.sockets.later.one(now) || this.#host.tcp.spare()
 
   /** Until `stop`, or until nobody wants it any more. */
   run(): void {
@@ -391,14 +396,15 @@ export class Plane {
       if (this.#captures.active) this.#captures.pump()
       const again = this.#again
       this.#turnEnd.run()
-      const ready = this.#patience.wait(timeout, this.#rest)
-      const later = host.refreshClock()
+      const ready = this.#patience.wait(timeout, this.#rest, this.#spare)
+      const clock = host.refreshClock()
       reactor.dispatch(ready)
       if (again > 0) this.#callAgain(again)
       this.#network?.tick()
       host.gather.flush()
-      if (later >= wantedAt) {
-        wantedAt = later + SLEEP_MAX
+      host.sockets.later.overdue()
+      if (clock >= wantedAt) {
+        wantedAt = clock + SLEEP_MAX
         if (!this.#o.wanted()) return
       }
     }

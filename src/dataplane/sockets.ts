@@ -10,7 +10,8 @@ import type { Arena } from '../netstack/arena.ts'
 import type { Ref, Sock } from '../netstack/host.ts'
 import { close } from '../sys/fd.ts'
 import { addressOf } from '../sys/libc.ts'
-import { AF_INET, AF_INET6, familyOf, isMapped, SOCK_NONBLOCK, setLingerReset, socket } from '../sys/socket.ts'
+import { AF_INET, AF_INET6, familyOf, isMapped, SOCK_NONBLOCK, socket } from '../sys/socket.ts'
+import { END, Later } from './later.ts'
 import type { Reactor } from './reactor.ts'
 
 const EMFILE = 24
@@ -41,6 +42,8 @@ export class Sockets {
   readonly segment: Uint16Array
   /** Datagram sockets: 1 while EPOLLOUT is asked for. */
   readonly wantsWrite: Uint8Array
+  /** Ends of TCP sockets that are still to be carried out. */
+  readonly later = new Later()
   #open = 0
 
   constructor(reactor: Reactor, arena: Arena) {
@@ -109,16 +112,22 @@ export class Sockets {
   }
 
   close(fd: Sock): void {
-    if (this.kind[fd] === KIND.none) return
+    const kind = this.kind[fd]
+    if (!this.#forget(fd)) return
+    if (kind === KIND.tcp) this.later.put(fd, END.close)
+    else close(fd)
+  }
+
+  /** Close a TCP socket with RST. */
+  reset(fd: Sock): void {
+    if (this.#forget(fd)) this.later.put(fd, END.reset)
+  }
+
+  #forget(fd: Sock): boolean {
+    if (this.kind[fd] === KIND.none) return false
     this.reactor.forget(fd, this.#foreign[fd] === 1)
     this.kind[fd] = KIND.none
     this.#open--
-    close(fd)
-  }
-
-  /** Close with RST. */
-  reset(fd: Sock): void {
-    setLingerReset(fd)
-    this.close(fd)
+    return true
   }
 }

@@ -27,6 +27,7 @@ import {
   connectTo,
   getsockname,
   IPPROTO_TCP,
+  isMapped,
   listen,
   MSG_DONTWAIT,
   MSG_PEEK,
@@ -37,16 +38,17 @@ import {
   recv,
   SO_KEEPALIVE,
   SO_PEEK_OFF,
+  SOCK_NONBLOCK,
   SOCK_STREAM,
   SOL_SOCKET,
   send,
   setOption,
-  shutdown,
   socket,
   TCP,
   TCP_NODELAY,
   tcpState,
 } from '../sys/socket.ts'
+import { END } from './later.ts'
 import { KIND, type Sockets, UNSET } from './sockets.ts'
 
 const EAGAIN = 11
@@ -63,6 +65,9 @@ export class TcpSockets {
   /** SO_PEEK_OFF works for IPv4, for IPv6. */
   readonly peekOffset: readonly [boolean, boolean]
   readonly #staging: number
+  /** A socket of each family that is ready to connect (−1: none), and the family of the one that was used last. */
+  readonly #spare = Int32Array.of(-1, -1)
+  #used = -1
 
   /** @param force [v4, v6] instead of the probe: tests of the other way */
   constructor(sockets: Sockets, force?: readonly [boolean, boolean]) {
@@ -78,11 +83,30 @@ export class TcpSockets {
     return fd
   }
 
+  #fresh(six: number): Sock {
+    const fd = socket(six === 1 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK)
+    return fd < 0 ? fd : this.#prepare(fd)
+  }
+
+  /** Make the socket of the next connection, if the last one was used. @returns whether it was */
+  spare(): boolean {
+    const six = this.#used
+    if (six < 0) return false
+    this.#used = -1
+    this.#spare[six] = this.#fresh(six)
+    return true
+  }
+
   connect(dst: number, l4port: number): Sock {
     const s = this.#sockets
-    const fd = s.make(dst, SOCK_STREAM, 0, KIND.tcp)
+    const six = isMapped(s.arena.bytes, dst) ? 0 : 1
+    const spare = this.#spare[six] as number
+    this.#spare[six] = -1
+    const made = spare >= 0 ? spare : this.#fresh(six)
+    if (made < 0) return made
+    this.#used = six
+    const fd = s.take(made, six, KIND.tcp, 0)
     if (fd < 0) return fd
-    this.#prepare(fd)
     let r = connectTo(fd, s.arena.bytes, dst, l4port)
     // On this machine the other side has answered before the call returned: asking once more costs less than an event.
     if (r === -EINPROGRESS) r = connectAgain(fd)
@@ -165,8 +189,8 @@ export class TcpSockets {
     return free > 0 ? (free * PAYLOAD_SHARE) | 0 : 0
   }
 
-  shutdown(fd: Sock): number {
-    return shutdown(fd)
+  shutdown(fd: Sock): void {
+    this.#sockets.later.put(fd, END.shutdown)
   }
 }
 

@@ -99,8 +99,8 @@ export interface Host {
   tcpConsume(sock: Sock, len: number): number
   /** Free bytes of send space now (send buffer less SIOCOUTQ, with the kernel's overhead taken into account). */
   tcpFree(sock: Sock): number
-  /** Half-close: FIN to the peer after what was sent. */
-  tcpShutdown(sock: Sock): number
+  /** Half-close: FIN to the peer after what was sent, soon. */
+  tcpShutdown(sock: Sock): void
   /** Close with RST. */
   tcpReset(sock: Sock): void
 

@@ -333,9 +333,8 @@ export class MemoryHost implements Host {
     return s.sendBuffer - s.outboxBytes
   }
 
-  tcpShutdown(sock: Sock): number {
+  tcpShutdown(sock: Sock): void {
     this.#live(sock).outboxEnd = true
-    return 0
   }
 
   tcpReset(sock: Sock): void {

@@ -251,11 +251,10 @@ export class MemoryHost implements Host {
     const s = this.#of(sock)
     return Math.max(0, s.remote.sendBuffer - s.queued)
   }
-  tcpShutdown(sock: Sock): number {
+  tcpShutdown(sock: Sock): void {
     const s = this.#of(sock)
     if (s.shut) throw new Error('shut down twice')
     s.shut = true
-    return 0
   }
 
   // -- what TCP does not need

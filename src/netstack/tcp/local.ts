@@ -230,10 +230,9 @@ export class LocalStreams implements TcpHost {
     return s.held > ANSWERS_MAX / 2 ? 0 : WINDOW
   }
 
-  tcpShutdown(sock: Sock): number {
+  tcpShutdown(sock: Sock): void {
     const s = this.#of(sock)
-    if (s === undefined) return this.#host.tcpShutdown(sock)
-    s.end()
-    return 0
+    if (s === undefined) this.#host.tcpShutdown(sock)
+    else s.end()
   }
 }
