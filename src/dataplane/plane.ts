@@ -369,7 +369,14 @@ export class Plane {
     this.#turnEnd.run()
   }
 
-  readonly #spare = (now: number): boolean => this.#host.sockets.later.one(now) || this.#host.tcp.spare()
+  readonly #spare = (now: number): boolean => {
+    const network = this.#network
+    if (network?.urgent) {
+      network.flush()
+      return true
+    }
+    return this.#host.sockets.later.one(now) || this.#host.tcp.spare()
+  }
 
   /** Until `stop`, or until nobody wants it any more. */
   run(): void {

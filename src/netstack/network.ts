@@ -349,6 +349,11 @@ export class Network {
     this.#tcp.flush()
   }
 
+  /** Is there a guest that may be waiting for `flush`, now that nothing is ready? */
+  get urgent(): boolean {
+    return this.#tcp.urgent
+  }
+
   /** A host socket has something. True: call again this turn, its budget is spent. */
   ready(ref: Ref, events: number): boolean {
     const again = this.#ready(ref, events)

@@ -4,9 +4,10 @@
  * Owns: rcv columns, and when an acknowledgment is due. Nothing in order is stored: what the socket did not take is the guest's to send
  * again; the window (window.ts) makes that rare. What comes ahead of a hole is disorder.ts's, and answered at once (RFC 5681 §4.2). Reading: RFC 9293 §3.8.6, §3.10.7.4.
  *
- * Acknowledgments: when there is nothing more to do (`flush`: before the data plane sleeps, within a millisecond in any case), or as soon as ACK_EVERY
- * bytes are owed. What is sent to the guest meanwhile carries them: the answer to a request, the other side's FIN. No delayed ACK beyond that: it would
- * cost every slow start its clock.
+ * Acknowledgments: when there is nothing more to do (`flush`: before the data plane sleeps, within a millisecond in any case), or as soon as a quarter
+ * of the window is owed, between ACK_LEAST and ACK_MOST bytes: each one runs the guest's TCP, which costs as much as half a frame of 64 KiB. What is sent to the guest meanwhile carries them: the
+ * answer to a request, the other side's FIN. Where more than a small request is owed and nothing comes, its sender may be waiting (`urgent`). No delayed
+ * ACK beyond that: it would cost every slow start its clock.
  */
 import type { FlowTable } from '../flow/table.ts'
 import { EAGAIN } from '../host.ts'
@@ -26,8 +27,11 @@ import type { Disorder } from './disorder.ts'
 import type { Segments } from './segments.ts'
 import { openWindow, windowLeft } from './window.ts'
 
-/** Bytes taken that are acknowledged at once, within a burst. */
-export const ACK_EVERY = 128 * 1024
+/** Bytes taken that are acknowledged at once, however much more there is to do. */
+const ACK_LEAST = 128 * 1024
+const ACK_MOST = 1024 * 1024
+/** More than this is no request that an answer will follow soon. */
+const URGENT = 64 * 1024
 /** Below this much window the host socket is asked to say when it has room again. */
 export const LOW_WINDOW = 192 * 1024
 /** RFC 5681 §3.2: duplicate ACKs that make the guest send again without waiting for its timer. */
@@ -42,6 +46,8 @@ export class Receiver {
   /** Flows that owe an acknowledgment since the last `flush`. */
   readonly #owing: Int32Array
   #owed = 0
+  /** Somebody who may have sent all that he can is owed an acknowledgment. */
+  urgent = false
 
   constructor(host: TcpHost, table: FlowTable, segments: Segments, disorder: Disorder, c: TcpColumns) {
     this.#host = host
@@ -67,6 +73,7 @@ export class Receiver {
       if (this.#c.has(i, ACK_OWED)) this.ackNow(i)
     }
     this.#owed = 0
+    this.urgent = false
   }
 
   /** Acknowledge now, with the window as it is. */
@@ -105,8 +112,13 @@ export class Receiver {
       return 0
     }
     if (c.held[i] >= 0 || c.has(i, FIN_AHEAD)) return this.#afterHole(i)
-    if (seqDiff(c.rcvNxt[i], c.rcvTold[i]) >= ACK_EVERY) this.ackNow(i)
-    else this.owe(i)
+    const owed = seqDiff(c.rcvNxt[i], c.rcvTold[i])
+    if (owed >= ACK_LEAST && (owed >= ACK_MOST || owed >= c.rcvWndMax[i] >> 2)) {
+      this.ackNow(i)
+      return 0
+    }
+    if (owed >= URGENT) this.urgent = true
+    this.owe(i)
     return 0
   }
 

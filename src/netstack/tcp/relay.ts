@@ -81,6 +81,11 @@ export class TcpRelay implements Relay {
     else this.#handshakes.decline(i, f)
   }
 
+  /** Nothing is ready: is there anybody who should not wait for `flush`? */
+  get urgent(): boolean {
+    return this.#receiver.urgent
+  }
+
   /** What becomes of a published port's client whom the guest refused (handshake.ts). */
   set onRefused(turn: (i: number) => boolean) {
     this.#handshakes.onRefused = turn
