@@ -223,6 +223,11 @@ export const catalogue = {
     (p) => `the daemon is noid ${p.daemon} and this command is noid ${p.cli}`,
     () => 'restart it with: noid daemon stop && noid daemon start (VMs keep running)',
   ),
+  DAEMON_UPROOTED: entry(
+    409,
+    (p) => `the daemon, noid ${p.daemon}, runs from an installation that has been removed`,
+    () => 'restart it with: noid daemon stop && noid daemon start (VMs keep running)',
+  ),
   DAEMON_FORBIDDEN: entry(
     403,
     (p) => `the daemon's socket ${p.socket} may not be used by this user`,

@@ -186,6 +186,8 @@ export const versionInfo = z.object({
   uptimeMs: z.number(),
   vms: z.number(),
   stateDir: z.string(),
+  /** The files that it runs from are no longer there: it cannot start anything any more. */
+  uprooted: z.boolean().default(false),
 })
 export type VersionInfo = z.infer<typeof versionInfo>
 

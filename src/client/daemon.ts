@@ -3,6 +3,7 @@
  *
  * Choice: `--host` or NOID_HOST; else, for an ordinary user, root's socket when this user may write to it; else the
  * user's own. Only the own daemon is started on demand: a named host that is silent is an error, never a second daemon.
+ * One whose installation was removed, a deleted checkout say, can start nothing any more: the own one is replaced (VMs go on), another's is an error.
  * The daemon is detached, in a session of its own; what it prints goes to its log, whose end is told when it does not
  * come up. Two commands that start one at the same moment both wait for whichever answers.
  */
@@ -78,6 +79,11 @@ export async function connect(target: Target, cliVersion: string): Promise<Conne
     }
     throw e
   })
+  if (version?.uprooted) {
+    if (target.own === undefined) throw new NoidError('DAEMON_UPROOTED', { daemon: version.version })
+    await stopDaemon(client, version.pid)
+    version = undefined
+  }
   const started = version === undefined
   if (version === undefined) {
     if (target.own === undefined) throw new NoidError('DAEMON_UNREACHABLE', { socket: target.socket })
@@ -102,6 +108,25 @@ export async function probe(client: Client): Promise<VersionInfo | undefined> {
 
 /** connect(2) on a path: there is no such socket, or nobody listens on it any more (or not yet). */
 const NOBODY = new Set(['ENOENT', 'ECONNREFUSED', 'ECONNRESET', 'ENOTDIR'])
+
+const STOP_MS = 10_000
+
+/** Stop the daemon and wait until its process has ended; its VMs go on. */
+export async function stopDaemon(client: Client, pid: number): Promise<void> {
+  await client.stopDaemon()
+  for (const end = Date.now() + STOP_MS; Date.now() < end && alive(pid); ) await sleep(20)
+  if (alive(pid)) throw new NoidError('DAEMON_UNREACHABLE', { socket: client.socket })
+}
+
+/** Signal 0 asks without touching; EPERM still means that it is there. */
+function alive(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (e) {
+    return (e as NodeJS.ErrnoException).code === 'EPERM'
+  }
+}
 
 export function daemonEntry(): string {
   const suffix = import.meta.url.endsWith('.ts') ? 'ts' : 'js'

@@ -41,6 +41,8 @@ export interface DaemonOptions {
   readonly runtimes: readonly RuntimeDescriptor[]
   readonly log: Log
   readonly version: string
+  /** Are the files that it runs from still there? */
+  readonly rooted?: () => boolean
   readonly privileged: boolean
   readonly defaultBackend?: string
   readonly debug?: boolean
@@ -134,6 +136,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
     uptimeMs: Date.now() - began,
     vms: store.countVms(),
     stateDir: paths.stateDir,
+    uprooted: o.rooted?.() === false,
   })
   // The answer to the wish leaves first.
   const wish = (): void => void setTimeout(() => void stop(), 50)

@@ -5,7 +5,8 @@
  * already (then that one answers); with 1 when it cannot start. A fault that nobody caught is logged and survived: VMs
  * of many people may hang on it, and every operation writes down what it does.
  */
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
 import { ownPaths } from '../paths.ts'
 import { backendSources } from '../plugins/sources.ts'
 import { runtimes } from '../runtimes/index.ts'
@@ -41,6 +42,7 @@ try {
     runtimes,
     log,
     version,
+    rooted: () => [fileURLToPath(import.meta.url), process.execPath].every((file) => existsSync(file)),
     privileged: privileged(),
     defaultBackend: process.env.NOID_NETWORK_BACKEND,
     debug,
