@@ -19,6 +19,7 @@ import { ROLE } from '../netstack/switch/port.ts'
 import { SoftwareOffload } from '../netstack/switch/segment.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
+import { trimHeap } from '../sys/heap.ts'
 import { Backlog } from './backlog.ts'
 import { Burst } from './burst.ts'
 import { CaptureStreams } from './captures.ts'
@@ -44,6 +45,8 @@ const SLEEP_MAX = 1000
 const TIMER_GRAIN = 4
 const WARNINGS_KEPT = 50
 const LOG_EVERY = 1000
+/** Turns of a second with work in it. When nothing is to be done after it, memory is given back: compiling, mostly, has freed some. */
+const BUSY = 100
 /** Sockets that may ask to be called again in one turn; more of them wait for their next event. */
 const AGAIN_MAX = 4096
 
@@ -385,6 +388,8 @@ export class Plane {
     let lookedAt = -1
     let wakeAt = 0
     let wantedAt = 0
+    let turns = 0
+    let worked = false
     while (!this.#stopping) {
       const network = this.#network
       const now = host.now()
@@ -404,6 +409,7 @@ export class Plane {
       const again = this.#again
       this.#turnEnd.run()
       const ready = this.#patience.wait(timeout, this.#rest, this.#spare)
+      turns++
       const clock = host.refreshClock()
       reactor.dispatch(ready)
       if (again > 0) this.#callAgain(again)
@@ -413,6 +419,13 @@ export class Plane {
       if (clock >= wantedAt) {
         wantedAt = clock + SLEEP_MAX
         if (!this.#o.wanted()) return
+        const idle = ready === 0 || turns < BUSY
+        if (turns >= BUSY) worked = true
+        if (idle && worked) {
+          trimHeap()
+          worked = false
+        }
+        turns = 0
       }
     }
   }
