@@ -8,6 +8,8 @@
  * A processor that others want is not ours to wait on: who uses up his share comes late when it matters. So nothing is looked for while more tasks want to run
  * than there are processors (asked before, at most once in ASK), nor after a gap of PREEMPTED between two looks, in which somebody else ran.
  *
+ * While it looks there is time for what can wait (`spare`).
+ *
  * Owns: when to sleep. Never does: what is done with events. Invariant: what is owed goes out (`rest`) before every sleep.
  */
 import { availableParallelism } from 'node:os'

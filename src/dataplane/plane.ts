@@ -5,7 +5,8 @@
  * Never does: anything with a frame, a flow or a byte of the control socket.
  *
  * A turn: wait (not longer than the next timer; patience.ts), the clock once, what is ready (each nic a burst, each socket its budget), what asked to be
- * called again, timers, what was captured. Acknowledgments that are owed go out before a sleep, or after a millisecond: until then an answer may carry them. A socket that was not finished makes the next wait return at once, so nobody waits for
+ * called again, timers, what was captured. Acknowledgments that are owed go out before a sleep, or after a millisecond: until then an answer may carry them. What nobody waits for
+ * (ends of connections, the socket of the next one: later.ts, tcp.ts) is done while nothing is ready. A socket that was not finished makes the next wait return at once, so nobody waits for
  * it longer than one turn.
  *
  * Faults: an exception in a nic's burst or a socket's turn is a mistake of ours. It ends that turn, is counted as the drop `fault`, is logged

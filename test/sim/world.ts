@@ -121,10 +121,12 @@ export class World {
     this.turn()
   }
 
+  /** There is always something else to do. */
+  busy = false
   /** The end of a turn: what the reactor does before it sleeps. */
   turn(): void {
     this.streams.turn((ref, events) => this.relay.ready(ref, events))
-    this.relay.flush()
+    if (!this.busy) this.relay.flush()
     const at = this.timers.nextWake()
     if (at >= this.#wakeAt) return
     this.#wakeAt = at

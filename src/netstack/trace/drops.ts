@@ -130,8 +130,6 @@ function commentOn(name: string, meaning: string): Uint8Array {
 /** A reason as a capture tells it: its name and its meaning. */
 export const dropComment = (d: Drop): Uint8Array => commentOn(CATALOGUE[d][0], CATALOGUE[d][1])
 
-export const dropName = (d: Drop): DropName => CATALOGUE[d][0]
-
 export class Drops {
   readonly #counts: Float64Array
   readonly #ports: number

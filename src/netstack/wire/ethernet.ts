@@ -37,7 +37,6 @@ export const setType = (b: Uint8Array, o: number, v: number): void => put16(b, o
 
 /** A group address (broadcast is one): the I/G bit of a MAC's first 16 bits. */
 export const isGroup = (hi: number): boolean => (hi & 0x0100) !== 0
-export const isBroadcast = (hi: number, lo: number): boolean => hi === BROADCAST_HI && lo === BROADCAST_LO
 
 // -- text, at the edges only ----------------------------------------------------------------------------------------
 

@@ -27,8 +27,6 @@ export const HOST = 1
 export const PROTOCOL = 2
 export const PORT = 3
 export const FRAGMENTATION_NEEDED = 4
-export const NET_PROHIBITED = 9
-export const HOST_PROHIBITED = 10
 /** Communication administratively prohibited (RFC 1812 §5.2.7.1). */
 export const PROHIBITED = 13
 

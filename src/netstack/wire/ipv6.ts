@@ -22,7 +22,6 @@ export const HOP_BY_HOP = 0
 export const ROUTING = 43
 export const FRAGMENT = 44
 export const ICMPV6 = 58
-export const NO_NEXT = 59
 export const DESTINATION_OPTIONS = 60
 export const MOBILITY = 135
 export const HIP = 139

@@ -29,7 +29,6 @@ export const RST = 4
 export const PSH = 8
 export const ACK = 16
 export const URG = 32
-export const ECE = 64
 export const CWR = 128
 
 export const srcPort = (b: Uint8Array, o: number): number => be16(b, o + SRC)

@@ -13,12 +13,9 @@ const CSUM_OFFSET = 8
 
 /** VIRTIO_NET_HDR_F_NEEDS_CSUM: the checksum at csumStart + csumOffset is to be finished over csumStart … end. */
 export const NEEDS_CSUM = 1
-/** VIRTIO_NET_HDR_F_DATA_VALID: the checksum was found right. */
-export const DATA_VALID = 2
 
 export const GSO_NONE = 0
 export const GSO_TCPV4 = 1
-export const GSO_UDP = 3
 export const GSO_TCPV6 = 4
 export const GSO_UDP_L4 = 5
 export const GSO_ECN = 0x80

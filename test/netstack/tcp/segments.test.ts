@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { DROP } from '../../../src/netstack/trace/drops.ts'
-import { ACK, FIN, PSH, RST, Script, SYN } from '../../sim/script.ts'
+import { ACK, FIN, PSH, RST, Script, SYN, type Taken } from '../../sim/script.ts'
 import { Stream } from '../../sim/stream.ts'
 
 const NEVER = { finFirst: false }
@@ -28,6 +28,42 @@ test('what the host took is acknowledged, once for a burst', () => {
   assert.equal(a.flags, ACK)
   assert.equal(a.ack, 1001)
   assert.equal(s.socket.accepted, 1000)
+})
+
+test('who sends much is acknowledged for a quarter of the window, or as soon as nothing else is to be done', () => {
+  const all = up(1_000_000)
+  const s = opened({ remote: { ...NEVER, takes: all, sendBuffer: 1 << 20 } }, 65535, 0)
+  let seq = 0
+  const { world } = s
+  const frame = (length: number): void => {
+    world.busy = true
+    s.send({ seq: 1 + seq, ack: 1, payload: part(all, seq, seq + length) })
+    seq += length
+    world.busy = false
+  }
+  const said = (): Taken[] => {
+    world.turn()
+    return s.take()
+  }
+  frame(20_000)
+  assert.equal(world.relay.urgent, false, 'a request waits for its answer')
+  const window = (said()[0]?.window ?? 0) << 8
+  assert.ok(window > 900_000, `${window}`)
+  frame(40_000)
+  frame(40_000)
+  assert.equal(world.relay.urgent, true, 'its sender may have sent all that it can')
+  assert.deepEqual(
+    said().map((t) => t.ack),
+    [1 + seq],
+  )
+  assert.equal(world.relay.urgent, false)
+  for (let n = 0; n < 6; n++) frame(60_000)
+  const [quarter, rest] = said().map((t) => t.ack)
+  assert.ok(
+    quarter !== undefined && quarter - 100_001 >= window / 4 && quarter - 100_001 < window / 4 + 60_000,
+    `${quarter}`,
+  )
+  assert.equal(rest, 1 + seq)
 })
 
 test('out of order: a duplicate ACK at once; the hole filled, all of it goes on; overlap is trimmed', () => {
