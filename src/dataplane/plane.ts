@@ -419,7 +419,7 @@ export class Plane {
       host.sockets.later.overdue()
       if (clock >= wantedAt) {
         wantedAt = clock + SLEEP_MAX
-        if (!this.#o.wanted()) return
+        if (!this.#o.wanted()) break
         const idle = ready === 0 || turns < BUSY
         if (turns >= BUSY) worked = true
         if (idle && worked) {
@@ -429,6 +429,7 @@ export class Plane {
         turns = 0
       }
     }
+    host.sockets.later.all()
   }
 
   #fault(error: unknown, fd: number): void {
