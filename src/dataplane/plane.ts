@@ -20,11 +20,11 @@ import { ROLE } from '../netstack/switch/port.ts'
 import { SoftwareOffload } from '../netstack/switch/segment.ts'
 import { DROP } from '../netstack/trace/drops.ts'
 import { close } from '../sys/fd.ts'
-import { trimHeap } from '../sys/heap.ts'
 import { Backlog } from './backlog.ts'
 import { Burst } from './burst.ts'
 import { CaptureStreams } from './captures.ts'
 import { DgramPort } from './dgram.ts'
+import { GiveBack } from './give-back.ts'
 import { DataPlaneHost } from './host.ts'
 import { Patience } from './patience.ts'
 import { type Nic, type NicOptions, type NicPort, PacketPort, TapPort } from './ports.ts'
@@ -46,8 +46,6 @@ const SLEEP_MAX = 1000
 const TIMER_GRAIN = 4
 const WARNINGS_KEPT = 50
 const LOG_EVERY = 1000
-/** Turns of a second with work in it. When nothing is to be done after it, memory is given back: compiling, mostly, has freed some. */
-const BUSY = 100
 /** Sockets that may ask to be called again in one turn; more of them wait for their next event. */
 const AGAIN_MAX = 4096
 
@@ -84,6 +82,7 @@ export class Plane {
   readonly #captures: CaptureStreams
   readonly #patience: Patience
   readonly #turnEnd = new TurnEnd()
+  readonly #giveBack = new GiveBack()
   /** Made for the first nic that needs it. */
   #backlog: Backlog | undefined
   #finisher: { readonly software: SoftwareOffload; readonly headerAt: number } | undefined
@@ -389,8 +388,6 @@ export class Plane {
     let lookedAt = -1
     let wakeAt = 0
     let wantedAt = 0
-    let turns = 0
-    let worked = false
     while (!this.#stopping) {
       const network = this.#network
       const now = host.now()
@@ -410,7 +407,7 @@ export class Plane {
       const again = this.#again
       this.#turnEnd.run()
       const ready = this.#patience.wait(timeout, this.#rest, this.#spare)
-      turns++
+      this.#giveBack.turn()
       const clock = host.refreshClock()
       reactor.dispatch(ready)
       if (again > 0) this.#callAgain(again)
@@ -420,13 +417,7 @@ export class Plane {
       if (clock >= wantedAt) {
         wantedAt = clock + SLEEP_MAX
         if (!this.#o.wanted()) break
-        const idle = ready === 0 || turns < BUSY
-        if (turns >= BUSY) worked = true
-        if (idle && worked) {
-          trimHeap()
-          worked = false
-        }
-        turns = 0
+        this.#giveBack.second(ready === 0)
       }
     }
     host.sockets.later.all()
