@@ -40,6 +40,7 @@ describe('a guest that floods', { skip: skipWithoutRoot }, () => {
     raw = inNetns(lab.path(bad.netns), () => openPacket(linkIndex('eth0'), false))
     assert.ok(raw >= 0)
     lab.background(lab.host, ['socat', '-u', 'TCP-LISTEN:7000,reuseaddr,fork', 'OPEN:/dev/null'])
+    await lab.listening(lab.host, 'tcp', 7000)
   })
   after(async () => {
     if (raw >= 0) close(raw)
