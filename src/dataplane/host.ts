@@ -39,6 +39,7 @@ export class DataPlaneHost implements Host {
   readonly #random = new Int32Array(RANDOM_WORDS)
   #randomLeft = 0
   #now = 0
+  readonly began = Math.floor(Number(process.hrtime.bigint() / 1_000_000n) - performance.now())
   readonly icmp: IcmpError
   peerPort = 0
   connected = false

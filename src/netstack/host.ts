@@ -67,6 +67,8 @@ export interface Host {
   readonly arena: Arena
   /** Monotonic milliseconds, an integer that starts small. The reactor refreshes it once per wake-up. */
   now(): number
+  /** What `now` adds to for milliseconds since the machine's boot: a clock that does not begin anew with this process. */
+  readonly began: number
   /** 32 random bits, as a signed integer; fit for sequence numbers, ports and query ids. */
   random32(): number
 

@@ -98,6 +98,21 @@ describe('the data-plane process', { skip: skipWithoutRoot }, () => {
     }
   })
 
+  test('a guest that opens many connections uses its ports again, as timestamps allow it to (RFC 6191)', async () => {
+    lab.background(lab.host, ['socat', 'TCP-LISTEN:7020,reuseaddr,fork', 'EXEC:cat'])
+    await lab.listening(lab.host, 'tcp', 7020)
+    lab.in(a.netns, 'sysctl', '-qw', 'net.ipv4.ip_local_port_range=20000 20003', 'net.ipv4.tcp_tw_reuse=1')
+    const one = () => lab.in(a.netns, 'sh', '-c', `echo x | socat -t 4 - TCP:${SERVER}:7020`)
+    // The guest's end is the first: its ports are in TIME-WAIT for a minute, but after a second a newer timestamp tells them apart.
+    for (let n = 0; n < 12; n++) {
+      if (n % 4 === 0) await sleep(1200)
+      assert.equal(one(), 'x\n')
+    }
+    const waiting = lab.in(a.netns, 'ss', '-Htan', 'state', 'time-wait', 'dport = :7020').trim().split('\n')
+    assert.equal(waiting.length, 4)
+    lab.in(a.netns, 'sysctl', '-qw', 'net.ipv4.ip_local_port_range=32768 60999')
+  })
+
   test('published TCP and UDP ports reach the guest, again after unpublish and publish', async () => {
     lab.background(a.netns, ['socat', 'TCP-LISTEN:80,reuseaddr,fork', 'EXEC:cat'])
     lab.background(a.netns, ['socat', 'UDP-LISTEN:53,reuseaddr,fork', 'EXEC:cat'])

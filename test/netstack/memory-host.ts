@@ -238,6 +238,8 @@ export class MemoryHost implements Host {
   }
 
   // -- Host -------------------------------------------------------------------------------------------------------
+  readonly began = 1000
+
   now(): number {
     return this.#now
   }

@@ -23,6 +23,8 @@ export interface GuestOptions {
   /** −1: no scaling offered. */
   readonly shift: number
   readonly sack: boolean
+  /** Timestamps are offered (RFC 7323). */
+  readonly stamps: boolean
   /** Most payload of a frame; above mss it sends GSO frames. */
   readonly frame: number
   readonly receiveBuffer: number
@@ -43,6 +45,8 @@ export interface Segment {
   mss: number
   shift: number
   sack: boolean
+  /** Timestamps: value and echo. */
+  stamps: readonly [number, number] | undefined
   blocks: [number, number][]
 }
 
@@ -59,6 +63,7 @@ export function parseSegment(b: Uint8Array): Segment | undefined {
     mss: 536,
     shift: -1,
     sack: false,
+    stamps: undefined,
     blocks: [],
   }
   for (let o = 40; o < 20 + header; ) {
@@ -72,6 +77,7 @@ export function parseSegment(b: Uint8Array): Segment | undefined {
     if (b[o] === 2) s.mss = v.getUint16(o + 2)
     if (b[o] === 3) s.shift = b[o + 2]
     if (b[o] === 4) s.sack = true
+    if (b[o] === 8) s.stamps = [v.getInt32(o + 2), v.getInt32(o + 6)]
     if (b[o] === 5)
       for (let at = o + 2; at < o + b[o + 1]; at += 8) s.blocks.push([v.getUint32(at), v.getUint32(at + 4)])
     o += b[o + 1]
@@ -144,6 +150,11 @@ export class Guest {
   #peerShift = 0
   #scaled = false
   #peerSack = false
+  #stamped = false
+  /** Our clock's offset, the peer's timestamp to echo, and up to where we had acknowledged when it came. */
+  readonly #clockBase: number
+  #tsRecent = 0
+  #lastAcked = 0
   /** The relay's right edge never goes back. */
   #edge = 0
   // Receiving.
@@ -162,6 +173,16 @@ export class Guest {
     this.#clock = clock
     this.o = o
     this.#out = out
+    this.#clockBase = o.isn >>> 3
+  }
+
+  #now(): number {
+    return (this.#clockBase + Math.floor(this.#clock.now)) | 0
+  }
+
+  #stamps(): readonly number[] {
+    const word = (v: number) => [v >>> 24, (v >>> 16) & 255, (v >>> 8) & 255, v & 255]
+    return [1, 1, 8, 10, ...word(this.#now()), ...word(this.#tsRecent)]
   }
 
   get done(): boolean {
@@ -179,6 +200,7 @@ export class Guest {
     const options = [2, 4, this.o.mss >> 8, this.o.mss & 255]
     if (this.o.sack) options.push(1, 1, 4, 2)
     if (this.o.shift >= 0 && (flags === SYN || this.#scaled)) options.push(1, 3, 3, this.o.shift)
+    if (this.o.stamps && (flags === SYN || this.#stamped)) options.push(...this.#stamps())
     this.#emit(0, flags, options, 0)
   }
 
@@ -194,8 +216,9 @@ export class Guest {
     return Math.min(field, 0xffff)
   }
 
-  #emit(at: number, flags: number, options: readonly number[], len: number): void {
+  #emit(at: number, flags: number, more: readonly number[], len: number): void {
     const { o } = this
+    const options = this.#stamped && (flags & SYN) === 0 ? [...this.#stamps(), ...more] : more
     const payload = new Uint8Array(len)
     if (len > 0) o.gives.fill(payload, 0, len, at - 1)
     const acks = (flags & ACK) !== 0
@@ -204,6 +227,7 @@ export class Guest {
     if (acks) {
       this.#unacked = 0
       this.#ackTimer++
+      this.#lastAcked = this.#rcv
     }
     const ack = acks ? this.#irs + this.#rcv : 0
     const bytes = buildSegment(o.address, o.peer, o.port, o.peerPort, o.isn + at, ack, flags, w, options, payload)
@@ -211,7 +235,7 @@ export class Guest {
   }
 
   #segment(): number {
-    return Math.min(this.#peerMss, this.o.mss)
+    return Math.min(this.#peerMss, this.o.mss) - (this.#stamped ? 12 : 0)
   }
 
   #ack(): void {
@@ -330,6 +354,7 @@ export class Guest {
       return
     }
     const at = this.#position(s.seq, this.#irs, this.#rcv)
+    if ((s.flags & (RST | SYN)) === 0 && !this.#timely(s, at)) return
     if ((s.flags & RST) !== 0) {
       if (at === this.#rcv) this.state = 'reset'
       else this.#ack()
@@ -360,6 +385,22 @@ export class Guest {
     if (length > 0) this.#data(at, s.payload, (s.flags & FIN) !== 0)
   }
 
+  /** RFC 7323 §3.2, §4.3, §5.3. False: an old duplicate. */
+  #timely(s: Segment, at: number): boolean {
+    if (!this.#stamped) {
+      if (s.stamps !== undefined) throw new Error('the relay sends timestamps that were not agreed on')
+      return true
+    }
+    if (s.stamps === undefined) throw new Error('the relay sends a segment without timestamps')
+    if (((this.#now() - s.stamps[1]) | 0) < 0) throw new Error('the relay echoes a timestamp that was never sent')
+    if (((s.stamps[0] - this.#tsRecent) | 0) < 0) {
+      this.#ack()
+      return false
+    }
+    if (at <= this.#lastAcked) this.#tsRecent = s.stamps[0]
+    return true
+  }
+
   #position(wire: number, base: number, near: number): number {
     return near + ((wire - base - near) | 0)
   }
@@ -380,6 +421,8 @@ export class Guest {
     this.#scaled = s.shift >= 0 && this.o.shift >= 0
     this.#peerShift = this.#scaled ? s.shift : 0
     this.#peerSack = s.sack
+    this.#stamped = s.stamps !== undefined && this.o.stamps
+    if (s.stamps !== undefined) this.#tsRecent = s.stamps[0]
     this.#wnd = s.window
     this.#wl1 = 0
   }

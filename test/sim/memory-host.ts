@@ -95,6 +95,9 @@ export class MemoryHost implements Host {
     this.next = next
   }
 
+  /** So that timestamps come round soon. */
+  readonly began = 0x7fffff00
+
   now(): number {
     return Math.floor(this.#clock.now)
   }

@@ -53,6 +53,7 @@ export function scenario(seed: number) {
     isn: r.chance(0.5) ? r.word() : -r.between(0, 300_000),
     shift: r.pick([-1, 0, 3, 7, 14]),
     sack: r.chance(0.7),
+    stamps: seed % 3 !== 0,
     frame: r.chance(0.5) ? mss : mss * r.between(2, 40),
     receiveBuffer: r.pick([3000, 30_000, 256_000, 4 << 20]),
     readRate: r.pick([400, 20_000, 1 << 20]),

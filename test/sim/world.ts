@@ -301,6 +301,7 @@ export class World {
         mss: 1460,
         shift: 7,
         sack: true,
+        stamps: true,
         frame: 1460,
         receiveBuffer: 256 * 1024,
         readRate: 1 << 20,

@@ -73,6 +73,8 @@ export class TcpColumns {
   readonly flags: Uint16Array
   /** Payload bytes per segment towards the guest. */
   readonly mss: Uint16Array
+  /** Bytes that the timestamps take in each segment of both sides (RFC 7323 §3): 0 where the SYNs did not agree on them. */
+  readonly stamps: Uint8Array
   readonly dupAcks: Uint8Array
   /** Retransmissions, probes or keepalives in a row without an answer. */
   readonly retries: Uint8Array
@@ -116,6 +118,8 @@ export class TcpColumns {
   // -- from the guest -----------------------------------------------------------------------------------------------
   readonly irs: SeqColumn
   readonly rcvNxt: SeqColumn
+  /** TS.Recent: the guest's timestamp that is echoed. */
+  readonly tsRecent: SeqColumn
   /** RCV.NXT as the guest was told last. */
   readonly rcvTold: SeqColumn
   /** The right edge of the window as advertised. */
@@ -148,6 +152,7 @@ export class TcpColumns {
     this.state = bytes()
     this.flags = shorts()
     this.mss = shorts()
+    this.stamps = bytes()
     this.dupAcks = bytes()
     this.retries = bytes()
     this.probes = bytes()
@@ -176,6 +181,7 @@ export class TcpColumns {
     this.rto = words()
     this.irs = sequence()
     this.rcvNxt = sequence()
+    this.tsRecent = sequence()
     this.rcvTold = sequence()
     this.edge = sequence()
     this.rcvShift = bytes()
@@ -193,7 +199,7 @@ export class TcpColumns {
   clear(i: number, iss: Seq, now: number): void {
     this.state[i] = STATE.free
     this.flags[i] = 0
-    this.mss[i] = 0
+    this.mss[i] = this.stamps[i] = 0
     this.dupAcks[i] = 0
     this.retries[i] = this.probes[i] = 0
     this.sndShift[i] = 0
@@ -207,7 +213,7 @@ export class TcpColumns {
     this.rttSeq[i] = ZERO
     this.rttAt[i] = 0
     this.srtt8[i] = this.rttvar4[i] = this.rto[i] = 0
-    this.irs[i] = this.rcvNxt[i] = this.rcvTold[i] = this.edge[i] = ZERO
+    this.irs[i] = this.rcvNxt[i] = this.rcvTold[i] = this.edge[i] = this.tsRecent[i] = ZERO
     this.rcvShift[i] = 0
     this.held[i] = -1
     this.heldAt[i] = 0

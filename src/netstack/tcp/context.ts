@@ -10,6 +10,7 @@ export type TcpHost = Pick<
   Host,
   | 'arena'
   | 'now'
+  | 'began'
   | 'random32'
   | 'watch'
   | 'armWrite'

@@ -24,8 +24,9 @@ export const CHUNK = 16 * 1024
 const CHUNKS_PER_FLOW = 64
 /** ms without any progress of a chunk's flow. */
 const STALE = 60_000
-/** What fits 40 bytes of options beside two NOPs. */
+/** What fits 40 bytes of options beside two NOPs, and beside timestamps. */
 const SACK_BLOCKS = 4
+const SACK_BLOCKS_STAMPED = 3
 const NONE = -1
 const NOP = 1
 
@@ -157,10 +158,11 @@ export class Disorder {
   /** Write NOP, NOP and SACK blocks at `o`, the one that changed last first; the bytes written (0: nothing is held). */
   writeSack(b: Uint8Array, o: number, i: number): number {
     const c = this.#c
+    const most = c.stamps[i] > 0 ? SACK_BLOCKS_STAMPED : SACK_BLOCKS
     let n = 0
     let at = o + 4
     for (let pass = 0; pass < 2; pass++) {
-      for (let k = c.held[i]; k !== NONE && n < SACK_BLOCKS; ) {
+      for (let k = c.held[i]; k !== NONE && n < most; ) {
         const left = this.#seq[k]
         let right = this.#end(k)
         for (k = this.#next[k]; k !== NONE && this.#seq[k] === right; k = this.#next[k]) right = this.#end(k)

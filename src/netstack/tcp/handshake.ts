@@ -146,8 +146,11 @@ export class Handshakes {
     const c = this.#c
     const b = this.#x.arena.bytes
     tcp.readOptions(b, f.l4)
-    const { mss, scale, sackPermitted } = tcp.options
-    c.mss[i] = Math.min(this.#segments.ownMss(i), Math.max(MSS_MIN, mss === 0 ? MSS_DEFAULT : mss))
+    const { mss, scale, sackPermitted, timestamps, tsValue } = tcp.options
+    c.stamps[i] = timestamps ? tcp.TIMESTAMPS : 0
+    c.tsRecent[i] = tsValue
+    // MSS counts no options (RFC 9293 §3.7.1).
+    c.mss[i] = Math.min(this.#segments.ownMss(i), Math.max(MSS_MIN, mss === 0 ? MSS_DEFAULT : mss)) - c.stamps[i]
     if (scale >= 0) {
       c.flags[i] |= SCALED
       c.sndShift[i] = scale
@@ -300,8 +303,8 @@ export class Handshakes {
       if (tcp.seq(b, f.l4) === c.rcvNxt[i]) this.#ends.remove(i)
       return
     }
-    if ((flags & (tcp.SYN | tcp.ACK)) === tcp.SYN && seqGt(tcp.seq(b, f.l4), c.rcvNxt[i])) {
-      // RFC 6191: a new connection with the old one's ports. The flow's tuple, policy and NAT are the same.
+    if ((flags & (tcp.SYN | tcp.ACK)) === tcp.SYN && this.#anew(i, f)) {
+      // The flow's tuple, policy and NAT are the same.
       this.#alarms.end(i)
       c.state[i] = STATE.free
       c.flags[i] = 0
@@ -309,6 +312,16 @@ export class Handshakes {
       return
     }
     this.#ends.challenge(i)
+  }
+
+  /** RFC 6191 §2: does this SYN begin a new connection with the ports of one in TIME-WAIT? Its timestamp or its sequence number is behind all of that. */
+  #anew(i: number, f: Frame): boolean {
+    const c = this.#c
+    const b = this.#x.arena.bytes
+    tcp.readOptions(b, f.l4)
+    const { timestamps, tsValue } = tcp.options
+    if (c.stamps[i] > 0 && timestamps && tsValue !== c.tsRecent[i]) return seqGt(tsValue, c.tsRecent[i])
+    return seqGt(tcp.seq(b, f.l4), c.rcvNxt[i])
   }
 
   connected(i: number, events: number): void {

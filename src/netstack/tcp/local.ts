@@ -124,6 +124,10 @@ export class LocalStreams implements TcpHost {
     return this.#host.now()
   }
 
+  get began(): number {
+    return this.#host.began
+  }
+
   random32(): number {
     return this.#host.random32()
   }

@@ -10,7 +10,8 @@
  *
  * Hostile guests: RST and SYN within a connection must match exactly or are challenged (RFC 5961), acknowledgments of what was
  * never sent are refused, payload beyond the window is not looked at, half-open connections are bounded for each VM, and a guest that never
- * answers is given up after RETRIES_MAX. Reading: RFC 9293 §3.10; RFC 5961.
+ * answers is given up after RETRIES_MAX. Reading: RFC 9293 §3.10; RFC 5961; RFC 7323 §4.3, §5.3 (a segment without timestamps where they were agreed on
+ * is taken as it is; a guest's clock is never so old that it could have come round, because keepalives ask for it).
  *
  * Owns: what a segment, an event or a moment means in each state. Never does: policy, NAT, the flow's tuple.
  */
@@ -20,7 +21,7 @@ import { FAILED, HANGUP, READABLE, WRITABLE } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import { finish, pseudo, sum } from '../wire/checksum.ts'
 import * as tcp from '../wire/tcp.ts'
-import { seqDiff } from '../wire/tcp.ts'
+import { seqDiff, seqLe, seqLt } from '../wire/tcp.ts'
 import { Alarms, KEEPALIVE_PROBES } from './alarms.ts'
 import {
   checkColumns,
@@ -164,6 +165,14 @@ export class TcpRelay implements Relay {
       return
     }
     const bare = len === 0 && !fin
+    tcp.readOptions(b, f.l4)
+    const { options } = tcp
+    const stamped = c.stamps[i] > 0 && options.timestamps
+    if (stamped && seqLt(options.tsValue, c.tsRecent[i])) {
+      // PAWS (RFC 7323 §5.3): from before the sequence numbers came round, or overtaken.
+      this.#ends.challenge(i)
+      return
+    }
     if (ahead < 0) {
       // Old: a keepalive or a window probe, or something whose acknowledgment was lost.
       if (bare) {
@@ -189,8 +198,8 @@ export class TcpRelay implements Relay {
     c.heard[i] = now
     this.#x.flows.usedAt[i] = now
     if (c.sndUna[i] === c.sndMax[i]) c.retries[i] = 0
-    if (header > tcp.TCP) tcp.readOptions(b, f.l4)
-    else tcp.options.sackBlocks = 0
+    // What is echoed is the timestamp of the first segment that is not acknowledged yet (§4.3).
+    if (stamped && seqLe(seq, c.rcvTold[i])) c.tsRecent[i] = options.tsValue
     const wnd = tcp.window(b, f.l4) << c.sndShift[i]
     const did = this.#sender.acknowledge(i, seq, tcp.ack(b, f.l4), wnd, bare)
     if (did < 0) {

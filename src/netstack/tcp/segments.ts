@@ -2,7 +2,9 @@
  * Emission: every segment that the relay sends to a guest leaves here.
  *
  * Owns: writing headers at egress' place, taking window and acknowledgment from the columns, splitting by GSO (a frame of up
- * to 64 KiB leaves whole; the guest's kernel, or a port without offloads, sees segments of `mss`).
+ * to 64 KiB leaves whole; the guest's kernel, or a port without offloads, sees segments of `mss`), timestamps (RFC 7323 §3.2): every
+ * segment but a reset carries them once the SYNs have agreed. They count from the machine's boot, because a guest that remembers an
+ * ended connection takes a SYN with the same ports and an older one for a late duplicate.
  * Never does: deciding when; copying payload (the sender has peeked it behind the header already).
  */
 import type { FlowTable } from '../flow/table.ts'
@@ -48,15 +50,16 @@ export class Segments {
   }
 
   /** Where payload is to be put before `data`. */
-  payloadAt(): number {
-    return this.#egress.l4at + tcp.TCP
+  payloadAt(i: number): number {
+    return this.#egress.l4at + tcp.TCP + this.#c.stamps[i]
   }
 
   /** Most payload of one `data` call: whole segments. */
   payloadMax(i: number): number {
     const mss = this.#c.mss[i]
     // A packet of either family is at most 64 KiB with its headers: so long are the buffers of those who take it whole.
-    const room = this.#egress.l4max - (this.#table.family[i] === 4 ? tcp.TCP : HEADERS6 - HEADERS4 + tcp.TCP)
+    const header = tcp.TCP + this.#c.stamps[i]
+    const room = this.#egress.l4max - (this.#table.family[i] === 4 ? header : HEADERS6 - HEADERS4 + header)
     return room < mss ? room : room - (room % mss)
   }
 
@@ -75,8 +78,7 @@ export class Segments {
     c.flags[i] &= ~ACK_OWED
     let options = 0
     if (c.held[i] >= 0 && c.has(i, SACK)) {
-      const at = this.#egress.l4at + tcp.TCP
-      options = this.#disorder.writeSack(this.#bytes, at, i)
+      options = this.#disorder.writeSack(this.#bytes, this.payloadAt(i), i)
     }
     return this.#send(i, c.sndNxt[i], c.rcvNxt[i], tcp.ACK, windowField(c, i), options, 0)
   }
@@ -100,6 +102,7 @@ export class Segments {
     let end = tcp.putMss(this.#bytes, at + tcp.TCP, this.ownMss(i))
     if (!answer || c.has(i, SACK)) end = tcp.putSackPermitted(this.#bytes, end)
     if (!answer || c.has(i, SCALED)) end = tcp.putScale(this.#bytes, end, WINDOW_SHIFT)
+    if (!answer || c.stamps[i] > 0) end = tcp.putTimestamps(this.#bytes, end, this.#clock(), c.tsRecent[i])
     const options = end - at - tcp.TCP
     const wnd = Math.min(0xffff, this.#host.tcpFree(this.#table.sock[i]))
     if (answer) {
@@ -121,13 +124,24 @@ export class Segments {
     return this.#send(i, seq, c.rcvNxt[i], tcp.RST | tcp.ACK, 0, 0, 0)
   }
 
+  /** TSval. */
+  #clock(): number {
+    return (this.#host.began + this.#host.now()) | 0
+  }
+
+  /** `options`: bytes of those that have been written (behind the timestamps, but a SYN's own are among them). */
   #send(i: number, seq: Seq, ack: Seq, flags: number, wnd: number, options: number, len: number): number {
+    const c = this.#c
     const at = this.#egress.l4at
-    if ((flags & tcp.ACK) !== 0) this.#c.rcvTold[i] = ack
-    const header = tcp.TCP + options
+    if ((flags & tcp.ACK) !== 0) c.rcvTold[i] = ack
+    let header = tcp.TCP + options
+    if ((flags & (tcp.SYN | tcp.RST)) === 0 && c.stamps[i] > 0) {
+      header += tcp.TIMESTAMPS
+      tcp.putTimestamps(this.#bytes, at + tcp.TCP, this.#clock(), c.tsRecent[i])
+    }
     const t = this.#table
     tcp.write(this.#bytes, at, t.peerPort[i], t.guestPort[i], seq, ack, header, flags, wnd)
-    const mss = this.#c.mss[i]
+    const mss = c.mss[i]
     const gso = len <= mss ? GSO_NONE : t.family[i] === 4 ? GSO_TCPV4 : GSO_TCPV6
     return this.#egress.flow(i, header + len, tcp.CHECKSUM, gso, gso === GSO_NONE ? 0 : mss, header)
   }

@@ -108,7 +108,7 @@ export class Sender {
       if (frames-- === 0) return MORE
       let len = Math.min(room, frameMax(c, i, this.#segments.payloadMax(i)))
       if (len > mss) len -= len % mss
-      const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(), len, flight)
+      const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(i), len, flight)
       if (n <= 0) {
         if (n < 0 && n !== -EAGAIN) return n
         c.flags[i] &= ~READABLE_NOW
@@ -153,7 +153,7 @@ export class Sender {
     c.flags[i] &= ~TIMING
     const most = Math.min(len, this.#segments.payloadMax(i))
     const sock = this.#table.sock[i]
-    const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(), most, seqDiff(start, c.sndUna[i]))
+    const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(i), most, seqDiff(start, c.sndUna[i]))
     if (n <= 0) return n === -EAGAIN ? 0 : n
     return this.#segments.data(i, start, n, 0) < 0 ? 0 : n
   }
@@ -163,7 +163,7 @@ export class Sender {
     const c = this.#c
     if (!c.has(i, HOST_EOF) && c.sndNxt[i] === c.sndMax[i]) {
       // Is there anything to send at all?
-      const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(), 1, 0)
+      const n = this.#host.tcpPeek(sock, this.#segments.payloadAt(i), 1, 0)
       if (n < 0) {
         c.flags[i] &= ~READABLE_NOW
         return n === -EAGAIN ? DONE : n

@@ -100,6 +100,9 @@ export const OPTION_SCALE = 3
 export const OPTION_SACK_PERMITTED = 4
 export const OPTION_SACK = 5
 export const OPTION_TIMESTAMPS = 8
+/** Bytes of the timestamps with two NOPs in front (RFC 7323 appendix A): all the options that most segments have, and their first word. */
+export const TIMESTAMPS = 12
+const TIMESTAMPS_WORD = 0x0101_080a
 
 /** What the last `readOptions` found. */
 export const options = {
@@ -109,8 +112,9 @@ export const options = {
   scale: -1,
   sackPermitted: false,
   timestamps: false,
-  tsValue: 0,
-  tsEcho: 0,
+  /** A timestamp is compared as a sequence number is (RFC 7323 §5.2). */
+  tsValue: 0 as Seq,
+  tsEcho: 0 as Seq,
   /** SACK blocks: `sackBlocks` pairs of sequence numbers from arena offset `sackAt` on. */
   sackAt: 0,
   sackBlocks: 0,
@@ -122,10 +126,15 @@ export function readOptions(b: Uint8Array, o: number): void {
   options.scale = -1
   options.sackPermitted = false
   options.timestamps = false
-  options.tsValue = options.tsEcho = 0
+  options.tsValue = options.tsEcho = 0 as Seq
   options.sackAt = options.sackBlocks = 0
   const end = o + headerLength(b, o)
   let at = o + TCP
+  if (end === at) return
+  if (end === at + TIMESTAMPS && be32(b, at) === TIMESTAMPS_WORD) {
+    readTimestamps(b, at + 4)
+    return
+  }
   while (at < end) {
     const kind = b[at]
     if (kind === END) return
@@ -140,15 +149,19 @@ export function readOptions(b: Uint8Array, o: number): void {
     else if (kind === OPTION_SCALE && length === 3) options.scale = Math.min(14, b[at + 2])
     else if (kind === OPTION_SACK_PERMITTED && length === 2) options.sackPermitted = true
     else if (kind === OPTION_TIMESTAMPS && length === 10) {
-      options.timestamps = true
-      options.tsValue = be32(b, at + 2)
-      options.tsEcho = be32(b, at + 6)
+      readTimestamps(b, at + 2)
     } else if (kind === OPTION_SACK && length >= 10 && (length - 2) % 8 === 0) {
       options.sackAt = at + 2
       options.sackBlocks = (length - 2) / 8
     }
     at += length
   }
+}
+
+function readTimestamps(b: Uint8Array, at: number): void {
+  options.timestamps = true
+  options.tsValue = be32(b, at) as Seq
+  options.tsEcho = be32(b, at + 4) as Seq
 }
 
 /** Write an MSS option (4 bytes) and return the offset behind it. */
@@ -179,11 +192,8 @@ export function putSackPermitted(b: Uint8Array, o: number): number {
 
 /** Write NOP, NOP and timestamps (12 bytes; RFC 7323 appendix A). */
 export function putTimestamps(b: Uint8Array, o: number, value: number, echo: number): number {
-  b[o] = NOP
-  b[o + 1] = NOP
-  b[o + 2] = OPTION_TIMESTAMPS
-  b[o + 3] = 10
+  put32(b, o, TIMESTAMPS_WORD)
   put32(b, o + 4, value)
   put32(b, o + 8, echo)
-  return o + 12
+  return o + TIMESTAMPS
 }

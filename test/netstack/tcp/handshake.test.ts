@@ -205,3 +205,48 @@ test('inbound: simultaneous open', () => {
   s.take(1)
   assert.equal(s.state, 'ESTABLISHED')
 })
+
+const SYN_STAMPED = [2, 4, 5, 180, 1, 1, 8, 10, 0, 0, 3, 232, 0, 0, 0, 0]
+
+test('timestamps are offered to who offered them, and to the guest of a published port', () => {
+  const s = new Script()
+  s.send({ flags: SYN, options: SYN_STAMPED })
+  const [value, echo] = s.one(5).raw.stamps ?? []
+  assert.equal(echo, 1000)
+  const age = (s.world.host.began + s.world.host.now() - (value ?? 0)) | 0
+  assert.ok(age >= 0 && age <= 5, `${age} ms old`)
+  s.send({ flags: SYN, options: [2, 4, 5, 180] }, 40001)
+  assert.equal(s.one(5).raw.stamps, undefined)
+  const inbound = new Script()
+  inbound.world.publish(inbound.guestPort, inbound.peerPort, remote({}))
+  const offered = inbound.one(5)
+  assert.deepEqual([offered.flags, offered.raw.stamps?.[1]], [SYN, 0])
+  // A guest that does not want them.
+  inbound.send({ flags: SYN | ACK, ack: 1, options: [2, 4, 5, 180] })
+  const after = inbound.take(5)
+  assert.ok(after.length > 0 && after.every((t) => t.raw.stamps === undefined))
+})
+
+test('a SYN with the ports of a connection in TIME-WAIT begins a new one when its timestamp or its sequence number is behind that', () => {
+  for (const [stamp, seq, anew] of [
+    [2001, -500_000, true],
+    [1999, 500_000, false],
+    [2000, 500_000, true],
+    [2000, -500_000, false],
+    [undefined, 500_000, true],
+    [undefined, -500_000, false],
+  ] as const) {
+    const s = new Script({ remote: { finFirst: true } })
+    const stamps = (v: number) => [1, 1, 8, 10, 0, 0, v >> 8, v & 255, 0, 0, 0, 0]
+    s.send({ flags: SYN, options: [2, 4, 5, 180, ...stamps(1000)] })
+    s.one(5)
+    s.send({ seq: 1, ack: 1, options: stamps(1001) })
+    s.take(5)
+    s.send({ flags: FIN | ACK, seq: 1, ack: 2, options: stamps(2000) })
+    s.take(0.1)
+    assert.equal(s.state, 'TIME-WAIT')
+    s.send({ flags: SYN, seq, options: [2, 4, 5, 180, ...(stamp === undefined ? [] : stamps(stamp))] })
+    const answer = s.one(5)
+    assert.equal(answer.flags, anew ? SYN | ACK : ACK, `${stamp} ${seq}`)
+  }
+})

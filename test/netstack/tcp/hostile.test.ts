@@ -153,6 +153,7 @@ test('many guests’ worth of connections come and go without a trace', () => {
         mss: 1460,
         shift: 7,
         sack: true,
+        stamps: k % 3 === 0,
         frame: 1460,
         receiveBuffer: 65536,
         readRate: 1 << 20,

@@ -410,3 +410,67 @@ test('a switch port that takes no frame for a while does not stall the flow', ()
   s.world.portFull = false
   assert.ok(s.take(50).some((t) => t.payload.length > 0))
 })
+
+/** A connection whose SYNs agreed on timestamps, with the guest's clock at 1000; and how to write them. */
+function stamped(remote: ConstructorParameters<typeof Script>[0] = {}): Script {
+  const s = new Script(remote)
+  s.send({ flags: SYN, options: [2, 4, 3, 232, 1, 1, 4, 2, ...at(1000)], window: 65535 })
+  assert.equal(s.one(5).raw.stamps?.[1], 1000)
+  s.world.onSent = (p) => {
+    if (p.gsoSize > 0) assert.equal(p.gsoSize, 1000 - 12)
+  }
+  s.send({ seq: 1, ack: 1, options: at(1000) })
+  return s
+}
+const at = (v: number) => [1, 1, 8, 10, 0, 0, v >> 8, v & 255, 0, 0, 0, 0]
+
+test('timestamps: in every segment, beside SACK blocks, and out of the MSS; never in a reset', () => {
+  const all = up(5000)
+  const s = stamped({ remote: { ...NEVER, takes: all, gives: new Stream(9, 3000) } })
+  const data = s.take(5)
+  assert.ok(data.some((d) => d.payload.length > 1000) && data.every((d) => d.raw.stamps?.[1] === 1000))
+  for (const from of [1000, 2000, 3000, 4000])
+    s.send({ seq: 1 + from, ack: 1, payload: part(all, from, from + 500), options: at(1000) })
+  const last = s.take().at(-1)
+  assert.equal(last?.sack.length, 3, 'as many blocks as fit')
+  assert.equal(last?.raw.stamps?.[1], 1000)
+  s.send({ flags: RST, seq: 2, options: at(1000) })
+  assert.ok(s.take().every((t) => t.raw.stamps !== undefined))
+  s.world.relay.abort(0)
+  const reset = s.take().at(-1)
+  assert.equal(reset?.flags, RST | ACK)
+  assert.equal(reset?.raw.stamps, undefined)
+})
+
+test('timestamps: the one of the first segment that is not acknowledged yet is echoed (RFC 7323 §4.3)', () => {
+  const all = up(5000)
+  const s = stamped({ remote: { ...NEVER, takes: all } })
+  const { world } = s
+  world.busy = true
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 500), options: at(1010) })
+  s.send({ seq: 501, ack: 1, payload: part(all, 500, 1000), options: at(1020) })
+  world.busy = false
+  world.turn()
+  assert.equal(s.one().raw.stamps?.[1], 1010)
+  // Ahead of a hole: nothing of it is acknowledged.
+  s.send({ seq: 2001, ack: 1, payload: part(all, 2000, 2500), options: at(1030) })
+  assert.equal(s.one().raw.stamps?.[1], 1010)
+  s.send({ seq: 1001, ack: 1, payload: part(all, 1000, 2000), options: at(1025) })
+  const filled = s.one()
+  assert.deepEqual([filled.ack, filled.raw.stamps?.[1]], [2501, 1025])
+})
+
+test('timestamps: what is older than the last one is answered and not taken (PAWS), a reset is; one without is taken', () => {
+  const all = up(5000)
+  const s = stamped({ remote: { ...NEVER, takes: all } })
+  s.send({ seq: 1, ack: 1, payload: part(all, 0, 500), options: at(1500) })
+  assert.equal(s.one().ack, 501)
+  s.send({ seq: 501, ack: 1, payload: part(all, 500, 1000), options: at(1499) })
+  const a = s.one(200)
+  assert.deepEqual([a.flags, a.ack], [ACK, 501])
+  assert.equal(s.socket.accepted, 500)
+  s.send({ seq: 501, ack: 1, payload: part(all, 500, 1000) })
+  assert.equal(s.one().ack, 1001)
+  s.send({ flags: RST, seq: 1001, options: at(1) })
+  assert.equal(s.state, 'gone')
+})
