@@ -6,7 +6,9 @@
  * Never does: any other ICMP message. Idle time: 60 s (RFC 5508 REQ-2's minimum).
  */
 import type { RelayContext } from '../flow/context.ts'
+import { Hops } from '../flow/hops.ts'
 import type { Relay } from '../flow/relay.ts'
+import { Share } from '../flow/share.ts'
 import { ICMP } from '../flow/table.ts'
 import { isMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
@@ -14,7 +16,6 @@ import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
 import { EACCES, EAGAIN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import { be32 } from '../wire/bytes.ts'
-import { arrivedTtl, DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
 import * as icmp from '../wire/icmp.ts'
 import * as icmpv6 from '../wire/icmpv6.ts'
 import * as ipv4 from '../wire/ipv4.ts'
@@ -27,47 +28,33 @@ const ERRORS_PER_TURN = 4
 export class PingRelay implements Relay {
   readonly #x: RelayContext
   readonly #b: Uint8Array
-  readonly #ttl: Uint8Array
-  readonly #dontFragment: Uint8Array
+  readonly #hops: Hops
+  readonly #share: Share
   readonly #answered: Uint8Array
   /** Sequence number of the request that was sent last. */
   readonly #sequence: Uint16Array
-  readonly #perPort: Int32Array
   readonly #offender: number
   #warned = false
 
   constructor(x: RelayContext) {
     this.#x = x
     this.#b = x.arena.bytes
-    this.#ttl = new Uint8Array(x.flows.capacity)
-    this.#dontFragment = new Uint8Array(x.flows.capacity)
+    this.#hops = new Hops(x)
+    this.#share = new Share(x, ICMP, x.limits.pingFlowsPerVm, DROP['ping-evicted'])
     this.#answered = new Uint8Array(x.flows.capacity)
     this.#sequence = new Uint16Array(x.flows.capacity)
-    this.#perPort = new Int32Array(x.limits.ports)
     this.#offender = x.arena.alloc(16)
   }
 
-  /** Room for a flow of this port? Gives up the oldest ping if need be. */
   makeRoom(port: number): boolean {
-    const { flows, limits, drops } = this.#x
-    if (this.#perPort[port] < limits.pingFlowsPerVm && flows.ofPort(port) < limits.flowsPerVm) return true
-    let i = flows.oldest(port)
-    while (i >= 0 && flows.proto[i] !== ICMP) i = flows.newer(i)
-    if (i < 0) {
-      drops.count(port, DROP['flow-limit'])
-      return false
-    }
-    drops.count(port, DROP['ping-evicted'])
-    this.abort(i)
-    return true
+    return this.#share.makeRoom(port, this)
   }
 
   open(i: number, f: Frame): void {
     const { flows, host, timers, drops, egress } = this.#x
-    this.#ttl[i] = DEFAULT_TTL
-    this.#dontFragment[i] = 0
+    this.#hops.begin(i)
     this.#answered[i] = 0
-    this.#perPort[flows.port[i]]++
+    this.#share.begun(i)
     const sock = host.pingOpen(this.#x.far(i))
     if (sock < 0) {
       const forbidden = sock === -EACCES || sock === -EPERM
@@ -105,16 +92,7 @@ export class PingRelay implements Relay {
     flows.touch(i, host.now())
     flows.bytesOut[i] += f.l4len
     const sock = flows.sock[i]
-    const ttl = leavingTtl(arrivedTtl(b, f))
-    if (this.#ttl[i] !== ttl) {
-      this.#ttl[i] = ttl
-      host.setTtl(sock, ttl)
-    }
-    const df = keptWhole(b, f)
-    if (this.#dontFragment[i] !== df) {
-      this.#dontFragment[i] = df
-      host.setDontFragment(sock, df)
-    }
+    this.#hops.follow(i, sock, f)
     this.#sequence[i] = icmp.sequence(b, f.l4)
     let r = host.pingSend(sock, f.l4, f.l4len)
     if (r < 0 && r !== -EAGAIN && r !== -EMSGSIZE) {
@@ -199,7 +177,7 @@ export class PingRelay implements Relay {
     const { flows, timers, host } = this.#x
     if (flows.sock[i] >= 0) host.close(flows.sock[i])
     timers.clear(i)
-    this.#perPort[flows.port[i]]--
+    this.#share.ended(i)
     flows.remove(i)
   }
 

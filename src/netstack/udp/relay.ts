@@ -13,7 +13,9 @@
  * frame. Where the host refuses a joined send (path smaller than the segment), its datagrams are sent one by one.
  */
 import type { RelayContext } from '../flow/context.ts'
+import { Hops } from '../flow/hops.ts'
 import type { UdpFlows } from '../flow/publish.ts'
+import { Share } from '../flow/share.ts'
 import { UDP } from '../flow/table.ts'
 import { isMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
@@ -32,7 +34,6 @@ import {
 import { DROP } from '../trace/drops.ts'
 import { be32 } from '../wire/bytes.ts'
 import { fold, pseudo, sum } from '../wire/checksum.ts'
-import { arrivedTtl, DEFAULT_TTL, keptWhole, leavingTtl } from '../wire/hops.ts'
 import * as ipv4 from '../wire/ipv4.ts'
 import * as ipv6 from '../wire/ipv6.ts'
 import * as udp from '../wire/udp.ts'
@@ -51,10 +52,8 @@ export class UdpRelay implements UdpFlows {
   readonly #x: RelayContext
   readonly #b: Uint8Array
   readonly #answered: Uint8Array
-  /** TTL the socket sends with. */
-  readonly #ttl: Uint8Array
-  readonly #dontFragment: Uint8Array
-  readonly #perPort: Int32Array
+  readonly #hops: Hops
+  readonly #share: Share
   readonly #offender: number
   /** Where joined datagrams are kept while they are sent one by one. */
   readonly #joined: number
@@ -63,25 +62,14 @@ export class UdpRelay implements UdpFlows {
     this.#x = x
     this.#b = x.arena.bytes
     this.#answered = new Uint8Array(x.flows.capacity)
-    this.#ttl = new Uint8Array(x.flows.capacity)
-    this.#dontFragment = new Uint8Array(x.flows.capacity)
-    this.#perPort = new Int32Array(x.limits.ports)
+    this.#hops = new Hops(x)
+    this.#share = new Share(x, UDP, x.limits.udpFlowsPerVm, DROP['udp-evicted'])
     this.#offender = x.arena.alloc(16)
     this.#joined = x.arena.alloc(65536)
   }
 
   makeRoom(port: number): boolean {
-    const { flows, limits, drops } = this.#x
-    if (this.#perPort[port] < limits.udpFlowsPerVm && flows.ofPort(port) < limits.flowsPerVm) return true
-    let i = flows.oldest(port)
-    while (i >= 0 && flows.proto[i] !== UDP) i = flows.newer(i)
-    if (i < 0) {
-      drops.count(port, DROP['flow-limit'])
-      return false
-    }
-    drops.count(port, DROP['udp-evicted'])
-    this.abort(i)
-    return true
+    return this.#share.makeRoom(port, this)
   }
 
   open(i: number, f: Frame): void {
@@ -103,11 +91,10 @@ export class UdpRelay implements UdpFlows {
   }
 
   #begin(i: number): void {
-    const { flows, timers, host } = this.#x
+    const { timers, host } = this.#x
     this.#answered[i] = 0
-    this.#ttl[i] = DEFAULT_TTL
-    this.#dontFragment[i] = 0
-    this.#perPort[flows.port[i]]++
+    this.#hops.begin(i)
+    this.#share.begun(i)
     timers.set(i, host.now() + this.#idle(i))
   }
 
@@ -135,7 +122,7 @@ export class UdpRelay implements UdpFlows {
       return this.#toClient(i, payload, len, segment)
     }
     const sock = flows.sock[i]
-    this.#carry(i, sock, f)
+    this.#hops.follow(i, sock, f)
     let r = host.udpSend(sock, payload, len, segment)
     if (r >= 0) return
     if (r !== -EAGAIN && r !== -EMSGSIZE) {
@@ -169,21 +156,6 @@ export class UdpRelay implements UdpFlows {
     const b = this.#b
     if (udp.checksum(b, f.l4) === 0) return true
     return fold(sum(b, f.l4, f.l4len, pseudo(b, f))) === 0xffff
-  }
-
-  /** What the guest's IP header asks of the way (wire/hops.ts). */
-  #carry(i: number, sock: Sock, f: Frame): void {
-    const { host } = this.#x
-    const ttl = leavingTtl(arrivedTtl(this.#b, f))
-    if (this.#ttl[i] !== ttl) {
-      this.#ttl[i] = ttl
-      host.setTtl(sock, ttl)
-    }
-    const df = keptWhole(this.#b, f)
-    if (this.#dontFragment[i] !== df) {
-      this.#dontFragment[i] = df
-      host.setDontFragment(sock, df)
-    }
   }
 
   #oneByOne(i: number, payload: number, len: number, segment: number): void {
@@ -327,7 +299,7 @@ export class UdpRelay implements UdpFlows {
     const { flows, timers, host } = this.#x
     if (flows.sock[i] >= 0 && flows.publish[i] < 0) host.close(flows.sock[i])
     timers.clear(i)
-    this.#perPort[flows.port[i]]--
+    this.#share.ended(i)
     flows.remove(i)
   }
 

@@ -1,20 +1,16 @@
 /**
  * One bridged network as it should be, and the kernel and data plane that carry it.
  *
- * Owns: the wish (network, attachments, publishes), written down before it is carried out (ledger), and `#align`, which makes the host what
- * the wish says: bridge, ports, rules, claims, services. Every verb changes the wish and aligns; so does the way back after any accident.
- * Never does: choosing addresses (the daemon), text of rules (rules.ts), packets.
+ * Owns: `#align`, which makes the host what the wish (wish.ts) says: bridge, ports, rules, claims, services. Every verb changes the wish and
+ * aligns; so does the way back after any accident.
+ * Never does: choosing addresses (the daemon), text of rules (rules.ts), sockets of published ports (published.ts), packets.
  *
- * The services are the project's own, in a data plane of medium `bridge` (src/dataplane): DHCP and DNS at .2 behind a TAP on the bridge. It also
- * holds the bound sockets of published ports, so that nobody else takes such a port and `who holds it` finds an answer; packets go by DNAT. Who comes to the socket
- * all the same is a client at ::1, for whom the kernel has no DNAT: he is relayed to the VM, as on userspace.
+ * The services are the project's own, in a data plane of medium `bridge` (src/dataplane): DHCP and DNS at .2 behind a TAP on the bridge.
  */
-import { mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { mkdirSync, readFileSync } from 'node:fs'
 import ipaddr from 'ipaddr.js'
 import { gatewayMac, type HelloAnswer, type StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
-import { close } from '../../sys/fd.ts'
 import { netnsName } from '../../sys/netns.ts'
 import type {
   Attachment,
@@ -28,7 +24,6 @@ import type {
 import { addressesOf, networkConfig } from '../dataplane/config.ts'
 import type { Link } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
-import { addressesOverlap, type Bound, bindPublished } from '../host/publisher.ts'
 import { linkLocal } from './addresses6.ts'
 import { Claims } from './claims.ts'
 import { forward4, forward6 } from './forwarding.ts'
@@ -61,29 +56,16 @@ import {
   keepRules,
   removeRules,
   rulesWhole,
-  saved,
 } from './netfilter.ts'
-import { everywhere, type RuleModel, takenBy } from './rules.ts'
+import { Published } from './published.ts'
+import type { RuleModel } from './rules.ts'
+import { Wish } from './wish.ts'
 
 /** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
 const claimsDir = (): string => `/run/noid/claims/${netnsName()}`
 /** As the data plane calls itself on its link (netstack/network.ts). */
 const SERVICES_LINK_LOCAL = 'fe80::2'
 const BACKOFF_MS = [0, 100, 500, 2000, 10_000] as const
-
-interface PublishEntry {
-  readonly spec: PublishSpec
-  readonly hostPort: number
-}
-
-interface Wish {
-  /** The bridge's name, for the day when somebody else has removed it. */
-  link?: string
-  attachments: Record<AttachmentId, AttachRequest>
-  publishes: Record<string, PublishEntry>
-  /** Attachments whose client holds its lease. */
-  bound: AttachmentId[]
-}
 
 export interface BridgeDeps {
   readonly ctx: BackendContext
@@ -95,17 +77,15 @@ export interface BridgeDeps {
 export class Bridge {
   readonly #deps: BridgeDeps
   readonly #process: DataPlaneProcess
-  readonly #dir: string
   readonly #claims = new Claims(claimsDir())
   #spec: NetworkSpec
-  #wish: Wish
+  readonly #wish: Wish
+  readonly #published: Published
   #link: Link | undefined
   #name: string | undefined
   #queue: Promise<unknown> = Promise.resolve()
   /** What the host is called outside, in each family. */
   #hostAddresses: readonly [four: readonly string[], six: readonly string[]] = [[], []]
-  /** Published ports that somebody else has taken while nobody held them. */
-  readonly #taken = new Set<string>()
   #warnings: readonly string[] = []
   #failures = 0
   #repair: NodeJS.Timeout | undefined
@@ -113,11 +93,11 @@ export class Bridge {
 
   constructor(dir: string, spec: NetworkSpec, deps: BridgeDeps) {
     mkdirSync(dir, { recursive: true, mode: 0o700 })
-    this.#dir = dir
     this.#spec = spec
     this.#deps = deps
     this.#process = new DataPlaneProcess(dir, spec.name, deps.ctx.log)
-    this.#wish = readWish(dir)
+    this.#wish = new Wish(dir)
+    this.#published = new Published(this.#wish.publishes, spec, deps.holderOf)
   }
 
   get name(): string {
@@ -126,14 +106,14 @@ export class Bridge {
 
   /** Nobody is attached, nothing is published. */
   get unused(): boolean {
-    return Object.keys(this.#wish.attachments).length + Object.keys(this.#wish.publishes).length === 0
+    return this.#wish.attachments.size + this.#wish.publishes.size === 0
   }
 
   // -- verbs ---------------------------------------------------------------------------------------------------------
 
   create(spec: NetworkSpec, signal: AbortSignal): Promise<void> {
     return this.#serially(async () => {
-      this.#spec = spec
+      this.#spec = this.#published.spec = spec
       await this.#align(signal)
     })
   }
@@ -141,8 +121,8 @@ export class Bridge {
   attach(r: AttachRequest, signal: AbortSignal): Promise<Attachment> {
     return this.#serially(async () => {
       signal.throwIfAborted()
-      this.#wish.attachments[r.id] = r
-      this.#save()
+      this.#wish.attachments.set(r.id, r)
+      this.#wish.save()
       try {
         const name = this.#link?.open && this.#name !== undefined ? this.#name : await this.#align(signal)
         // A port is guarded before it is there.
@@ -163,10 +143,10 @@ export class Bridge {
   }
 
   async #forget(id: AttachmentId): Promise<void> {
-    const had = this.#wish.attachments[id]
-    delete this.#wish.attachments[id]
-    this.#wish.bound = this.#wish.bound.filter((b) => b !== id)
-    this.#save()
+    const had = this.#wish.attachments.get(id)
+    this.#wish.attachments.delete(id)
+    this.#wish.bound.delete(id)
+    this.#wish.save()
     await removePort(id)
     if (this.#link?.open) await this.#link.request({ op: 'detach', id })
     if (this.#name !== undefined) {
@@ -179,7 +159,7 @@ export class Bridge {
   check(a: Attachment, signal: AbortSignal): Promise<void> {
     return this.#serially(async () => {
       signal.throwIfAborted()
-      const r = this.#wish.attachments[a.id]
+      const r = this.#wish.attachments.get(a.id)
       const name = await bridgeOf(this.#spec.id)
       if (r === undefined || name === undefined || (await portState(this.#spec, name, r)) !== 'whole')
         throw new NoidError('INTERNAL', { why: `the nic of ${r?.name ?? a.id} on ${this.name} is gone` })
@@ -196,10 +176,9 @@ export class Bridge {
   gc(valid: ReadonlySet<AttachmentId>): Promise<AttachmentId[]> {
     return this.#serially(async () => {
       const there = this.#name === undefined ? [] : (await portsOf(this.#name)).keys()
-      const strays = [...new Set([...there, ...Object.keys(this.#wish.attachments)])].filter((id) => !valid.has(id))
+      const strays = [...new Set([...there, ...this.#wish.attachments.keys()])].filter((id) => !valid.has(id))
       for (const id of strays) await this.#forget(id)
-      for (const [id, { spec }] of Object.entries(this.#wish.publishes))
-        if (!valid.has(spec.attachment)) await this.#withdraw(id)
+      for (const [id, { spec }] of [...this.#wish.publishes]) if (!valid.has(spec.attachment)) await this.#withdraw(id)
       return strays
     })
   }
@@ -207,15 +186,15 @@ export class Bridge {
   publish(p: PublishSpec, signal: AbortSignal): Promise<{ hostPort: number }> {
     return this.#serially(async () => {
       signal.throwIfAborted()
-      const had = this.#wish.publishes[p.id]
+      const had = this.#wish.publishes.get(p.id)
       if (had !== undefined && JSON.stringify(had.spec) === JSON.stringify(p)) return { hostPort: had.hostPort }
       if (had !== undefined) await this.#withdraw(p.id)
       const name = await this.#align(signal)
-      const bound = await this.#bind(p)
-      this.#wish.publishes[p.id] = { spec: p, hostPort: bound.hostPort }
-      this.#save()
+      const bound = await this.#published.bind(p)
+      this.#wish.publishes.set(p.id, { spec: p, hostPort: bound.hostPort })
+      this.#wish.save()
       try {
-        await this.#hold(await this.#services(name, signal), { ...p, hostPort: bound.hostPort }, bound.fd)
+        await this.#published.give(await this.#services(name, signal), { ...p, hostPort: bound.hostPort }, bound.fd)
         await applyRules(this.#model(name))
         await forgetConnections(p.proto, bound.hostPort, this.#families)
       } catch (e) {
@@ -230,73 +209,22 @@ export class Bridge {
     return this.#serially(() => this.#withdraw(id))
   }
 
-  /** Hand a port's socket to the services. */
-  #hold(link: Link, p: PublishSpec, fd: number): Promise<unknown> {
-    const { id, proto, hostAddress, hostPort, guestAddress, guestAddress6, guestPort } = p
-    const loopback6 = this.#spec.ipv6 !== undefined && ['*', '::', '::1'].includes(hostAddress)
-    const told = { fds: 1, id, proto, hostAddress, hostPort, guestAddress, guestAddress6, guestPort } as const
-    return link.give(loopback6 ? { op: 'publish', ...told } : { op: 'hold', fds: 1, id }, fd)
-  }
-
-  /** Of a family that the network does not have nothing is taken. */
-  #open(p: PublishSpec): Bound {
-    const { ipv4, ipv6 } = this.#spec
-    const all = ipv6 === undefined ? '0.0.0.0' : ipv4 === false ? '::' : '*'
-    return bindPublished(p.hostAddress === '*' ? { ...p, hostAddress: all } : p, this.#deps.holderOf)
-  }
-
-  /** The port's socket, if neither a program nor a rule has the port. */
-  async #bind(p: PublishSpec): Promise<Bound> {
-    const rules = await Promise.all([saved(), this.#spec.ipv6 === undefined ? '' : saved('ip6tables')])
-    const busy = (port: number): string | undefined => {
-      for (const r of rules) {
-        const holder = takenBy(r, { ...p, hostPort: port })
-        if (holder !== undefined) return holder
-      }
-      return undefined
-    }
-    if (p.hostPort !== 0) {
-      const holder = busy(p.hostPort)
-      if (holder !== undefined)
-        throw new NoidError('PORT_BUSY', {
-          proto: p.proto.toUpperCase(),
-          port: p.hostPort,
-          address: everywhere(p.hostAddress) ? 'this host' : p.hostAddress,
-          holder: this.#deps.holderOf(p.proto, p.hostAddress, p.hostPort) ?? holder,
-        })
-      return this.#open(p)
-    }
-    // The kernel does not know which ports rules take away: such a one is kept until another is found.
-    const passed: Bound[] = []
-    try {
-      for (;;) {
-        const bound = this.#open(p)
-        if (busy(bound.hostPort) === undefined) return bound
-        passed.push(bound)
-      }
-    } finally {
-      for (const { fd } of passed) close(fd)
-    }
-  }
-
   async #withdraw(id: string): Promise<void> {
-    const had = this.#wish.publishes[id]
+    const had = this.#wish.publishes.get(id)
     if (had === undefined) return
-    delete this.#wish.publishes[id]
-    this.#taken.delete(id)
-    this.#save()
+    this.#wish.publishes.delete(id)
+    this.#published.forget(id)
+    this.#wish.save()
     if (this.#link?.open) await this.#link.request({ op: 'unpublish', id })
     if (this.#name !== undefined) await applyRules(this.#model(this.#name))
     await forgetConnections(had.spec.proto, had.hostPort, this.#families)
   }
 
   publisherOf(proto: 'tcp' | 'udp', address: string, port: number): string | undefined {
-    for (const { spec, hostPort } of Object.values(this.#wish.publishes)) {
-      if (spec.proto !== proto || hostPort !== port || !addressesOverlap(spec.hostAddress, address)) continue
-      const vm = this.#wish.attachments[spec.attachment]?.name
-      return vm === undefined ? `another VM on the network ${this.name}` : `the VM "${vm}"`
-    }
-    return undefined
+    const published = this.#published.find(proto, address, port)
+    if (published === undefined) return undefined
+    const vm = this.#wish.attachments.get(published.attachment)?.name
+    return vm === undefined ? `another VM on the network ${this.name}` : `the VM "${vm}"`
   }
 
   /** Is the address in this network's subnet? */
@@ -358,8 +286,8 @@ export class Bridge {
       this.#link = undefined
       this.#closed = true
       clearTimeout(this.#repair)
-      await removeNetwork(this.#spec.id, Object.keys(this.#wish.attachments), this.#wish.link)
-      for (const { spec, hostPort } of Object.values(this.#wish.publishes))
+      await removeNetwork(this.#spec.id, [...this.#wish.attachments.keys()], this.#wish.link)
+      for (const { spec, hostPort } of this.#wish.publishes.values())
         await forgetConnections(spec.proto, hostPort, this.#families)
       await forgetGuests(this.#spec.subnet)
       if (this.#spec.ipv6 !== undefined) await forgetGuests(this.#spec.ipv6.subnet)
@@ -375,12 +303,6 @@ export class Bridge {
     return done
   }
 
-  #save(): void {
-    const file = join(this.#dir, 'bridge.json')
-    writeFileSync(`${file}.new`, JSON.stringify(this.#wish), { mode: 0o600 })
-    renameSync(`${file}.new`, file)
-  }
-
   /** Make the host what the wish says. Returns the bridge's name. */
   async #align(signal: AbortSignal): Promise<string> {
     signal.throwIfAborted()
@@ -390,39 +312,25 @@ export class Bridge {
     const last = this.#wish.link
     if (last !== name) {
       this.#wish.link = name
-      this.#save()
+      this.#wish.save()
       // Somebody removed the bridge, and it came back under another name.
       if (last !== undefined && !(await isBridge(last))) await removeRules(last)
     }
     await this.#lookOutside()
     await Promise.all([applyGuards(this.#guarded(name), this.#guards()), keepRules(this.#model(name))])
-    for (const r of Object.values(this.#wish.attachments)) {
+    for (const r of this.#wish.attachments.values()) {
       signal.throwIfAborted()
       if (r.netns !== undefined && namespaceGone(r.netns)) continue
       await ensurePort(spec, name, r)
     }
     const link = await this.#services(name, signal)
     const hello = await link.request<HelloAnswer>({ op: 'hello' })
-    for (const r of Object.values(this.#wish.attachments)) {
+    for (const r of this.#wish.attachments.values()) {
       if (!hello.attachments.includes(r.id)) await this.#join(link, r)
     }
-    for (const [id, { spec: p, hostPort }] of Object.entries(this.#wish.publishes)) {
-      if (hello.publishes.includes(id)) {
-        this.#taken.delete(id)
-        continue
-      }
-      try {
-        await this.#hold(link, { ...p, hostPort }, this.#open({ ...p, hostPort }).fd)
-        this.#taken.delete(id)
-      } catch (e) {
-        if (!link.open) throw e
-        // Theirs now: the rule must not take it away from them.
-        this.#taken.add(id)
-        const message = `${p.proto} port ${hostPort} could not be published again: ${(e as Error).message}`
-        this.#deps.ctx.notify({ type: 'warning', network: spec.id, message })
-      }
-    }
-    if (this.#taken.size > 0) await keepRules(this.#model(name))
+    const warn = (message: string): void => this.#deps.ctx.notify({ type: 'warning', network: spec.id, message })
+    // Theirs now: the rule must not take it away from them.
+    if (await this.#published.restore(link, hello.publishes, warn)) await keepRules(this.#model(name))
     return name
   }
 
@@ -442,9 +350,7 @@ export class Bridge {
       allowHostPorts,
       ...(ipv4 === false ? {} : { four: { subnet, gateway, services, hostAddress, hostAddresses: four } }),
       ...(ipv6 === undefined ? {} : { six: { ...ipv6, hostAddresses: six } }),
-      publishes: Object.values(this.#wish.publishes).flatMap(({ spec, hostPort }) =>
-        this.#taken.has(spec.id) ? [] : [{ ...spec, hostPort }],
-      ),
+      publishes: this.#published.led,
     }
   }
 
@@ -458,7 +364,7 @@ export class Bridge {
   }
 
   #guards(): readonly Guard[] {
-    return Object.values(this.#wish.attachments).map((r) => ({
+    return Array.from(this.#wish.attachments.values(), (r) => ({
       vm: r.name,
       ifname: portName(r.id),
       mac: r.mac.toLowerCase(),
@@ -468,7 +374,7 @@ export class Bridge {
 
   /** Tell the services of a VM. */
   #join(link: Link, r: AttachRequest): Promise<unknown> {
-    const bound = this.#wish.bound.includes(r.id)
+    const bound = this.#wish.bound.has(r.id)
     return link.request({ op: 'member', id: r.id, name: r.name, mac: r.mac, ...addressesOf(r.addresses), bound })
   }
 
@@ -511,10 +417,11 @@ export class Bridge {
 
   /** Leases live on when the services are started anew. */
   #leased(id: AttachmentId, state: string): void {
-    const had = this.#wish.bound.includes(id)
-    if (this.#wish.attachments[id] === undefined || had === (state === 'bound')) return
-    this.#wish.bound = had ? this.#wish.bound.filter((b) => b !== id) : [...this.#wish.bound, id]
-    this.#save()
+    const had = this.#wish.bound.has(id)
+    if (!this.#wish.attachments.has(id) || had === (state === 'bound')) return
+    if (had) this.#wish.bound.delete(id)
+    else this.#wish.bound.add(id)
+    this.#wish.save()
   }
 
   async #configure(link: Link): Promise<void> {
@@ -588,17 +495,6 @@ export async function removeNetwork(id: string, attachments: readonly string[] =
   if (last !== undefined && last !== name && !(await isBridge(last))) await removeRules(last)
   await removeBridge(id)
   new Claims(claimsDir()).releaseAll(id)
-}
-
-const nothing = (): Wish => ({ attachments: {}, publishes: {}, bound: [] })
-
-function readWish(dir: string): Wish {
-  try {
-    return { ...nothing(), ...(JSON.parse(readFileSync(join(dir, 'bridge.json'), 'utf8')) as Partial<Wish>) }
-  } catch {
-    rmSync(join(dir, 'bridge.json'), { force: true })
-    return nothing()
-  }
 }
 
 function namespaceGone(path: string): boolean {
