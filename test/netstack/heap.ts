@@ -12,6 +12,8 @@ import { MemoryHost } from './memory-host.ts'
 import { CONFIG, IPV6, ipv4, tcp, udp } from './net.ts'
 
 const FRAMES = 1_000_000
+/** A compiler that a busy machine made late allocates a megabyte in one of these; what a frame costs is in each. */
+const TRIES = 3
 
 /** Takes and gives datagrams without remembering them. */
 class FastHost extends MemoryHost {
@@ -57,11 +59,16 @@ function measure(run: (n: number) => void): { bytes: number; ns: number } {
   // Compiled first: what the compiler allocates is not the frames'.
   for (let k = 0; k < 20; k++) run(20_000)
   globalThis.gc?.()
-  const before = allocated()
-  const start = process.hrtime.bigint()
-  run(FRAMES)
-  const ns = Number(process.hrtime.bigint() - start) / FRAMES
-  return { bytes: (allocated() - before) / FRAMES, ns: Math.round(ns) }
+  let bytes = Number.POSITIVE_INFINITY
+  let ns = Number.POSITIVE_INFINITY
+  for (let n = 0; n < TRIES; n++) {
+    const before = allocated()
+    const start = process.hrtime.bigint()
+    run(FRAMES)
+    ns = Math.min(ns, Number(process.hrtime.bigint() - start) / FRAMES)
+    bytes = Math.min(bytes, (allocated() - before) / FRAMES)
+  }
+  return { bytes, ns: Math.round(ns) }
 }
 
 const vmToVm = load(

@@ -76,9 +76,9 @@ export class Out implements Egress {
     this.#ports = ports
     this.#flows = flows
     this.#config = config
-    this.#slot6 = arena.slot()
-    this.#slot = this.#slot6 + IPV6 - IPV4
-    this.l4at = this.#slot6 + ETHERNET + IPV6
+    this.#slot = arena.slot()
+    this.#slot6 = this.#slot - (IPV6 - IPV4)
+    this.l4at = this.#slot + ETHERNET + IPV4
     this.#side = arena.alloc(SLOT_FRAME + ETHERNET + Math.max(config.mtu, 576)) + SLOT_FRAME
     this.#id = host.random32() & 0xffff
     this.#id6 = host.random32()

@@ -7,6 +7,7 @@
  * ended connection takes a SYN with the same ports and an older one for a late duplicate.
  * Never does: deciding when; copying payload (the sender has peeked it behind the header already).
  */
+import { EVEN } from '../arena.ts'
 import type { FlowTable } from '../flow/table.ts'
 import type { Egress } from '../gateway/egress.ts'
 import type { Seq } from '../wire/tcp.ts'
@@ -44,9 +45,15 @@ export class Segments {
     this.#mtu = mtu
   }
 
-  /** The MSS that we announce: what fits the link. */
+  /**
+   * The MSS that we announce: what fits the link, less what makes the payload of whole segments a multiple of EVEN behind the options that they will have. So a
+   * stream stays aligned through all of its copies: 1452 for an MTU of 1500, of which timestamps take 12.
+   */
   ownMss(i: number): number {
-    return this.#mtu - (this.#table.family[i] === 4 ? HEADERS4 : HEADERS6)
+    const c = this.#c
+    const most = this.#mtu - (this.#table.family[i] === 4 ? HEADERS4 : HEADERS6)
+    const declined = c.state[i] !== STATE.synSent && c.stamps[i] === 0
+    return most - ((most - (declined ? 0 : tcp.TIMESTAMPS)) % EVEN)
   }
 
   /** Where payload is to be put before `data`. */

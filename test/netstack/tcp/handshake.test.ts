@@ -19,7 +19,7 @@ test('the guest’s SYN is answered when the host has connected, not before; rep
   const a = s.one(300)
   assert.equal(a.flags, SYN | ACK)
   assert.equal(a.ack, 1)
-  assert.equal(a.raw.mss, 1460)
+  assert.equal(a.raw.mss, 1456)
   assert.equal(a.raw.shift, 8)
   assert.equal(a.raw.sack, true)
   assert.equal(s.world.host.sockets.length, 1)
@@ -207,6 +207,28 @@ test('inbound: simultaneous open', () => {
 })
 
 const SYN_STAMPED = [2, 4, 5, 180, 1, 1, 8, 10, 0, 0, 3, 232, 0, 0, 0, 0]
+
+test('the payload of whole segments is a multiple of 16, with timestamps and without, in both families', () => {
+  for (const [family, stamped, mss] of [
+    [4, true, 1452],
+    [4, false, 1456],
+    [6, true, 1436],
+    [6, false, 1440],
+  ] as const) {
+    const gives = new Stream(9, 100_000)
+    const s = new Script({ remote: { gives }, world: { family } })
+    s.send({ flags: SYN, options: stamped ? SYN_STAMPED : [2, 4, 5, 180], window: 65535 })
+    const announced = s.one(5).raw.mss
+    const payload = announced - (stamped ? 12 : 0)
+    assert.deepEqual([announced, payload % 16], [mss, 0])
+    const sizes: number[] = []
+    s.world.onSent = (p) => sizes.push(p.gsoSize)
+    s.send({ seq: 1, ack: 1, window: 65535, options: stamped ? SYN_STAMPED.slice(4) : [] })
+    const frames = s.take(5).filter((t) => t.payload.length > 0)
+    assert.ok(frames.length > 0 && frames[0]!.payload.length % payload === 0)
+    assert.ok(sizes.includes(payload), `${sizes}`)
+  }
+})
 
 test('timestamps are offered to who offered them, and to the guest of a published port', () => {
   const s = new Script()
