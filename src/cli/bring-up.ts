@@ -1,15 +1,16 @@
-/** What `start` and `restart` share: each VM's progress as one moving line, then where it is to be reached. */
+/**
+ * What `start` and `restart` share: each VM's progress as one moving line, then where it is to be reached. Arguments are each command's own: oclif's
+ * parser does not see those that are inherited.
+ */
 import type { Vm } from '../api/contract.ts'
 import type { Client, Progress } from '../client/client.ts'
-import { vmArg } from './args.ts'
 import { NoidCommand } from './base.ts'
 import { forEachVm } from './many.ts'
 import { progressView } from './progress.ts'
 import { addresses, both, ports } from './text.ts'
 
 export abstract class BringUp extends NoidCommand {
-  static override args = { name: vmArg }
-  static override strict = false
+  static override enableJsonFlag = true
 
   protected abstract verb(api: Client, name: string, onStep: Progress): Promise<Vm>
 

@@ -6,18 +6,32 @@ import type { Hook } from '@oclif/core'
 import { NoidError } from '../errors.ts'
 
 const hook: Hook.CommandNotFound = async ({ id, config }) => {
-  const typed = id.replaceAll(':', ' ')
   const known = config.commands.filter((c) => !c.hidden).map((c) => c.id.replaceAll(':', ' '))
-  const near = nearest(typed, known)
+  const { typed, near } = meant(id.split(/[: ]/), known)
+  const topic = typed.split(' ', 1)[0] as string
+  const help = known.some((k) => k.startsWith(`${topic} `)) ? `noid ${topic} --help` : 'noid help'
   throw new NoidError('INVALID_INPUT', {
     what: `"${typed}" is not a noid command`,
-    hint: near === undefined ? 'noid help lists them' : `did you mean: noid ${near}`,
+    hint: near === undefined ? `${help} lists them` : `did you mean: noid ${near}`,
   })
 }
 export default hook
 
+/** The command that these words were likely meant to be. The last ones may be its operands: `creat web`. */
+export function meant(
+  words: readonly string[],
+  known: readonly string[],
+): { readonly typed: string; readonly near: string | undefined } {
+  for (let n = words.length; n > 0; n--) {
+    const typed = words.slice(0, n).join(' ')
+    const near = nearest(typed, known)
+    if (near !== undefined) return { typed, near }
+  }
+  return { typed: words.join(' '), near: undefined }
+}
+
 /** The known word with the smallest edit distance, when that is small enough to be a slip. */
-export function nearest(typed: string, known: readonly string[]): string | undefined {
+function nearest(typed: string, known: readonly string[]): string | undefined {
   let best: string | undefined
   let bestDistance = Math.max(2, Math.floor((typed.split(' ').at(-1) ?? '').length / 3)) + 1
   for (const word of known) {

@@ -23,10 +23,12 @@ export const HANGUP = 4
 export const FAILED = 8
 
 /** The errno values the engine itself decides on (asm-generic/errno.h). */
+export const EIO = 5
 export const EAGAIN = 11
 export const EACCES = 13
 export const EPIPE = 32
 export const EMSGSIZE = 90
+export const ENETDOWN = 100
 export const ENETUNREACH = 101
 export const ECONNRESET = 104
 export const ENOBUFS = 105

@@ -74,7 +74,14 @@ test('help is told on a pipe and ends well', async () => {
 })
 
 test('an unknown command names the nearest', async () => {
-  assert.match((await noid(fake, ['lst'])).stderr, /did you mean: noid list/)
+  for (const [typed, near] of [
+    [['lst'], 'did you mean: noid list'],
+    [['creat', 'web'], '"creat" is not a noid command .*\\n  did you mean: noid create'],
+    [['netwrok', 'list'], 'did you mean: noid network list'],
+    [['network', 'frobnicate'], 'noid network --help lists them'],
+    [['frobnicate', 'web'], 'noid help lists them'],
+  ] as const)
+    assert.match((await noid(fake, typed)).stderr, new RegExp(`${near}\\n$`), typed.join(' '))
 })
 
 test('a silent host that was named is an error, no second daemon', async () => {

@@ -60,6 +60,15 @@ for (const who of ['root', 'an ordinary user'])
       assert.equal(n.hostReach, root)
     })
 
+    test('a VM that starts is refused nothing but what came before its interface was up', async () => {
+      await cli.noid('create', 'quiet')
+      assert.equal((await exec('quiet', 'ping', '-c', '1', '-W', '10', 'host.noid.internal')).code, 0)
+      const drops = await cli.json<{ vm: string; reason: string }[]>('network', 'drops', 'default')
+      const reasons = drops.filter((d) => d.vm === 'quiet' && d.reason !== 'port-absent').map((d) => d.reason)
+      assert.deepEqual(reasons, [])
+      await cli.noid('destroy', 'quiet')
+    })
+
     test('the daemon is killed: VMs go on, and the next command finds them', async () => {
       const status = JSON.parse(await cli.noid('daemon', 'status', '--json')) as { version: { pid: number } }
       process.kill(status.version.pid, 'SIGKILL')

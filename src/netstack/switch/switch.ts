@@ -17,7 +17,7 @@
  */
 import { type Arena, VNET } from '../arena.ts'
 import type { Frame } from '../frame.ts'
-import { EAGAIN, ECONNREFUSED, ENOBUFS, ENOTCONN, type Host } from '../host.ts'
+import { EAGAIN, ECONNREFUSED, EIO, ENETDOWN, ENOBUFS, ENOTCONN, type Host } from '../host.ts'
 import type { Captures } from '../trace/capture.ts'
 import { DROP, type Drop, type Drops, dropComment } from '../trace/drops.ts'
 import type { Address } from '../wire/address.ts'
@@ -224,7 +224,7 @@ export class Switch {
 
   #countLost(to: number, error: number): Drop {
     const busy = error === -EAGAIN || error === -ENOBUFS
-    const absent = error === -ENOTCONN || error === -ECONNREFUSED
+    const absent = error === -ENOTCONN || error === -ECONNREFUSED || error === -EIO || error === -ENETDOWN
     const reason = DROP[busy ? 'port-busy' : absent ? 'port-absent' : 'port-error']
     this.#drops.count(to, reason)
     return reason

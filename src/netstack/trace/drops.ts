@@ -51,7 +51,7 @@ const CATALOGUE = [
   ['broadcast-leaving', 'broadcast or multicast that would leave the network; nothing is wrong'],
   ['storm', 'more broadcast or multicast than one port may make the switch copy'],
   ['port-busy', 'the receiving VM’s queue was full'],
-  ['port-absent', 'the receiving VM is off, or not on yet'],
+  ['port-absent', 'the receiving VM, or its interface, is not up'],
   ['port-error', 'the receiving port refused the frame'],
   ['port-gone', 'a frame of a port that is not attached'],
   // -- the gateway

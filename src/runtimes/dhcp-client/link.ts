@@ -1,7 +1,8 @@
 /**
  * A link as a DHCP client sees it: frames in and out of one device of this network namespace, and its configuration.
  *
- * Frames go through a packet socket, so that neither a missing address nor the VM's own firewall is in the way.
+ * Frames go through a packet socket, so that neither a missing address nor the VM's own firewall is in the way. The client's ports are held
+ * meanwhile, though nothing is read from them: what a server sends to a port that nobody has, the VM's kernel answers with an ICMP error.
  * Throws SysError when the device is not there or may not be configured.
  */
 import { errno, must, SysError } from '../../sys/errno.ts'
@@ -10,7 +11,20 @@ import { addressOf, declare, result } from '../../sys/libc.ts'
 import { giveAddress6, takeAddress6 } from '../../sys/netaddr.ts'
 import { addRoute, linkIndex, linkMac, linkMtu, setLinkAddress, setLinkMtu, setLinkUp } from '../../sys/netdev.ts'
 import { bindPacket } from '../../sys/packet.ts'
-import { AF_PACKET, addressBytes, recv, SOCK_NONBLOCK, SOCK_RAW, send, setOption, socket } from '../../sys/socket.ts'
+import {
+  AF_INET,
+  AF_INET6,
+  AF_PACKET,
+  addressBytes,
+  bind,
+  recv,
+  SOCK_DGRAM,
+  SOCK_NONBLOCK,
+  SOCK_RAW,
+  send,
+  setOption,
+  socket,
+} from '../../sys/socket.ts'
 import { buildProbe } from './frame6.ts'
 import { prepare6 } from './ipv6.ts'
 import type { Lease } from './lease.ts'
@@ -23,12 +37,16 @@ const ETH_P_IPV6 = 0x86dd
 const SOL_PACKET = 263
 const PACKET_IGNORE_OUTGOING = 23
 const POLLIN = 1
+/** RFC 2131 §4.1, RFC 8415 §7.2. */
+const CLIENT_PORT = 68
+const CLIENT_PORT6 = 546
 
 export class Link {
   readonly name: string
   readonly mac: string
   /** For IPv4, and for IPv6 when it is wanted. */
   readonly #fds: readonly number[]
+  readonly #held: readonly number[]
   readonly #buffer = Buffer.alloc(65536)
   readonly #address = addressOf(this.#buffer)
   /** struct pollfd, two words each. */
@@ -48,6 +66,7 @@ export class Link {
       must(`packet socket on ${name}`, bindPacket(fd, index, etherType))
       return fd
     })
+    this.#held = ipv6 ? [hold4(), hold6()] : [hold4()]
     this.#fds.forEach((fd, i) => {
       this.#pollfd[2 * i] = fd
       this.#pollfd[2 * i + 1] = POLLIN
@@ -102,6 +121,19 @@ export class Link {
   }
 
   close(): void {
-    for (const fd of this.#fds) close(fd)
+    for (const fd of [...this.#fds, ...this.#held]) if (fd >= 0) close(fd)
   }
+}
+
+const hold4 = (): number => {
+  const fd = socket(AF_INET, SOCK_DGRAM)
+  // Somebody in the VM may have it already: as good.
+  if (fd >= 0) bind(fd, { family: 'inet', address: '0.0.0.0', port: CLIENT_PORT })
+  return fd
+}
+
+const hold6 = (): number => {
+  const fd = socket(AF_INET6, SOCK_DGRAM)
+  if (fd >= 0) bind(fd, { family: 'inet6', address: '::', port: CLIENT_PORT6 })
+  return fd
 }

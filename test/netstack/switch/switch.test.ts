@@ -195,13 +195,18 @@ test('DHCP requests are seen by the gateway alone', () => {
   assert.deepEqual(db.lines(), [])
 })
 
-test('a full or broken port is counted for whom the frame was', () => {
+test('a full port, a broken one, and one that is not up are counted for whom the frame was', () => {
   const { web, db } = lan()
   db.port.failure = -105
   web.send(udp({ to: `${db.ip}:1`, dstMac: db.mac }))
-  db.port.failure = -5
+  db.port.failure = -14
   web.send(udp({ to: `${db.ip}:1`, dstMac: db.mac }))
-  assert.deepEqual([db.drops('port-busy'), db.drops('port-error')], [1, 1])
+  // ENOTCONN: nobody at the socket; EIO, ENETDOWN: the interface of a TAP, of a veth.
+  for (const errno of [107, 5, 100]) {
+    db.port.failure = -errno
+    web.send(udp({ to: `${db.ip}:1`, dstMac: db.mac }))
+  }
+  assert.deepEqual([db.drops('port-busy'), db.drops('port-error'), db.drops('port-absent')], [1, 1, 3])
 })
 
 test('malformed frames are counted by reason', () => {
@@ -285,6 +290,6 @@ test('only a frame for one VM stays as it is; what a port put off and lost is co
   const rows = () => net.network.stats().ports.find((p) => p.vm === 'db')
   const before = rows()?.framesOut ?? 0
   net.network.lost(db.index, -11, 60)
-  net.network.lost(db.index, -5, 60)
+  net.network.lost(db.index, -14, 60)
   assert.deepEqual([db.drops('port-busy'), db.drops('port-error'), rows()?.framesOut], [1, 1, before - 2])
 })
