@@ -18,7 +18,7 @@ const hook: Hook.CommandNotFound = async ({ id, config }) => {
 export default hook
 
 /** The command that these words were likely meant to be. The last ones may be its operands: `creat web`. */
-export function meant(
+function meant(
   words: readonly string[],
   known: readonly string[],
 ): { readonly typed: string; readonly near: string | undefined } {

@@ -97,7 +97,7 @@ export class Bridge {
     this.#deps = deps
     this.#process = new DataPlaneProcess(dir, spec.name, deps.ctx.log)
     this.#wish = new Wish(dir)
-    this.#published = new Published(this.#wish.publishes, spec, deps.holderOf)
+    this.#published = new Published(this.#wish.publishes, () => this.#spec, deps.holderOf)
   }
 
   get name(): string {
@@ -113,7 +113,7 @@ export class Bridge {
 
   create(spec: NetworkSpec, signal: AbortSignal): Promise<void> {
     return this.#serially(async () => {
-      this.#spec = this.#published.spec = spec
+      this.#spec = spec
       await this.#align(signal)
     })
   }

@@ -20,14 +20,14 @@ type HolderOf = (proto: 'tcp' | 'udp', address: string, port: number) => string 
 
 export class Published {
   readonly #entries: ReadonlyMap<string, PublishEntry>
+  readonly #spec: () => NetworkSpec
   readonly #holderOf: HolderOf
   readonly #taken = new Set<string>()
-  spec: NetworkSpec
 
   /** @param holderOf the VM of another of our networks that publishes a port */
-  constructor(entries: ReadonlyMap<string, PublishEntry>, spec: NetworkSpec, holderOf: HolderOf) {
+  constructor(entries: ReadonlyMap<string, PublishEntry>, spec: () => NetworkSpec, holderOf: HolderOf) {
     this.#entries = entries
-    this.spec = spec
+    this.#spec = spec
     this.#holderOf = holderOf
   }
 
@@ -47,7 +47,7 @@ export class Published {
 
   /** Of a family that the network does not have nothing is taken. */
   #open(p: PublishSpec): Bound {
-    const { ipv4, ipv6 } = this.spec
+    const { ipv4, ipv6 } = this.#spec()
     const all = ipv6 === undefined ? '0.0.0.0' : ipv4 === false ? '::' : '*'
     return bindPublished(p.hostAddress === '*' ? { ...p, hostAddress: all } : p, this.#holderOf)
   }
@@ -57,7 +57,7 @@ export class Published {
    * @throws NoidError as bindPublished
    */
   async bind(p: PublishSpec): Promise<Bound> {
-    const rules = await Promise.all([saved(), this.spec.ipv6 === undefined ? '' : saved('ip6tables')])
+    const rules = await Promise.all([saved(), this.#spec().ipv6 === undefined ? '' : saved('ip6tables')])
     const busy = (port: number): string | undefined => {
       for (const r of rules) {
         const holder = takenBy(r, { ...p, hostPort: port })
@@ -92,7 +92,7 @@ export class Published {
   /** Hand a port's socket to the services. Owns `fd`. */
   give(services: Link, p: PublishSpec, fd: number): Promise<unknown> {
     const { id, proto, hostAddress, hostPort, guestAddress, guestAddress6, guestPort } = p
-    const loopback6 = this.spec.ipv6 !== undefined && ['*', '::', '::1'].includes(hostAddress)
+    const loopback6 = this.#spec().ipv6 !== undefined && ['*', '::', '::1'].includes(hostAddress)
     const told = { fds: 1, id, proto, hostAddress, hostPort, guestAddress, guestAddress6, guestPort } as const
     return services.give(loopback6 ? { op: 'publish', ...told } : { op: 'hold', fds: 1, id }, fd)
   }

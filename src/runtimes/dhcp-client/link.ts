@@ -21,6 +21,7 @@ import {
   SOCK_DGRAM,
   SOCK_NONBLOCK,
   SOCK_RAW,
+  type SocketAddress,
   send,
   setOption,
   socket,
@@ -38,8 +39,8 @@ const SOL_PACKET = 263
 const PACKET_IGNORE_OUTGOING = 23
 const POLLIN = 1
 /** RFC 2131 §4.1, RFC 8415 §7.2. */
-const CLIENT_PORT = 68
-const CLIENT_PORT6 = 546
+const CLIENT4: SocketAddress = { family: 'inet', address: '0.0.0.0', port: 68 }
+const CLIENT6: SocketAddress = { family: 'inet6', address: '::', port: 546 }
 
 export class Link {
   readonly name: string
@@ -66,7 +67,7 @@ export class Link {
       must(`packet socket on ${name}`, bindPacket(fd, index, etherType))
       return fd
     })
-    this.#held = ipv6 ? [hold4(), hold6()] : [hold4()]
+    this.#held = (ipv6 ? [CLIENT4, CLIENT6] : [CLIENT4]).map(hold)
     this.#fds.forEach((fd, i) => {
       this.#pollfd[2 * i] = fd
       this.#pollfd[2 * i + 1] = POLLIN
@@ -125,15 +126,9 @@ export class Link {
   }
 }
 
-const hold4 = (): number => {
-  const fd = socket(AF_INET, SOCK_DGRAM)
+function hold(at: SocketAddress): number {
+  const fd = socket(at.family === 'inet' ? AF_INET : AF_INET6, SOCK_DGRAM)
   // Somebody in the VM may have it already: as good.
-  if (fd >= 0) bind(fd, { family: 'inet', address: '0.0.0.0', port: CLIENT_PORT })
-  return fd
-}
-
-const hold6 = (): number => {
-  const fd = socket(AF_INET6, SOCK_DGRAM)
-  if (fd >= 0) bind(fd, { family: 'inet6', address: '::', port: CLIENT_PORT6 })
+  if (fd >= 0) bind(fd, at)
   return fd
 }
