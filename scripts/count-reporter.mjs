@@ -1,6 +1,3 @@
-/** Of what a failure said, this is enough to know which line of a test it was: a run's record may keep no more than its end. */
-const LINES = 12
-
 /**
  * A reporter for one test file, beside node's own text: what the runner (test.mjs) adds up, as one line of JSON.
  *
@@ -22,10 +19,19 @@ export default async function* count(events) {
   }
 }
 
+/** Of what a failure said, this is enough to know which line of a test it was: a run's record may keep no more than its end. */
+const LINES = 12
+
 /** Lines of its message, and where in the test's own file. */
 function said({ file, details }) {
   const error = details.error?.cause ?? details.error
-  const message = String(error?.message ?? error).split('\n').slice(0, LINES)
-  const at = file && String(error?.stack).split('\n').find((l) => l.startsWith('    at ') && l.includes(file))
+  const message = String(error?.message ?? error)
+    .split('\n')
+    .slice(0, LINES)
+  const at =
+    file &&
+    String(error?.stack)
+      .split('\n')
+      .find((l) => l.startsWith('    at ') && l.includes(file))
   return at ? [...message, at.trim()] : message
 }
