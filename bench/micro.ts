@@ -2,14 +2,24 @@
  * Every micro-benchmark against the stored baseline: `npm run bench:micro [-- --update] [--rounds N] [NAME...]`.
  *
  * Each suite runs in a process of its own, in alternating rounds. Ends with 1 when a case has regressed beyond noise (lib/baseline.ts); `--update`
- * stores what was measured instead. NAME chooses suites: `tcp` is tcp.bench.ts.
+ * stores what was measured instead, as this processor's. NAME chooses suites: `tcp` is tcp.bench.ts.
  */
 import { spawnSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { cpus, release } from 'node:os'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { type Baseline, compare, condense, type Stored, sameMachine } from './lib/baseline.ts'
+import { processor } from '../src/bench/processor.ts'
+import {
+  type Baseline,
+  compare,
+  condense,
+  figuresOf,
+  type Machine,
+  type Stored,
+  sameNode,
+  stored,
+} from './lib/baseline.ts'
 import { JSON_ENV, type Result } from './lib/suite.ts'
 
 const ROUNDS = 5
@@ -24,8 +34,8 @@ const { values: o, positionals: names } = parseArgs({
 const suites = readdirSync(here)
   .filter((f) => f.endsWith('.bench.ts'))
   .filter((f) => names.length === 0 || names.includes(f.replace('.bench.ts', '')))
-const machine: Baseline['machine'] = {
-  cpu: cpus()[0]?.model ?? 'unknown',
+const machine: Machine = {
+  cpu: processor(),
   cpus: cpus().length,
   kernel: release(),
   node: process.version,
@@ -46,15 +56,17 @@ for (let round = 0; round < Number(o.rounds); round++)
     for (const [key, r] of Object.entries(runSuite(name))) results.set(key, [...(results.get(key) ?? []), r])
   }
 const now: Record<string, Stored> = Object.fromEntries([...results].map(([key, list]) => [key, condense(list)]))
-const stored = existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as Baseline) : undefined
+const baseline = existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as Baseline) : []
+const own = figuresOf(baseline, machine)
 
 const number = (n: number | null | undefined, digits: number): string =>
   n === null || n === undefined || !Number.isFinite(n) ? '-' : n.toFixed(digits)
-const verdicts = compare(stored ?? { machine, cases: {} }, machine, now)
-if (stored !== undefined && !sameMachine(stored.machine, machine))
+const verdicts = compare(baseline, machine, now)
+if (own === undefined)
   console.log(
-    `the baseline is of another machine (${stored.machine.cpu}, Node ${stored.machine.node}): wider tolerance`,
+    `${machine.cpu} has no figures in the baseline: only bytes are compared (\`-- --update\` stores what it needs)`,
   )
+else if (!sameNode(own.machine, machine)) console.log(`the baseline is of Node ${own.machine.node}: wider tolerance`)
 console.log(
   `${'CASE'.padEnd(52)} ${'NS'.padStart(9)} ${'BYTES'.padStart(8)} ${'COST'.padStart(8)} ${'WAS'.padStart(8)}  RATIO`,
 )
@@ -70,23 +82,15 @@ for (const v of verdicts) {
   )
 }
 if (o.update) {
-  // What was not run stays as it is, if it is of this machine.
-  const kept = stored !== undefined && names.length > 0 && sameMachine(stored.machine, machine) ? stored.cases : {}
-  const cases = Object.fromEntries(Object.entries({ ...kept, ...now }).sort(([a], [b]) => (a < b ? -1 : 1)))
   const round = (n: number | null): number | null => (n === null ? null : Number(n.toPrecision(4)))
-  const tidy = Object.fromEntries(
-    Object.entries(cases).map(([k, c]) => [
-      k,
-      {
-        cost: round(c.cost),
-        least: round(c.least),
-        spread: round(c.spread),
-        bytes: round(c.bytes),
-        ns: round(c.ns),
-        kernel: c.kernel,
-      },
-    ]),
+  const tidy = Object.entries(now).map(([name, c]) => [
+    name,
+    Object.fromEntries(Object.entries(c).map(([k, v]) => [k, typeof v === 'boolean' ? v : round(v)])),
+  ])
+  const whole = names.length === 0
+  writeFileSync(
+    file,
+    `${JSON.stringify(stored(baseline, { machine, cases: Object.fromEntries(tidy) }, whole), null, 2)}\n`,
   )
-  writeFileSync(file, `${JSON.stringify({ machine, cases: tidy }, null, 2)}\n`)
   console.log(`stored in bench/baseline.json`)
 } else if (verdicts.some((v) => v.regressed)) process.exitCode = 1

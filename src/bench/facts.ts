@@ -2,6 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { cpus, loadavg, release, totalmem } from 'node:os'
 import type { Place } from './place.ts'
+import { processor } from './processor.ts'
 import { versionOf } from './stand.ts'
 
 const KEYS = [
@@ -22,11 +23,10 @@ const installed = (argv: readonly string[], find?: RegExp): Promise<string> =>
 
 /** @param host a host namespace of the bench: sysctls are its own */
 export async function facts(host: Place): Promise<(readonly [string, string])[]> {
-  const model = cpus()[0]?.model.trim() || 'unknown'
   const list: (readonly [string, string])[] = [
     ['kernel', `Linux ${release()} ${process.arch}`],
     ['Node', process.version],
-    ['CPU', `${cpus().length} × ${model}${virtual() ? ' (virtual machine)' : ''}`],
+    ['CPU', `${cpus().length} × ${processor()}${virtual() ? ' (virtual machine)' : ''}`],
     ['memory', `${Math.round(totalmem() / 2 ** 30)} GiB`],
     [
       'load',
