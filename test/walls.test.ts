@@ -61,8 +61,8 @@ interface Wall {
 
 const NODE = /^node:/
 const walls: Record<string, Wall> = {
-  'errors, paths and logs stand alone': {
-    room: /^src\/(errors|lock|paths|logs)\.ts$/,
+  'errors, paths, logs, locks and state files stand alone': {
+    room: /^src\/(errors|lock|paths|logs|state-file)\.ts$/,
     may: [NODE, /^src\/errors\.ts$/],
   },
   'contracts are types': {
@@ -126,7 +126,7 @@ const walls: Record<string, Wall> = {
     may: [
       /^src\/(plugins|sys)\//,
       /^src\/dataplane\/(protocol|control)\.ts$/,
-      /^src\/errors\.ts$/,
+      /^src\/(errors|state-file)\.ts$/,
       /^#tun-tap$/,
       /^(zod|ipaddr\.js|@oclif\/core)$/,
       /^(#dhcp-packet(\/v6)?|dns-packet)$/,
@@ -137,7 +137,7 @@ const walls: Record<string, Wall> = {
   },
   'images know who builds and imports, not who boots': {
     room: /^src\/images\//,
-    may: [/^src\/images\//, /^src\/(errors|lock)\.ts$/, NODE],
+    may: [/^src\/images\//, /^src\/(errors|lock|state-file)\.ts$/, NODE],
   },
   'the runtimes’ kit plugs VMs into a real backend': {
     room: /^src\/runtimes\/conformance\//,
@@ -150,7 +150,7 @@ const walls: Record<string, Wall> = {
   },
   'runtimes know no backend': {
     room: /^src\/runtimes\/(?!conformance\/)/,
-    may: [/^src\/(runtimes|images|sys)\//, /^src\/errors\.ts$/, /^#(dhcp-packet(\/v6)?|tun-tap)$/, NODE],
+    may: [/^src\/(runtimes|images|sys)\//, /^src\/(errors|state-file)\.ts$/, /^#(dhcp-packet(\/v6)?|tun-tap)$/, NODE],
     mayType: [/^src\/plugins\/contract\.ts$/],
   },
   'dataplane → netstack, sys': {

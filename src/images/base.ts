@@ -5,9 +5,11 @@
  * `noid image build` looks for newer packages. The parts are blobs of the store like any other, named by the manifests
  * that use them; here is only written down which ones are the newest.
  */
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { basename, join } from 'node:path'
+import { readState, writeState } from '../state-file.ts'
 import { fetchDebs, kernelPackage, unpackDeb } from './debs.ts'
 import { GUEST_PACKAGES, modulesPart, runtimePart } from './initrd.ts'
 import { modulesDir } from './modules.ts'
@@ -92,8 +94,7 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
             packages,
             inputs,
           }
-          writeFileSync(`${file}.new`, `${JSON.stringify(base, null, 2)}\n`)
-          renameSync(`${file}.new`, file)
+          writeState(file, base)
           return undefined
         },
       )
@@ -106,10 +107,6 @@ export async function ensureBase(store: ImageStore, c: BuildContext): Promise<Ba
 }
 
 function read(file: string, store: ImageStore): Base | undefined {
-  try {
-    const b = JSON.parse(readFileSync(file, 'utf8')) as Base
-    return b.schema === 1 && [b.kernel, b.runtime, b.modules].every((x) => existsSync(store.path(x))) ? b : undefined
-  } catch {
-    return undefined
-  }
+  const b = readState<Base>(file)
+  return b?.schema === 1 && [b.kernel, b.runtime, b.modules].every((x) => existsSync(store.path(x))) ? b : undefined
 }

@@ -6,8 +6,10 @@
  * daemons (/run/noid/claims) and gone with a reboot, as the switches are. Synchronous, under a lock directory.
  * A claim of a network that no longer exists is given back by `releaseAll` of that network, or with the next reboot.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
+
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { readState, writeState } from '../../state-file.ts'
 
 interface Claim {
   readonly before: string
@@ -29,10 +31,10 @@ export class Claims {
   /** Set the switch at `path` (below /proc/sys/net/ipv4/conf) to `value` as long as `holder` wants it. Idempotent. */
   claim(path: string, value: string, holder: string): void {
     this.#locked(() => {
-      const was = this.#read(path)
+      const was = readState<Claim>(this.#file(path))
       const now = readFileSync(path, 'utf8').trim()
       const c = was ?? { before: now, value, holders: [] }
-      if (!c.holders.includes(holder)) this.#write(path, { ...c, holders: [...c.holders, holder] })
+      if (!c.holders.includes(holder)) writeState(this.#file(path), { ...c, holders: [...c.holders, holder] })
       if (now !== value) writeFileSync(path, value)
     })
   }
@@ -44,11 +46,11 @@ export class Claims {
       for (const name of readdirSync(this.#dir)) {
         if (!name.endsWith('.json')) continue
         const path = decodeURIComponent(name.slice(0, -'.json'.length))
-        const c = this.#read(path)
+        const c = readState<Claim>(this.#file(path))
         if (!c?.holders.includes(holder)) continue
         const holders = c.holders.filter((h) => h !== holder)
         if (holders.length > 0) {
-          this.#write(path, { ...c, holders })
+          writeState(this.#file(path), { ...c, holders })
           continue
         }
         try {
@@ -63,19 +65,6 @@ export class Claims {
 
   #file(path: string): string {
     return join(this.#dir, `${encodeURIComponent(path)}.json`)
-  }
-
-  #read(path: string): Claim | undefined {
-    try {
-      return JSON.parse(readFileSync(this.#file(path), 'utf8')) as Claim
-    } catch {
-      return undefined
-    }
-  }
-
-  #write(path: string, c: Claim): void {
-    writeFileSync(`${this.#file(path)}.new`, JSON.stringify(c), { mode: 0o600 })
-    renameSync(`${this.#file(path)}.new`, this.#file(path))
   }
 
   #locked(work: () => void): void {

@@ -11,10 +11,9 @@ import { NoidError } from '../../errors.ts'
 import { close } from '../../sys/fd.ts'
 import type { NetworkSpec, PublishSpec } from '../contract.ts'
 import type { Link } from '../dataplane/link.ts'
-import { addressesOverlap, type Bound, bindPublished } from '../host/publisher.ts'
+import { addressesOverlap, type Bound, bindPublished, type PublishEntry } from '../host/publisher.ts'
 import { saved } from './netfilter.ts'
 import { everywhere, takenBy } from './rules.ts'
-import type { PublishEntry } from './wish.ts'
 
 type HolderOf = (proto: 'tcp' | 'udp', address: string, port: number) => string | undefined
 

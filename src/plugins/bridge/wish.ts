@@ -1,18 +1,12 @@
 /**
  * What is wished of one bridged network, written down before it is carried out, so that a daemon that was killed knows what the host should have.
  *
- * Owns: <dir>/bridge.json. Synchronous and atomic (written aside, then renamed). A file that was torn is no wish: the daemon asks for
- * everything again, and gc removes what it does not ask for.
+ * Owns: <dir>/bridge.json. A file that was torn is no wish: the daemon asks for everything again, and gc removes what it does not ask for.
  */
-import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import type { AttachmentId, AttachRequest, PublishSpec } from '../contract.ts'
-
-export interface PublishEntry {
-  readonly spec: PublishSpec
-  /** The real one, where the specification says 0. */
-  readonly hostPort: number
-}
+import { readState, writeState } from '../../state-file.ts'
+import type { AttachmentId, AttachRequest } from '../contract.ts'
+import type { PublishEntry } from '../host/publisher.ts'
 
 interface Contents {
   readonly link?: string | undefined
@@ -32,12 +26,7 @@ export class Wish {
 
   constructor(dir: string) {
     this.#file = join(dir, 'bridge.json')
-    let was: Partial<Contents> = {}
-    try {
-      was = JSON.parse(readFileSync(this.#file, 'utf8')) as Partial<Contents>
-    } catch {
-      rmSync(this.#file, { force: true })
-    }
+    const was = readState<Partial<Contents>>(this.#file) ?? {}
     this.link = was.link
     this.attachments = new Map(Object.entries(was.attachments ?? {}))
     this.publishes = new Map(Object.entries(was.publishes ?? {}))
@@ -51,7 +40,6 @@ export class Wish {
       publishes: Object.fromEntries(this.publishes),
       bound: [...this.bound],
     }
-    writeFileSync(`${this.#file}.new`, JSON.stringify(now), { mode: 0o600 })
-    renameSync(`${this.#file}.new`, this.#file)
+    writeState(this.#file, now)
   }
 }

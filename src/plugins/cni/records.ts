@@ -4,8 +4,10 @@
  *
  * Owns: <stateDir>/attachments/ID.json. What DEL and CHECK must be given again is all in there, the chain as it was at ADD included.
  */
-import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+
+import { mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
+import { readState, writeState } from '../../state-file.ts'
 import type { CapabilityArgs, Chain, Target } from './chain.ts'
 import type { CniResult } from './result.ts'
 
@@ -32,8 +34,8 @@ export class Records {
     mkdirSync(this.#dir, { recursive: true, mode: 0o700 })
     for (const f of readdirSync(this.#dir)) {
       if (!f.endsWith('.json')) continue
-      const r = JSON.parse(readFileSync(join(this.#dir, f), 'utf8')) as AttachmentRecord
-      this.#known.set(r.id, r)
+      const r = readState<AttachmentRecord>(join(this.#dir, f))
+      if (r !== undefined) this.#known.set(r.id, r)
     }
   }
 
@@ -44,8 +46,7 @@ export class Records {
   all = (): AttachmentRecord[] => [...this.#known.values()]
 
   set(r: AttachmentRecord): void {
-    writeFileSync(`${this.#file(r.id)}.new`, JSON.stringify(r), { mode: 0o600 })
-    renameSync(`${this.#file(r.id)}.new`, this.#file(r.id))
+    writeState(this.#file(r.id), r)
     this.#known.set(r.id, r)
   }
 

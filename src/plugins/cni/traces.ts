@@ -7,10 +7,12 @@
  * engine that came to use the same bridge or the same chains keeps them.
  * Owns: <stateDir>/made.json.
  */
+
 import { execFile, execFileSync } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
+import { readState, writeState } from '../../state-file.ts'
 import { linkIndex } from '../../sys/netdev.ts'
 import type { Chain } from './chain.ts'
 import type { PluginConf } from './config.ts'
@@ -43,7 +45,7 @@ export class Traces {
 
   constructor(stateDir: string) {
     this.#file = join(stateDir, 'made.json')
-    const kept = existsSync(this.#file) ? (JSON.parse(readFileSync(this.#file, 'utf8')) as Made) : undefined
+    const kept = readState<Made>(this.#file)
     // Bridges and chains of another boot are gone; those of their name may be anybody's.
     const now = kept?.bootId === this.#bootId
     this.#made = {
@@ -94,7 +96,7 @@ export class Traces {
 
   #save(m: Made): void {
     this.#made = m
-    writeFileSync(this.#file, JSON.stringify(m), { mode: 0o600 })
+    writeState(this.#file, m)
   }
 }
 

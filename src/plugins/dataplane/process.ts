@@ -8,13 +8,15 @@
  * pid file (pid and start time, so that a reused number is never taken for it) serves to end a process that no longer answers.
  * The process ends by itself when its socket's file is gone, so a directory that was removed leaves nothing behind.
  */
+
 import { spawn } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { type HelloAnswer, PROTOCOL_VERSION } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
+import { readState, writeState } from '../../state-file.ts'
 import { errnoName } from '../../sys/errno.ts'
 import { isRunning, processStat, signalExactly } from '../../sys/process.ts'
 import { Link } from './link.ts'
@@ -145,7 +147,7 @@ export class DataPlaneProcess {
     const startTime = child.pid === undefined ? undefined : processStat(child.pid)?.startTime
     if (child.pid !== undefined && startTime !== undefined) {
       const id: Identity = { pid: child.pid, startTime }
-      writeFileSync(this.#pidFile, JSON.stringify(id), { mode: 0o600 })
+      writeState(this.#pidFile, id)
     }
     try {
       for (const until = Date.now() + START_MS; Date.now() < until && ended === undefined; ) {
@@ -178,16 +180,12 @@ export class DataPlaneProcess {
     const startTime = processStat(pid)?.startTime
     if (startTime === undefined) return undefined
     const id: Identity = { pid, startTime }
-    writeFileSync(this.#pidFile, JSON.stringify(id), { mode: 0o600 })
+    writeState(this.#pidFile, id)
     return id
   }
 
   #recorded(): Identity | undefined {
-    try {
-      return JSON.parse(readFileSync(this.#pidFile, 'utf8')) as Identity
-    } catch {
-      return undefined
-    }
+    return readState<Identity>(this.#pidFile)
   }
 
   /** End it by signal. Idempotent. */

@@ -37,6 +37,13 @@ const ANY4 = '0.0.0.0'
 const ANY6 = '::'
 const BOTH = '*'
 
+/** A published port as a backend writes it down. */
+export interface PublishEntry {
+  readonly spec: PublishSpec
+  /** The real one, where the specification says 0. */
+  readonly hostPort: number
+}
+
 export interface Bound {
   /** The caller's to close. */
   readonly fd: number

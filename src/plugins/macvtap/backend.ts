@@ -6,12 +6,14 @@
  * Never does: forwarding, translating, filtering: the parent's driver passes frames. So there are no published ports, the host does not
  * reach its VMs nor they it (macvlan never hands a frame up to its own parent), and `isolated` cannot be kept: noid refuses these before anything is made.
  */
+
 import { execFile } from 'node:child_process'
-import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { gatewayMac, type HelloAnswer, type StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
+import { readState, writeState } from '../../state-file.ts'
 import type {
   Attachment,
   AttachmentId,
@@ -301,9 +303,7 @@ export class MacvtapBackend implements NetworkBackend {
   }
 
   #save(s: Segment): void {
-    const file = join(this.#dir(s.spec.id), 'macvtap.json')
-    writeFileSync(`${file}.new`, JSON.stringify(Object.fromEntries(s.entries)), { mode: 0o600 })
-    renameSync(`${file}.new`, file)
+    writeState(join(this.#dir(s.spec.id), 'macvtap.json'), Object.fromEntries(s.entries))
   }
 
   #segment(id: NetworkId): Segment {
@@ -314,11 +314,7 @@ export class MacvtapBackend implements NetworkBackend {
 }
 
 function readEntries(dir: string): Map<AttachmentId, Entry> {
-  try {
-    return new Map(Object.entries(JSON.parse(readFileSync(join(dir, 'macvtap.json'), 'utf8')) as Record<string, Entry>))
-  } catch {
-    return new Map()
-  }
+  return new Map(Object.entries(readState<Record<string, Entry>>(join(dir, 'macvtap.json')) ?? {}))
 }
 
 const present = (id: AttachmentId, e: Entry): boolean =>

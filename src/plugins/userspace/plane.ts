@@ -28,11 +28,11 @@ import type {
 import { addressesOf, networkConfig } from '../dataplane/config.ts'
 import { type Link, Refused } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
-import { addressesOverlap, bindPublished } from '../host/publisher.ts'
+import { addressesOverlap, bindPublished, type PublishEntry } from '../host/publisher.ts'
 import { openCapture } from './capture.ts'
 import { openHostNic, removeHostNic } from './hostnic.ts'
 import { openRawIcmp } from './icmp.ts'
-import { Ledger, type NicEntry, type PublishEntry } from './ledger.ts'
+import { Ledger, type NicEntry } from './ledger.ts'
 import { attachmentOf, chooseKind, nicGone, nicHeld, nicPresent, openNic, removeNic } from './nic.ts'
 import { NicSockets } from './sockets.ts'
 

@@ -11,10 +11,12 @@
  *
  * Never does: booting a person's VM. Invariant: `find` ends within a bounded time whatever QEMU does.
  */
+
 import { execFile, spawn } from 'node:child_process'
-import { closeSync, mkdirSync, openSync, readFileSync, readSync, renameSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readSync, statSync } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
 import { promisify } from 'node:util'
+import { readState, writeState } from '../../state-file.ts'
 import type { Machine } from './command.ts'
 
 export const PROGRAM = 'qemu-system-x86_64'
@@ -91,7 +93,7 @@ export class Machines {
     if (path === undefined) throw new Error(`${program} is not installed`)
     const s = statSync(path)
     const stamp = `${path} ${s.size} ${s.mtimeMs}`
-    const kept = read(file)
+    const kept = readState<Kept>(file)
     if (kept?.bootId === bootId && kept.stamp === stamp) {
       this.#kept = kept
       return kept
@@ -115,8 +117,7 @@ export class Machines {
     this.#kept = k
     const { file } = this.#o
     mkdirSync(dirname(file), { recursive: true, mode: 0o700 })
-    writeFileSync(`${file}.new`, JSON.stringify(k), { mode: 0o600 })
-    renameSync(`${file}.new`, file)
+    writeState(file, k)
   }
 
   async #whyNoKvm(program: string): Promise<string | undefined> {
@@ -190,13 +191,5 @@ export function text(file: string, max = 1 << 20): string {
     return ''
   } finally {
     closeSync(fd)
-  }
-}
-
-function read(file: string): Kept | undefined {
-  try {
-    return JSON.parse(readFileSync(file, 'utf8')) as Kept
-  } catch {
-    return undefined
   }
 }

@@ -15,6 +15,7 @@
  * Made in the background, one at a time, at low priority, never when memory or disk are short. A directory appears under its key when it is
  * whole. Never does: deciding whether a VM may start from one.
  */
+
 import { createHash } from 'node:crypto'
 import {
   chownSync,
@@ -22,19 +23,18 @@ import {
   existsSync,
   mkdirSync,
   readdirSync,
-  readFileSync,
   renameSync,
   rmSync,
   statfsSync,
   statSync,
   utimesSync,
-  writeFileSync,
 } from 'node:fs'
 import { createServer } from 'node:net'
 import { setPriority } from 'node:os'
 import { join } from 'node:path'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { readState, writeState } from '../../state-file.ts'
 import { signalExactly, signalNumber } from '../../sys/process.ts'
 import type { RuntimeContext } from '../contract.ts'
 import { rootBase } from '../sandbox/identity.ts'
@@ -165,7 +165,7 @@ export class Templates {
   list(): { readonly key: string; readonly kept: Kept; readonly bytes: number; remove(): void }[] {
     return names(this.#dir).flatMap((key) => {
       const dir = join(this.#dir, key)
-      const kept = keptIn(dir)
+      const kept = readState<Kept>(join(dir, 'template.json'))
       if (kept === undefined) return []
       const bytes = names(dir).reduce((n, f) => n + statSync(join(dir, f)).blocks * 512, 0)
       return [{ key, kept, bytes, remove: () => rmSync(dir, { recursive: true, force: true }) }]
@@ -209,7 +209,7 @@ export class Templates {
     }
     for (const log of ['qemu.log', 'console.log']) rmSync(join(this.#work, log), { force: true })
     const kept: Kept = { schema: SCHEMA, image: s.image.id, machine: s.machine, version: s.version }
-    writeFileSync(join(this.#work, 'template.json'), JSON.stringify(kept), { mode: 0o600 })
+    writeState(join(this.#work, 'template.json'), kept)
     renameSync(this.#work, join(this.#dir, key))
     this.#ctx.log('info', `a template was made in ${Math.round(performance.now() - began)} ms`)
     this.#thin(key)
@@ -351,14 +351,6 @@ const templateIn = (dir: string, key: string, hasDisk: boolean): Template => ({
   state: join(dir, 'state'),
   disk: hasDisk ? join(dir, 'disk.qcow2') : undefined,
 })
-
-function keptIn(dir: string): Kept | undefined {
-  try {
-    return JSON.parse(readFileSync(join(dir, 'template.json'), 'utf8')) as Kept
-  } catch {
-    return undefined
-  }
-}
 
 function names(dir: string): string[] {
   try {

@@ -8,12 +8,14 @@
  * VM runs (it is the VM's, whatever becomes of the lease); renewal is for who looks at the server's leases, and goes with IPv4's.
  * Read: RFC 2131 §4.4.5, RFC 8415 §18.2.4 (T1, T2, expiry).
  */
+
 import { spawn } from 'node:child_process'
-import { existsSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { NoidError } from '../../errors.ts'
 import type { Attachment, Resolver } from '../../plugins/contract.ts'
+import { readState, writeState } from '../../state-file.ts'
 import { isRunning } from '../../sys/process.ts'
 import type { RuntimeContext, StartedNic, VmHandle, VmSpec } from '../contract.ts'
 import type { ClientAnswer, ClientRequest, Granted6, Lease, Term } from '../dhcp-client/lease.ts'
@@ -62,7 +64,7 @@ export class Networking {
     if (!('ifname' in a.nic))
       throw new NoidError('INTERNAL', { why: `a sandbox cannot use a nic of kind ${a.nic.kind}` })
     // The same nic as before: its leases are asked for again.
-    const before = readKept(vm.dir)
+    const before = readState<KeptLease>(keptFile(vm.dir))
     const known = before?.mac === a.mac ? before : undefined
     const { ifname } = a.nic
     const mine = a.addresses.map(splitCidr)
@@ -83,7 +85,7 @@ export class Networking {
       },
       signal,
     )
-    keep(vm.dir, { ifname, mac: a.mac, ...got })
+    writeState(keptFile(vm.dir), { ifname, mac: a.mac, ...got })
     await writeFiles(h, addressesOf(got), resolverOf(got, dns))
     for (const line of described(got)) await note(h, `${ifname} ${line}`)
     if (six !== undefined && got.ipv6 === undefined) await note(h, `${ifname} has no IPv6: the kernel has none`)
@@ -104,7 +106,7 @@ export class Networking {
   adopt(h: VmHandle): void {
     const s = h.state as SandboxState
     if (this.#timers.get(s.id)?.pid === h.pid) return
-    const kept = readKept(s.dir)
+    const kept = readState<KeptLease>(keptFile(s.dir))
     if (kept !== undefined) this.#arm(h, kept)
   }
 
@@ -125,7 +127,7 @@ export class Networking {
 
   async #renew(h: VmHandle): Promise<void> {
     const s = h.state as SandboxState
-    const kept = readKept(s.dir)
+    const kept = readState<KeptLease>(keptFile(s.dir))
     if (kept === undefined || !isRunning(h.pid, h.startTime)) return this.forget(s.id)
     const at = nextRenewal(kept)
     // A timer that could not be set far enough.
@@ -154,7 +156,7 @@ export class Networking {
     }
     // It may have been stopped or configured again meanwhile.
     if (this.#timers.get(s.id)?.pid !== h.pid) return
-    keep(s.dir, { ifname: kept.ifname, mac: kept.mac, ...next })
+    writeState(keptFile(s.dir), { ifname: kept.ifname, mac: kept.mac, ...next })
     this.#arm(h, next)
   }
 
@@ -284,17 +286,3 @@ async function note(h: VmHandle, text: string): Promise<void> {
 }
 
 const keptFile = (dir: string): string => join(dir, 'lease.json')
-
-function keep(dir: string, k: KeptLease): void {
-  writeFileSync(`${keptFile(dir)}.new`, JSON.stringify(k))
-  renameSync(`${keptFile(dir)}.new`, keptFile(dir))
-}
-
-function readKept(dir: string): KeptLease | undefined {
-  if (!existsSync(keptFile(dir))) return undefined
-  try {
-    return JSON.parse(readFileSync(keptFile(dir), 'utf8')) as KeptLease
-  } catch {
-    return undefined
-  }
-}

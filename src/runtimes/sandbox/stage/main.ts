@@ -9,6 +9,7 @@
  * do those of everything it becomes, so that a daemon which was killed meanwhile finds it.
  * Never does: networking, waiting, anything after execve.
  */
+
 import {
   chmodSync,
   chownSync,
@@ -19,11 +20,10 @@ import {
   openSync,
   readdirSync,
   readFileSync,
-  renameSync,
-  writeFileSync,
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
+import { writeState } from '../../../state-file.ts'
 import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, closeOnExec, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
@@ -206,8 +206,7 @@ function userPlan(spec: StageSpec, held: HeldNamespace): RootPlan {
       mkdirSync(join(fs, `work.${i}`))
       if (part.path === 'var/lib/dpkg') copyDatabase(part, join(fs, `upper.${i}`))
     }
-    writeFileSync(`${list}.new`, JSON.stringify(parts))
-    renameSync(`${list}.new`, list)
+    writeState(list, parts)
   })
   const parts = JSON.parse(readFileSync(list, 'utf8')) as Bind[]
   growSkeleton(spec.skeleton, parts)
