@@ -166,6 +166,7 @@ export class Plane {
       attachments: [...this.#nics.keys(), ...this.#members.keys()],
       publishes: [...this.#publishes.keys(), ...this.#held.keys()],
       configured: this.#network !== undefined,
+      uplink: this.#uplink !== undefined,
     }
   }
 

@@ -141,6 +141,8 @@ export interface HelloAnswer {
   readonly attachments: readonly string[]
   readonly publishes: readonly string[]
   readonly configured: boolean
+  /** A device towards the segment that somebody else switches was given. */
+  readonly uplink: boolean
 }
 
 export type RequestMessage = Request & { readonly seq: number }

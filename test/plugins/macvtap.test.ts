@@ -1,18 +1,27 @@
 // macvtap on a LAN made of a veth: the kit on a segment that noid serves and on a LAN with a DHCP server of its own; the modes; what is refused.
 import assert from 'node:assert/strict'
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
-import { closeSync, constants, mkdtempSync, openSync, rmSync } from 'node:fs'
+import { closeSync, constants, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
+import { fileURLToPath } from 'node:url'
 import { Guest } from '../../src/plugins/conformance/guest.ts'
 import { conformance } from '../../src/plugins/conformance/index.ts'
 import type { BackendContext, NetworkBackend, NetworkSpec } from '../../src/plugins/contract.ts'
 import { MacvtapBackend } from '../../src/plugins/macvtap/backend.ts'
 import { descriptor } from '../../src/plugins/macvtap/index.ts'
+import type { ClientAnswer, ClientRequest } from '../../src/runtimes/dhcp-client/lease.ts'
+import { eventually } from '../e2e/lab.ts'
 import { missing } from './needs.ts'
 import { ownHost } from './own-host.ts'
 
+/** noid's own DHCP client. */
+const CLIENT = [
+  process.execPath,
+  '--disable-warning=ExperimentalWarning',
+  fileURLToPath(new URL('../../src/runtimes/dhcp-client/main.ts', import.meta.url)),
+]
 const dnsmasq = spawnSync('sh', ['-c', 'command -v dnsmasq']).status === 0
 const skip = missing() || ownHost()
 
@@ -173,4 +182,47 @@ test('what it cannot do is refused before anything is made', { skip, timeout: 18
   assert.throws(() => backend.parseConfig({ parent: 'up0', speed: 9 }), /speed/)
   assert.equal(execFileSync('ip', ['-o', 'link']).toString(), before)
   await backend.close()
+})
+
+test('the services of a segment come back when they are killed, also when they cannot at first; leases are told', {
+  skip,
+  timeout: 180_000,
+}, async () => {
+  const said: string[] = []
+  const bound: string[] = []
+  const backend = new MacvtapBackend({
+    ...context,
+    log: (level, text) => said.push(`${level}: ${text}`),
+    notify: (e) => e.type === 'lease' && e.state === 'bound' && bound.push(e.attachment),
+  })
+  const n = spec(backend, { parent: 'up0', addresses: 'noid' })
+  await backend.createNetwork(n, soon())
+  const guest = await Guest.open()
+  try {
+    const r = request(n, 'a', guest)
+    await backend.attach(r, soon())
+    execFileSync('ip', ['link', 'set', 'up0', 'down'])
+    const { pid } = JSON.parse(readFileSync(join(dir, n.id, 'pid'), 'utf8')) as { pid: number }
+    process.kill(pid, 'SIGKILL')
+    await eventually('its way back fails', () => said.some((l) => /^error: could not bring back.*up0 is down/.test(l)))
+    execFileSync('ip', ['link', 'set', 'up0', 'up'])
+    await eventually('they are there', async () => (await backend.stats(n.id)).ports.length > 0)
+    const asking: ClientRequest = {
+      mode: 'acquire',
+      ifname: 'eth0',
+      mac: r.mac,
+      hostname: r.name,
+      mtu: 1500,
+      ipv4: true,
+      budgetMs: 60_000,
+    }
+    const answer = JSON.parse(await guest.run(...CLIENT, JSON.stringify(asking))) as ClientAnswer
+    assert.ok(answer.ok && answer.lease?.address.startsWith('10.214.'), JSON.stringify(answer))
+    await eventually('the daemon is told', () => bound.includes(r.id))
+  } finally {
+    execFileSync('ip', ['link', 'set', 'up0', 'up'])
+    await backend.deleteNetwork(n.id, soon())
+    await guest.close()
+    await backend.close()
+  }
 })

@@ -24,6 +24,7 @@ import type {
 import { addressesOf, networkConfig } from '../dataplane/config.ts'
 import type { Link } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
+import { Supervisor } from '../dataplane/supervisor.ts'
 import { linkLocal } from './addresses6.ts'
 import { Claims } from './claims.ts'
 import { forward4, forward6 } from './forwarding.ts'
@@ -65,7 +66,6 @@ import { Wish } from './wish.ts'
 const claimsDir = (): string => `/run/noid/claims/${netnsName()}`
 /** As the data plane calls itself on its link (netstack/network.ts). */
 const SERVICES_LINK_LOCAL = 'fe80::2'
-const BACKOFF_MS = [0, 100, 500, 2000, 10_000] as const
 
 export interface BridgeDeps {
   readonly ctx: BackendContext
@@ -77,25 +77,30 @@ export interface BridgeDeps {
 export class Bridge {
   readonly #deps: BridgeDeps
   readonly #process: DataPlaneProcess
+  readonly #supervisor: Supervisor
   readonly #claims = new Claims(claimsDir())
   #spec: NetworkSpec
   readonly #wish: Wish
   readonly #published: Published
-  #link: Link | undefined
   #name: string | undefined
   #queue: Promise<unknown> = Promise.resolve()
   /** What the host is called outside, in each family. */
   #hostAddresses: readonly [four: readonly string[], six: readonly string[]] = [[], []]
   #warnings: readonly string[] = []
-  #failures = 0
-  #repair: NodeJS.Timeout | undefined
-  #closed = false
+  #ended = false
 
   constructor(dir: string, spec: NetworkSpec, deps: BridgeDeps) {
     mkdirSync(dir, { recursive: true, mode: 0o700 })
     this.#spec = spec
     this.#deps = deps
     this.#process = new DataPlaneProcess(dir, spec.name, deps.ctx.log)
+    this.#supervisor = new Supervisor(this.#process, {
+      what: 'services',
+      network: spec.id,
+      ctx: deps.ctx,
+      onLease: (id, state) => this.#leased(id, state),
+      bringBack: () => this.#serially(() => this.#align(AbortSignal.timeout(20_000))),
+    })
     this.#wish = new Wish(dir)
     this.#published = new Published(this.#wish.publishes, () => this.#spec, deps.holderOf)
   }
@@ -124,7 +129,8 @@ export class Bridge {
       this.#wish.attachments.set(r.id, r)
       this.#wish.save()
       try {
-        const name = this.#link?.open && this.#name !== undefined ? this.#name : await this.#align(signal)
+        const name =
+          this.#supervisor.link !== undefined && this.#name !== undefined ? this.#name : await this.#align(signal)
         // A port is guarded before it is there.
         await Promise.all([applyGuards(this.#guarded(name), this.#guards()), keepRules(this.#model(name))])
         await ensurePort(this.#spec, name, r)
@@ -148,7 +154,7 @@ export class Bridge {
     this.#wish.bound.delete(id)
     this.#wish.save()
     await removePort(id)
-    if (this.#link?.open) await this.#link.request({ op: 'detach', id })
+    await this.#supervisor.link?.request({ op: 'detach', id })
     if (this.#name !== undefined) {
       await applyGuards(this.#guarded(this.#name), this.#guards())
       if (had !== undefined) await forgetNeighbours(this.#spec, this.#name, had)
@@ -215,7 +221,7 @@ export class Bridge {
     this.#wish.publishes.delete(id)
     this.#published.forget(id)
     this.#wish.save()
-    if (this.#link?.open) await this.#link.request({ op: 'unpublish', id })
+    await this.#supervisor.link?.request({ op: 'unpublish', id })
     if (this.#name !== undefined) await applyRules(this.#model(this.#name))
     await forgetConnections(had.spec.proto, had.hostPort, this.#families)
   }
@@ -239,7 +245,7 @@ export class Bridge {
 
   async stats(): Promise<NetworkStats> {
     const name = await this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
-    const s = await (this.#link as Link).request<StatsAnswer>({ op: 'stats' })
+    const s = await (this.#supervisor.link as Link).request<StatsAnswer>({ op: 'stats' })
     const { drops, warnings } = await guardRefusals(this.#guarded(name), this.#guards())
     for (const message of warnings)
       if (!this.#warnings.includes(message)) this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message })
@@ -250,7 +256,7 @@ export class Bridge {
   /** The host's links or addresses changed. */
   async refresh(): Promise<void> {
     await this.#serially(async () => {
-      if (this.#name === undefined || this.#closed) return
+      if (this.#name === undefined || this.#ended) return
       const before = this.#hostAddresses.join()
       await this.#lookOutside()
       if (this.#hostAddresses.join() !== before) await applyRules(this.#model(this.#name))
@@ -269,23 +275,19 @@ export class Bridge {
   /** The host's name servers changed. */
   async reconfigure(): Promise<void> {
     await this.#serially(async () => {
-      if (this.#link?.open) await this.#configure(this.#link)
+      if (this.#supervisor.link) await this.#configure(this.#supervisor.link)
     })
   }
 
   close(): void {
-    this.#closed = true
-    clearTimeout(this.#repair)
-    this.#link?.close()
-    this.#link = undefined
+    this.#ended = true
+    this.#supervisor.stop()?.close()
   }
 
   end(): Promise<void> {
     return this.#serially(async () => {
-      const link = this.#link
-      this.#link = undefined
-      this.#closed = true
-      clearTimeout(this.#repair)
+      this.#ended = true
+      const link = this.#supervisor.stop()
       await removeNetwork(this.#spec.id, [...this.#wish.attachments.keys()], this.#wish.link)
       for (const { spec, hostPort } of this.#wish.publishes.values())
         await forgetConnections(spec.proto, hostPort, this.#families)
@@ -380,34 +382,16 @@ export class Bridge {
 
   /** The services' data plane, started or adopted, configured, with its TAP on the bridge. */
   async #services(bridge: string, signal: AbortSignal): Promise<Link> {
-    const there = this.#link
-    if (there?.open) {
+    const there = this.#supervisor.link
+    if (there !== undefined) {
       // The bridge may be a new one, or whoever made the last one was killed before its services had their TAP.
       await this.#joinServices(there, bridge)
       return there
     }
-    if (this.#closed) throw new NoidError('DATAPLANE_LOST', { network: this.name })
-    clearTimeout(this.#repair)
-    const { link } = await this.#process.ensure(signal)
-    this.#link = link
-    link.onClose = () => this.#lost(link)
-    link.onEvent = (e) => {
-      if (e.event === 'warning') this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message: e.message })
-      else {
-        this.#leased(e.id, e.state)
-        this.#deps.ctx.notify({
-          type: 'lease',
-          network: this.#spec.id,
-          attachment: e.id,
-          address: e.address,
-          state: e.state,
-          expiresAt: e.expiresInMs === null ? null : Date.now() + e.expiresInMs,
-        })
-      }
-    }
-    await this.#configure(link)
-    await this.#joinServices(link, bridge)
-    return link
+    return this.#supervisor.connect(signal, async ({ link }) => {
+      await this.#configure(link)
+      await this.#joinServices(link, bridge)
+    })
   }
 
   async #joinServices(link: Link, bridge: string): Promise<void> {
@@ -431,31 +415,6 @@ export class Bridge {
     const six = ipv6 === undefined ? {} : { ipv6: { ...ipv6, ...router } }
     const network = networkConfig(this.#spec, { medium: 'bridge', allowHostPorts: [], ...six })
     await link.request({ op: 'configure', network, resolvers: await this.#deps.resolvers() })
-  }
-
-  #lost(link: Link): void {
-    if (this.#closed || this.#link !== link) return
-    this.#link = undefined
-    this.#failures++
-    this.#deps.ctx.log('warn', `the services of ${this.name} were lost; they are started again`)
-    this.#schedule()
-  }
-
-  #schedule(): void {
-    const wait = BACKOFF_MS[Math.min(this.#failures, BACKOFF_MS.length) - 1] ?? 0
-    this.#repair = setTimeout(() => {
-      this.#serially(() => this.#align(AbortSignal.timeout(20_000)))
-        .then(() => {
-          this.#failures = 0
-        })
-        .catch((e: Error) => {
-          this.#deps.ctx.log('error', `the services of ${this.name} could not be brought back: ${e.message}`)
-          if (this.#closed || this.#link?.open) return
-          this.#failures++
-          this.#schedule()
-        })
-    }, wait)
-    this.#repair.unref()
   }
 
   #attachmentOf(r: AttachRequest): Attachment {

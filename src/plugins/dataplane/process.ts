@@ -46,12 +46,12 @@ export interface Running {
 
 export class DataPlaneProcess {
   readonly dir: string
-  readonly #network: string
+  readonly network: string
   readonly #log: Log
 
   constructor(dir: string, network: string, log: Log) {
     this.dir = dir
-    this.#network = network
+    this.network = network
     this.#log = log
   }
 
@@ -81,11 +81,11 @@ export class DataPlaneProcess {
           return { link, hello, identity: this.#identity(hello.pid), started: false }
         this.#log(
           'warn',
-          `the data plane of ${this.#network} speaks version ${hello.version}: it is replaced, its flows end`,
+          `the data plane of ${this.network} speaks version ${hello.version}: it is replaced, its flows end`,
         )
         await link.request({ op: 'stop' }).catch(() => {})
       } catch (e) {
-        this.#log('warn', `the data plane of ${this.#network} does not answer: ${(e as Error).message}`)
+        this.#log('warn', `the data plane of ${this.network} does not answer: ${(e as Error).message}`)
       }
       link.close()
     }
@@ -106,7 +106,7 @@ export class DataPlaneProcess {
 
   #connect(): Link | undefined {
     try {
-      return new Link(this.#socket, this.#network)
+      return new Link(this.#socket, this.network)
     } catch {
       return undefined
     }
@@ -163,8 +163,8 @@ export class DataPlaneProcess {
     }
     await this.kill()
     const why = this.#lastWords(begin) ?? ended ?? 'it did not open its socket'
-    this.#log('error', `the data plane of ${this.#network} did not start: ${why}`)
-    throw new NoidError('DATAPLANE_FAILED', { network: this.#network, why, log: this.logFile })
+    this.#log('error', `the data plane of ${this.network} did not start: ${why}`)
+    throw new NoidError('DATAPLANE_FAILED', { network: this.network, why, log: this.logFile })
   }
 
   /** The error that it wrote last since `begin`, without its stack. */

@@ -11,7 +11,7 @@ import { execFile } from 'node:child_process'
 import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { gatewayMac, type HelloAnswer, type StatsAnswer } from '../../dataplane/protocol.ts'
+import { gatewayMac, type StatsAnswer } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
 import { readState, writeState } from '../../state-file.ts'
 import type {
@@ -29,6 +29,7 @@ import type {
 import { networkConfig } from '../dataplane/config.ts'
 import type { Link } from '../dataplane/link.ts'
 import { DataPlaneProcess } from '../dataplane/process.ts'
+import { Supervisor } from '../dataplane/supervisor.ts'
 import { invalid, type MacvtapConfig, parseConfig } from './config.ts'
 import {
   addMacvlan,
@@ -46,6 +47,8 @@ import {
 
 const run = promisify(execFile)
 const NO_STATS: NetworkStats = { flows: [], leases: [], drops: [], ports: [], warnings: [] }
+/** As long as the services may take to come back. */
+const SERVICES_MS = 20_000
 /** The pool of a segment that noid serves. */
 const POOL_FIRST = 100
 const POOL_LAST = 250
@@ -61,7 +64,9 @@ interface Segment {
   readonly spec: NetworkSpec
   readonly config: MacvtapConfig
   readonly entries: Map<AttachmentId, Entry>
-  link: Link | undefined
+  readonly process: DataPlaneProcess
+  /** DHCP and names, where noid serves it. */
+  readonly services: Supervisor
 }
 
 export class MacvtapBackend implements NetworkBackend {
@@ -100,8 +105,8 @@ export class MacvtapBackend implements NetworkBackend {
         })
       const dir = this.#dir(n.id)
       mkdirSync(dir, { recursive: true, mode: 0o700 })
-      const known = this.#segments.get(n.id)
-      const segment: Segment = { spec: n, config, entries: known?.entries ?? readEntries(dir), link: known?.link }
+      const { entries, process, services } = this.#segments.get(n.id) ?? this.#unserved(n, dir)
+      const segment: Segment = { spec: n, config, entries, process, services }
       this.#segments.set(n.id, segment)
       for (const [id, e] of segment.entries) await this.#ensure(segment, id, e).catch(() => {})
       if (config.addresses === 'noid') await this.#services(segment, signal)
@@ -116,7 +121,8 @@ export class MacvtapBackend implements NetworkBackend {
       const dir = this.#dir(id)
       for (const [a, e] of segment?.entries ?? readEntries(dir)) await removeDevice(a, e)
       if (this.#ctx.privileged) await removeMacvtap(tapName(`services ${id}`))
-      await new DataPlaneProcess(dir, id, this.#ctx.log).end(segment?.link)
+      const process = segment?.process ?? new DataPlaneProcess(dir, id, this.#ctx.log)
+      await process.end(segment?.services.stop())
     })
   }
 
@@ -174,11 +180,11 @@ export class MacvtapBackend implements NetworkBackend {
 
   async stats(n: NetworkId): Promise<NetworkStats> {
     const s = this.#segment(n)
-    return s.link?.open ? s.link.request<StatsAnswer>({ op: 'stats' }) : NO_STATS
+    return s.services.link?.request<StatsAnswer>({ op: 'stats' }) ?? NO_STATS
   }
 
   async close(): Promise<void> {
-    for (const s of this.#segments.values()) s.link?.close()
+    for (const s of this.#segments.values()) s.services.stop()?.close()
     this.#segments.clear()
   }
 
@@ -223,7 +229,7 @@ export class MacvtapBackend implements NetworkBackend {
     await removeDevice(id, e)
     s.entries.delete(id)
     this.#save(s)
-    if (s.link?.open) await s.link.request({ op: 'detach', id })
+    await s.services.link?.request({ op: 'detach', id })
   }
 
   async #attachment(s: Segment, e: Entry): Promise<Attachment> {
@@ -265,35 +271,34 @@ export class MacvtapBackend implements NetworkBackend {
     return link.request({ op: 'member', id, name, mac, address: e.address as string, bound: false })
   }
 
+  #unserved({ id, name }: NetworkSpec, dir: string): Pick<Segment, 'entries' | 'process' | 'services'> {
+    const process = new DataPlaneProcess(dir, name, this.#ctx.log)
+    const services = new Supervisor(process, {
+      what: 'services',
+      network: id,
+      ctx: this.#ctx,
+      bringBack: () => this.#serially(() => this.#services(this.#segment(id), AbortSignal.timeout(SERVICES_MS))),
+    })
+    return { entries: readEntries(dir), process, services }
+  }
+
   /** DHCP and names of the segment: a data plane with a macvtap on the same parent. */
   async #services(s: Segment, signal: AbortSignal): Promise<Link> {
-    if (s.link?.open) return s.link
+    if (s.services.link !== undefined) return s.services.link
     const { spec, config } = s
-    const { link, hello, started } = await new DataPlaneProcess(this.#dir(spec.id), spec.name, this.#ctx.log).ensure(
-      signal,
-    )
-    s.link = link
-    link.onClose = () => {
-      if (this.#segments.get(spec.id)?.link !== link) return
-      this.#ctx.log('warn', `the services of ${spec.name} were lost; they are started again`)
-      s.link = undefined
-      this.#serially(() => this.#services(s, AbortSignal.timeout(20_000))).catch((e: Error) =>
-        this.#ctx.log('error', `the services of ${spec.name} could not be brought back: ${e.message}`),
-      )
-    }
-    const { mtu } = await this.#parent(config)
-    const network = networkConfig(spec, { mtu, isolated: false, medium: 'bridge', allowHostPorts: [] })
-    await link.request({ op: 'configure', network, resolvers: [] })
-    if (started || !hello.configured) {
-      const ifname = tapName(`services ${spec.id}`)
-      await removeMacvtap(ifname)
-      await addMacvtap(config, ifname, gatewayMac(spec.services), network.mtu)
-      await link.give({ op: 'uplink', fds: 1, vnetHdr: true }, await openMacvtap(ifname, this.#dir(spec.id)))
-    }
-    const { attachments } = await link.request<HelloAnswer>({ op: 'hello' })
-    for (const e of s.entries.values())
-      if (!attachments.includes(e.request.id) && e.address !== null) await this.#join(link, e)
-    return link
+    return s.services.connect(signal, async ({ link, hello }) => {
+      const { mtu } = await this.#parent(config)
+      const network = networkConfig(spec, { mtu, isolated: false, medium: 'bridge', allowHostPorts: [] })
+      await link.request({ op: 'configure', network, resolvers: [] })
+      if (!hello.uplink) {
+        const ifname = tapName(`services ${spec.id}`)
+        await removeMacvtap(ifname)
+        await addMacvtap(config, ifname, gatewayMac(spec.services), network.mtu)
+        await link.give({ op: 'uplink', fds: 1, vnetHdr: true }, await openMacvtap(ifname, this.#dir(spec.id)))
+      }
+      for (const e of s.entries.values())
+        if (!hello.attachments.includes(e.request.id) && e.address !== null) await this.#join(link, e)
+    })
   }
 
   // -- what is written down ------------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 /**
- * One network as it should be, and the data plane that carries it: started when needed, brought back when lost.
+ * One network as it should be, and what the data plane that carries it is given.
  *
- * Owns: the wish (network, attachments, publishes), the link, and bringing what is carried in line with what is wished.
- * Never does: opening devices (nic.ts, hostnic.ts), binding ports (publisher.ts), choosing addresses (the daemon).
+ * Owns: the wish (network, attachments, publishes), and bringing what is carried in line with it.
+ * Never does: keeping the data plane running (dataplane/supervisor.ts), opening devices (nic.ts, hostnic.ts), binding ports (publisher.ts), choosing addresses
+ * (the daemon).
  *
- * Theory. There is one way to repair: `#align` asks the data plane what it carries (`hello`) and hands over what is missing. It runs after a
+ * Theory. There is one way to repair: `#give` learns what the data plane carries (`hello`) and hands over what is missing. It runs after a
  * first start, after an adoption by a new daemon, and after a loss, so none of them is special. Verbs run one after another
- * (#queue), so that a verb never meets half of another. A loss outside a verb starts the repair by itself, slower each time that it fails again
- * soon (a crash loop must not eat a core).
+ * (#queue), so that a verb never meets half of another.
  * Invariants: `#carriedNics` and `#carriedPublishes` are what the data plane has confirmed over this link. A descriptor is closed here once it was sent.
  */
 import { mkdirSync } from 'node:fs'
@@ -27,7 +27,8 @@ import type {
 } from '../contract.ts'
 import { addressesOf, networkConfig } from '../dataplane/config.ts'
 import { type Link, Refused } from '../dataplane/link.ts'
-import { DataPlaneProcess } from '../dataplane/process.ts'
+import { DataPlaneProcess, type Running } from '../dataplane/process.ts'
+import { Supervisor } from '../dataplane/supervisor.ts'
 import { addressesOverlap, bindPublished, type PublishEntry } from '../host/publisher.ts'
 import { openCapture } from './capture.ts'
 import { openHostNic, removeHostNic } from './hostnic.ts'
@@ -38,10 +39,7 @@ import { NicSockets } from './sockets.ts'
 
 /** The attachment id of the host's own nic on a network. */
 const HOST = 'host'
-const HEALTH_MS = 15_000
-const BACKOFF_MS = [0, 100, 500, 2000, 10_000] as const
-/** A data plane that lived this long was well: the next loss is a first one again. */
-const STABLE_MS = 60_000
+const LOOK_MS = 15_000
 const forever = new AbortController().signal
 
 export interface PlaneDeps {
@@ -54,35 +52,31 @@ export interface PlaneDeps {
 export class Plane {
   readonly #deps: PlaneDeps
   readonly #process: DataPlaneProcess
+  readonly #supervisor: Supervisor
   readonly #ledger: Ledger
   readonly #sockets: NicSockets
   #spec: NetworkSpec
-  #link: Link | undefined
   #carriedNics = new Set<string>()
   #carriedPublishes = new Set<string>()
   #warnings: string[] = []
   #queue: Promise<unknown> = Promise.resolve()
-  #failures = 0
-  /** The last link was lost because its answers did not come. */
-  #hung = false
-  #upSince = 0
-  #repair: NodeJS.Timeout | undefined
-  readonly #health: NodeJS.Timeout
-  #closed = false
+  readonly #look: NodeJS.Timeout
 
   constructor(dir: string, spec: NetworkSpec, deps: PlaneDeps) {
     mkdirSync(dir, { recursive: true, mode: 0o700 })
     this.#spec = spec
     this.#deps = deps
     this.#process = new DataPlaneProcess(dir, spec.name, deps.ctx.log)
+    this.#supervisor = new Supervisor(this.#process, {
+      what: 'data plane',
+      network: spec.id,
+      ctx: deps.ctx,
+      bringBack: () => this.#serially(() => this.#up(forever)),
+    })
     this.#ledger = new Ledger(dir)
     this.#sockets = new NicSockets(dir)
-    this.#health = setInterval(() => {
-      this.#sockets.look()
-      // A link that does not answer closes itself, which starts the repair.
-      this.#link?.request({ op: 'hello' }).catch(() => {})
-    }, HEALTH_MS)
-    this.#health.unref()
+    this.#look = setInterval(() => this.#sockets.look(), LOOK_MS)
+    this.#look.unref()
   }
 
   get name(): string {
@@ -113,7 +107,7 @@ export class Plane {
   /** The resolvers changed. */
   async reconfigure(): Promise<void> {
     await this.#serially(async () => {
-      if (this.#link?.open) await this.#configure(this.#link)
+      if (this.#supervisor.link) await this.#configure(this.#supervisor.link)
     })
   }
 
@@ -163,7 +157,7 @@ export class Plane {
   unpublish(id: string, signal: AbortSignal): Promise<void> {
     return this.#serially(async () => {
       signal.throwIfAborted()
-      if (this.#link?.open) await this.#withdraw(this.#link, id)
+      if (this.#supervisor.link) await this.#withdraw(this.#supervisor.link, id)
       this.#ledger.publishes.delete(id)
       this.#ledger.save()
     })
@@ -228,22 +222,16 @@ export class Plane {
 
   /** Let go; the data plane goes on. */
   close(): void {
-    this.#closed = true
-    clearInterval(this.#health)
-    clearTimeout(this.#repair)
-    this.#link?.close()
-    this.#link = undefined
+    clearInterval(this.#look)
+    this.#supervisor.stop()?.close()
     this.#sockets.close()
   }
 
   /** End the data plane and remove everything of the network. */
   end(): Promise<void> {
     return this.#serially(async () => {
-      const link = this.#link
-      this.#link = undefined
-      this.#closed = true
-      clearInterval(this.#health)
-      clearTimeout(this.#repair)
+      clearInterval(this.#look)
+      const link = this.#supervisor.stop()
       for (const { nic } of this.#ledger.nics.values()) await removeNic(nic, this.#sockets)
       this.#sockets.close()
       await this.#process.end(link)
@@ -261,20 +249,11 @@ export class Plane {
 
   async #up(signal: AbortSignal): Promise<Link> {
     signal.throwIfAborted()
-    if (this.#closed) throw new NoidError('DATAPLANE_LOST', { network: this.name })
-    return this.#link?.open ? this.#link : this.#align(signal)
+    return this.#supervisor.link ?? this.#supervisor.connect(signal, (running) => this.#give(running))
   }
 
-  /** Find or start the data plane, and hand over what it should carry and does not. */
-  async #align(signal: AbortSignal): Promise<Link> {
-    clearTimeout(this.#repair)
-    if (this.#hung) await this.#process.kill()
-    this.#hung = false
-    const { link, hello, started } = await this.#process.ensure(signal)
-    this.#link = link
-    this.#upSince = Date.now()
-    link.onEvent = (e) => this.#event(e)
-    link.onClose = () => this.#lost(link)
+  /** Hand over what the data plane should carry and does not. */
+  async #give({ link, hello, started }: Running): Promise<void> {
     this.#carriedNics = new Set(hello.attachments)
     this.#carriedPublishes = new Set(hello.publishes)
     await this.#configure(link)
@@ -307,45 +286,6 @@ export class Plane {
     }
     this.#ledger.save()
     if (restored.length > 0) this.#deps.ctx.notify({ type: 'restored', network: this.#spec.id, attachments: restored })
-    return link
-  }
-
-  #lost(link: Link): void {
-    if (this.#closed || this.#link !== link) return
-    this.#link = undefined
-    this.#hung = link.silent
-    this.#failures = Date.now() - this.#upSince > STABLE_MS ? 1 : this.#failures + 1
-    this.#deps.ctx.log('warn', `the data plane of ${this.name} was lost; it is started again`)
-    this.#schedule()
-  }
-
-  #schedule(): void {
-    clearTimeout(this.#repair)
-    const wait = BACKOFF_MS[Math.min(this.#failures, BACKOFF_MS.length) - 1] ?? 0
-    this.#repair = setTimeout(() => {
-      this.#serially(() => this.#up(forever)).catch((e: Error) => {
-        this.#deps.ctx.log('error', `the data plane of ${this.name} could not be brought back: ${e.message}`)
-        if (this.#closed || this.#link?.open) return
-        this.#failures++
-        this.#schedule()
-      })
-    }, wait)
-    this.#repair.unref()
-  }
-
-  #event(e: import('../../dataplane/protocol.ts').EventMessage): void {
-    if (e.event === 'warning') {
-      this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message: e.message })
-      return
-    }
-    this.#deps.ctx.notify({
-      type: 'lease',
-      network: this.#spec.id,
-      attachment: e.id,
-      address: e.address,
-      state: e.state,
-      expiresAt: e.expiresInMs === null ? null : Date.now() + e.expiresInMs,
-    })
   }
 
   #warn(message: string): void {
