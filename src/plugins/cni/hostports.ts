@@ -5,11 +5,11 @@
  * A TCP socket is bound and does not listen: without rules, a client is refused at once instead of waiting for ever.
  */
 import { NoidError } from '../../errors.ts'
-import { errno, errnoText } from '../../sys/errno.ts'
+import { errnoText } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'
 import { AF_INET, bind, getsockname, SOCK_DGRAM, SOCK_STREAM, socket } from '../../sys/socket.ts'
 import type { PublishSpec } from '../contract.ts'
-import { portHolder } from '../host/holder.ts'
+import { portRefused } from '../host/publisher.ts'
 
 interface Held {
   readonly fd: number
@@ -40,21 +40,7 @@ export class HostPorts {
       return spec
     }
     close(fd)
-    const where = { proto: proto.toUpperCase(), port, address: address === '0.0.0.0' ? 'this host' : address }
-    switch (-r) {
-      case errno.EADDRINUSE:
-        throw new NoidError('PORT_BUSY', { ...where, holder: portHolder(proto, address, port) })
-      case errno.EACCES:
-      case errno.EPERM:
-        throw new NoidError('PORT_DENIED', where)
-      case errno.EADDRNOTAVAIL:
-        throw new NoidError('INVALID_INPUT', {
-          what: `${address} is not an address of this host`,
-          hint: 'leave out HOSTIP to publish on all addresses; ip addr shows what there is',
-        })
-      default:
-        throw new NoidError('INTERNAL', { why: `${proto} port ${port} cannot be opened: ${errnoText(r)}` })
-    }
+    throw portRefused(r, p)
   }
 
   get = (id: string): PublishSpec | undefined => this.#held.get(id)?.spec

@@ -60,8 +60,6 @@ export function bindPublished(
   holderOf: (proto: 'tcp' | 'udp', address: string, port: number) => string | undefined = () => undefined,
 ): Bound {
   const { proto, hostAddress: address, hostPort: port } = p
-  const all = address === BOTH || address === ANY4 || address === ANY6
-  const where = { proto: proto.toUpperCase(), port, address: all ? 'this host' : address }
   let r = open(proto, address === BOTH ? ANY6 : address, port, address !== BOTH)
   if (address === BOTH && (r === -errno.EAFNOSUPPORT || r === -errno.EADDRNOTAVAIL)) r = open(proto, ANY4, port, false)
   if (r >= 0) {
@@ -69,22 +67,30 @@ export function bindPublished(
     if (typeof name === 'object' && name.family !== 'unix') return { fd: r, hostPort: name.port }
     close(r)
   }
+  throw portRefused(r, p, r === -errno.EADDRINUSE ? holderOf(proto, address, port) : undefined)
+}
+
+/** Why a host port cannot be had. @param r −errno @param holder the VM of this daemon that holds it, when it is one */
+export function portRefused(
+  r: number,
+  { proto, hostAddress: address, hostPort: port }: Pick<PublishSpec, 'proto' | 'hostAddress' | 'hostPort'>,
+  holder?: string,
+): NoidError {
+  const all = address === BOTH || address === ANY4 || address === ANY6
+  const where = { proto: proto.toUpperCase(), port, address: all ? 'this host' : address }
   switch (-r) {
     case errno.EADDRINUSE:
-      throw new NoidError('PORT_BUSY', {
-        ...where,
-        holder: holderOf(proto, address, port) ?? portHolder(proto, address, port),
-      })
+      return new NoidError('PORT_BUSY', { ...where, holder: holder ?? portHolder(proto, address, port) })
     case errno.EACCES:
     case errno.EPERM:
-      throw new NoidError('PORT_DENIED', where)
+      return new NoidError('PORT_DENIED', where)
     case errno.EADDRNOTAVAIL:
-      throw new NoidError('INVALID_INPUT', {
+      return new NoidError('INVALID_INPUT', {
         what: `${address} is not an address of this host`,
         hint: 'leave out HOSTIP to publish on all addresses; ip addr shows what there is',
       })
     default:
-      throw new NoidError('INTERNAL', { why: `${proto} port ${port} cannot be opened: ${errnoText(r)}` })
+      return new NoidError('INTERNAL', { why: `${proto} port ${port} cannot be opened: ${errnoText(r)}` })
   }
 }
 
