@@ -115,14 +115,26 @@ export const catalogue = {
     (p) => `the subnet ${p.subnet} overlaps ${p.by}`,
     (p) => `leave out ${p.family === 6 ? '--subnet6' : '--subnet'} to take the next free one`,
   ),
-  ADDRESS_INVALID: entry(400, (p) => `"${p.address}" is neither an IPv4 nor an IPv6 address`),
+  ADDRESS_INVALID: entry(
+    400,
+    (p) => `"${p.address}" is neither an IPv4 nor an IPv6 address`,
+    () => 'write it without a prefix, such as 192.168.100.10 or fd12:3456:789a:1::10',
+  ),
   ADDRESS_FAMILY: entry(
     409,
     (p) => `the address ${p.address} cannot be used on ${p.network}, which has no IPv${p.family}`,
     (p) => `noid network info ${p.network} shows its subnets`,
   ),
-  ADDRESS_OUTSIDE: entry(400, (p) => `the address ${p.address} is outside the network ${p.network} (${p.subnet})`),
-  ADDRESS_RESERVED: entry(409, (p) => `the address ${p.address} is reserved on ${p.network} for the ${p.role}`),
+  ADDRESS_OUTSIDE: entry(
+    400,
+    (p) => `the address ${p.address} is outside the network ${p.network} (${p.subnet})`,
+    (p) => `choose one in ${p.subnet}, or leave it out to be given one`,
+  ),
+  ADDRESS_RESERVED: entry(
+    409,
+    (p) => `the address ${p.address} is reserved on ${p.network} for the ${p.role}`,
+    () => 'choose another address, or leave it out to be given one',
+  ),
   ADDRESS_TAKEN: entry(
     409,
     (p) => `the address ${p.address} belongs to the VM "${p.by}"`,
@@ -133,8 +145,16 @@ export const catalogue = {
     (p) => `the network ${p.network} has no free address left in ${p.range}`,
     () => 'destroy a VM, or create a network with noid network create',
   ),
-  MAC_INVALID: entry(400, (p) => `"${p.mac}" is not a unicast MAC address`),
-  MAC_TAKEN: entry(409, (p) => `the MAC address ${p.mac} belongs to the VM "${p.by}"`),
+  MAC_INVALID: entry(
+    400,
+    (p) => `"${p.mac}" is not a unicast MAC address`,
+    () => 'write six bytes of which the first is even, such as 02:00:00:12:34:56',
+  ),
+  MAC_TAKEN: entry(
+    409,
+    (p) => `the MAC address ${p.mac} belongs to the VM "${p.by}"`,
+    () => 'choose another one, or leave it out to be given one',
+  ),
   PORT_SPEC_INVALID: entry(
     400,
     (p) => `"${p.spec}" is not a port mapping: ${p.why}`,
@@ -155,7 +175,11 @@ export const catalogue = {
     (p) => `"${p.vm}" publishes no ${p.spec}`,
     (p) => `noid port list ${p.vm} shows what it publishes`,
   ),
-  ATTACHMENT_UNKNOWN: entry(404, (p) => `there is no attachment "${p.id}" on the network ${p.network}`),
+  ATTACHMENT_UNKNOWN: entry(
+    404,
+    (p) => `there is no attachment "${p.id}" on the network ${p.network}`,
+    (p) => `noid network info ${p.network} shows what is attached`,
+  ),
   ATTACHED_ALREADY: entry(
     409,
     (p) => `"${p.id}" is attached already, to ${p.network} at ${p.netns}`,
@@ -270,8 +294,16 @@ export const catalogue = {
     (p) => `the benchmark did not run: ${p.why}`,
     () => 'noid doctor tells what this machine lacks',
   ),
-  EXEC_FAILED: entry(500, (p) => `the command could not be run in "${p.vm}": ${p.why}`),
-  COPY_FAILED: entry(500, (p) => `${p.from} could not be copied to ${p.to}: ${p.why}`),
+  EXEC_FAILED: entry(
+    500,
+    (p) => `the command could not be run in "${p.vm}": ${p.why}`,
+    (p) => `noid info ${p.vm} shows its state, noid logs ${p.vm} what it printed`,
+  ),
+  COPY_FAILED: entry(
+    500,
+    (p) => `${p.from} could not be copied to ${p.to}: ${p.why}`,
+    () => 'what was copied before stays; mend that and copy again',
+  ),
   EXEC_INTERRUPTED: entry(
     502,
     () => 'the connection to the daemon was lost while the command ran',

@@ -1,9 +1,40 @@
 /**
- * oclif's hook for a word that is no command: says the nearest one and ends. It never asks back, because a prompt in a
- * script is a hang.
+ * oclif's hook for a word that is no command: says the one that other tools call so, or the nearest one, and ends. It never asks
+ * back, because a prompt in a script is a hang.
  */
 import type { Hook } from '@oclif/core'
 import { NoidError } from '../errors.ts'
+
+/** What people type who come from docker, podman, virsh, lima; `ls`, `ps` and `rm` are aliases of commands. */
+export const ELSEWHERE: Readonly<Record<string, string>> = {
+  status: 'list',
+  delete: 'destroy',
+  remove: 'destroy',
+  down: 'destroy',
+  kill: 'stop',
+  run: 'create',
+  up: 'create',
+  launch: 'create',
+  inspect: 'info',
+  show: 'info',
+  sh: 'exec',
+  ssh: 'exec',
+  shell: 'exec',
+  attach: 'exec',
+  copy: 'cp',
+  tcpdump: 'capture',
+  images: 'image list',
+  networks: 'network list',
+  ports: 'port list',
+  publish: 'port add',
+  expose: 'port add',
+  setup: 'doctor',
+  'network delete': 'network remove',
+  'network destroy': 'network remove',
+  'network inspect': 'network info',
+  'network show': 'network info',
+  'image pull': 'image import',
+}
 
 const hook: Hook.CommandNotFound = async ({ id, config }) => {
   const known = config.commands.filter((c) => !c.hidden).map((c) => c.id.replaceAll(':', ' '))
@@ -22,6 +53,10 @@ function meant(
   words: readonly string[],
   known: readonly string[],
 ): { readonly typed: string; readonly near: string | undefined } {
+  for (const n of [2, 1]) {
+    const typed = words.slice(0, n).join(' ')
+    if (Object.hasOwn(ELSEWHERE, typed)) return { typed, near: ELSEWHERE[typed] }
+  }
   for (let n = words.length; n > 0; n--) {
     const typed = words.slice(0, n).join(' ')
     const near = nearest(typed, known)

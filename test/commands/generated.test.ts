@@ -15,3 +15,15 @@ test('docs/errors.md is what the catalogue says (npm run generate)', async () =>
   const { errorsPage } = await load('errors-doc.mjs')
   assert.equal(read('docs/errors.md'), await errorsPage!())
 })
+
+test('every error says what can be done', () => {
+  const rows = read('docs/errors.md')
+    .split('\n')
+    .filter((l) => l.startsWith('| `'))
+    .map((l) => l.split(' | '))
+  assert.ok(rows.length > 50)
+  assert.deepEqual(
+    rows.filter((r) => (r.at(-1) as string).replace(/\|$/, '').trim() === '').map((r) => r[0]),
+    [],
+  )
+})

@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
+import { ELSEWHERE } from '../../src/cli/not-found.ts'
 import { portSpec, reach, tame } from '../../src/cli/text.ts'
 import { type Fake, fakeDaemon, fakeVm, noid } from './fake.ts'
 
@@ -73,15 +74,30 @@ test('help is told on a pipe and ends well', async () => {
   }
 })
 
-test('an unknown command names the nearest', async () => {
+test('an unknown command names what other tools mean by it, or the nearest', async () => {
   for (const [typed, near] of [
     [['lst'], 'did you mean: noid list'],
     [['creat', 'web'], '"creat" is not a noid command .*\\n  did you mean: noid create'],
+    [['inspect', 'web'], '"inspect" is not a noid command .*\\n  did you mean: noid info'],
+    [['network', 'delete', 'lab'], '"network delete" is not a noid command .*\\n  did you mean: noid network remove'],
+    [['constructor'], 'noid help lists them'],
     [['netwrok', 'list'], 'did you mean: noid network list'],
     [['network', 'frobnicate'], 'noid network --help lists them'],
     [['frobnicate', 'web'], 'noid help lists them'],
   ] as const)
     assert.match((await noid(fake, typed)).stderr, new RegExp(`${near}\\n$`), typed.join(' '))
+})
+
+test('words of other tools are no commands here, and name ones that are', () => {
+  const { commands } = JSON.parse(readFileSync(new URL('../../oclif.manifest.json', import.meta.url), 'utf8')) as {
+    commands: Record<string, { id: string; hiddenAliases?: string[] }>
+  }
+  const ids = Object.values(commands).map((c) => c.id.replace(':', ' '))
+  const all = new Set([...ids, ...Object.values(commands).flatMap((c) => c.hiddenAliases ?? [])])
+  for (const [word, meant] of Object.entries(ELSEWHERE)) {
+    assert.ok(!all.has(word), word)
+    assert.ok(ids.includes(meant), meant)
+  }
 })
 
 test('a silent host that was named is an error, no second daemon', async () => {
