@@ -1,8 +1,10 @@
 // VMs on a cni network through the whole daemon: addresses of the plugins, ports through portmap, a daemon that is killed, nothing left.
+
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { test } from 'node:test'
-import { exited, kill9, Lab, until } from '../daemon/harness.ts'
+import { exited, kill9, Lab } from '../daemon/harness.ts'
+import { eventually } from '../eventually.ts'
 import { ownHost } from '../plugins/own-host.ts'
 import { needsPlugins, PLUGINS } from './needs.ts'
 
@@ -91,7 +93,7 @@ for (const point of ['network-made', 'published', 'prepared', 'attached', 'start
     await lab.up()
     for (const v of await lab.client.vms()) await lab.client.destroy(v.name)
     await lab.client.removeNetwork('lab')
-    await until('nothing is left', () => rules().length + bridges().length === 0).catch(() => {})
+    await eventually('nothing is left', () => rules().length + bridges().length === 0).catch(() => {})
     assert.deepEqual([rules(), bridges()], [[], []])
   })
 

@@ -1,5 +1,6 @@
 // Real engines as callers of noid-cni: Debian's podman (with its CNI network backend) and containerd's ctr. Each is asked first whether it can run a
 // container without any network here; when it cannot, that is why the test is skipped.
+
 import assert from 'node:assert/strict'
 import { execFile, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
@@ -7,7 +8,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { type TestContext, test } from 'node:test'
 import { promisify } from 'node:util'
-import { Lab, until } from '../daemon/harness.ts'
+import { Lab } from '../daemon/harness.ts'
+import { eventually } from '../eventually.ts'
 import { missing } from '../plugins/needs.ts'
 import { PLUGIN } from './caller.ts'
 
@@ -110,7 +112,7 @@ test('podman: two containers reach each other by name, a port is published, noth
   await podman.run(web, 'python3', '-c', SERVE)
   const [vm] = await lab.client.vms()
   assert.deepEqual([vm?.name, vm?.runtime, vm?.network], ['ntweb', 'netns', 'pods'])
-  await until('it serves', async () =>
+  await eventually('it serves', async () =>
     fetch(`http://127.0.0.1:${port}/`).then(
       async (r) => (await r.text()) === 'hello',
       () => false,
@@ -119,7 +121,7 @@ test('podman: two containers reach each other by name, a port is published, noth
   const said = await podman.run(['--rm', '--network', 'ntnoid'], 'curl', '-sS', '-m', '60', 'http://ntweb:8000/')
   assert.equal(said, 'hello')
   await podman.do('rm', '-f', '-t', '0', 'ntweb')
-  await until('nothing is attached', async () => (await lab.client.vms()).length === 0)
+  await eventually('nothing is attached', async () => (await lab.client.vms()).length === 0)
   assert.deepEqual(await lab.client.networks(), [])
 })
 
@@ -151,7 +153,7 @@ test('containerd: ctr run --cni', { skip: lacks('ctr', 'containerd', 'runc'), ti
     containerd.kill()
     await gone
   })
-  await until('containerd answers', () => spawnSync('ctr', ['-a', address, 'version']).status === 0)
+  await eventually('containerd answers', () => spawnSync('ctr', ['-a', address, 'version']).status === 0)
   // ctr reads /etc/cni/net.d and its distribution's directory of plugins: it gets its own in a mount namespace of its own.
   const lab = new Lab(t, 'real-main.ts')
   await lab.up()
@@ -175,5 +177,5 @@ test('containerd: ctr run --cni', { skip: lacks('ctr', 'containerd', 'runc'), ti
   const said = await ctr('ntone', '--cni', 'sh', '-c', 'ip -o -4 addr show eth0; ip route; ip route get 192.0.2.1')
   assert.match(said, /inet 192\.168\.\d+\.100\/24/)
   assert.match(said, /default via 192\.168\.\d+\.1 dev eth0/)
-  await until('nothing is attached', async () => (await lab.client.vms()).length === 0)
+  await eventually('nothing is attached', async () => (await lab.client.vms()).length === 0)
 })

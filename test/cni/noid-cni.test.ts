@@ -1,5 +1,6 @@
 // noid-cni as engines call it, with a real daemon and real namespaces: the specification's sequences, results and errors; two containers that
 // reach each other and the outside.
+
 import assert from 'node:assert/strict'
 import { execFile, execFileSync } from 'node:child_process'
 import { once } from 'node:events'
@@ -9,7 +10,8 @@ import { networkInterfaces } from 'node:os'
 import { type TestContext, test } from 'node:test'
 import { promisify } from 'node:util'
 import { resultOf } from '../../src/cni/result.ts'
-import { kill9, Lab, until } from '../daemon/harness.ts'
+import { kill9, Lab } from '../daemon/harness.ts'
+import { eventually } from '../eventually.ts'
 import { missing } from '../plugins/needs.ts'
 import { type Answer, invoke } from './caller.ts'
 
@@ -269,7 +271,7 @@ test('a daemon that is killed and started again knows them; a namespace that wen
   await inside(x, 'ping', '-n', '-c', '1', '-W', '5', a.json.ips[0].gateway)
   assert.equal(dataPlanes(cni.lab).length, 1)
   for (const pid of dataPlanes(cni.lab)) process.kill(pid, 'SIGKILL')
-  await until('a new data plane carries it', async () =>
+  await eventually('a new data plane carries it', async () =>
     inside(x, 'ping', '-n', '-c', '1', '-W', '1', a.json.ips[0].gateway).then(
       () => true,
       () => false,
@@ -277,7 +279,7 @@ test('a daemon that is killed and started again knows them; a namespace that wen
   )
   assert.equal((await cni.call('CHECK', 'c1', x, cni.conf({ prevResult: a.json }))).exit, 0)
   execFileSync('ip', ['netns', 'delete', y.split('/').at(-1) as string])
-  await until('it is given up', async () => (await cni.lab.client.vm('c2')).state === 'failed')
+  await eventually('it is given up', async () => (await cni.lab.client.vm('c2')).state === 'failed')
   assert.match((await cni.lab.client.vm('c2')).problem ?? '', /namespace is gone/)
   // The engine may say so late, or use the id again.
   const again = await cni.add('c2', cni.namespace())

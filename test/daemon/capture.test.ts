@@ -1,4 +1,5 @@
 /** Captures over the API: whose frames, who may, nothing kept for a client that does not read, nothing left of one that leaves. */
+
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import type { IncomingMessage } from 'node:http'
@@ -6,7 +7,8 @@ import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { send } from '../../src/client/http.ts'
 import { NoidError } from '../../src/errors.ts'
-import { Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { Lab } from './harness.ts'
 
 const code = (c: string) => (e: unknown) => e instanceof NoidError && e.code === c
 
@@ -22,7 +24,7 @@ test('a network or one VM of it; a client that leaves ends it', async (t) => {
     assert.equal(frames.headers['content-type'], 'application/x-pcapng')
     await once(frames, 'data')
     frames.destroy()
-    await until('it is ended', () => lab.world.has('.captured'))
+    await eventually('it is ended', () => lab.world.has('.captured'))
     lab.world.drop('.captured')
     const { network, ...o } = JSON.parse(lab.world.get('.capture'))
     assert.match(network, /./)
@@ -38,7 +40,7 @@ test('a client that does not read: the daemon keeps next to nothing', async (t) 
   frames.pause()
   await sleep(500)
   frames.destroy()
-  await until('it is ended', () => lab.world.has('.captured'))
+  await eventually('it is ended', () => lab.world.has('.captured'))
   assert.ok(Number(lab.world.get('.captured')) < 4 << 20, lab.world.get('.captured'))
 })
 

@@ -1,8 +1,10 @@
 /** The daemon is killed (-9) at each of its checkpoints and started again: nothing half-made stays, nobody else notices. */
+
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Store } from '../../src/daemon/store.ts'
-import { exited, kill9, Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { exited, kill9, Lab } from './harness.ts'
 
 const settled = async (lab: Lab): Promise<void> => {
   // Any request but the version waits until the daemon has reconciled.
@@ -139,7 +141,7 @@ test('a VM that died while the daemon was away is failed and gives back what it 
   const now = await lab.client.vm('web')
   assert.equal(now.state, 'failed')
   assert.match(now.problem ?? '', /while the daemon was away/)
-  await until('ports are free', () => lab.world.list().every((f) => f.startsWith('net-')))
+  await eventually('ports are free', () => lab.world.list().every((f) => f.startsWith('net-')))
 })
 
 test('after the machine was started again, VMs are stopped with the reason, and start with their address', async (t) => {

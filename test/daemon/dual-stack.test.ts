@@ -1,9 +1,11 @@
 /** Networks and VMs with both families, or one, over the daemon's real socket; the backend and the runtime are fakes. */
+
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { NoidError } from '../../src/errors.ts'
 import type { AttachRequest, NetworkSpec, PublishSpec } from '../../src/plugins/contract.ts'
-import { kill9, Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { kill9, Lab } from './harness.ts'
 
 const code =
   (c: string, text = /./) =>
@@ -50,7 +52,7 @@ test('a network of a backend that can has both families; a VM has the same digit
 
   await kill9(daemon)
   await lab.up()
-  await until('the VM is adopted', async () => (await lab.client.vm('web')).state === 'running')
+  await eventually('the VM is adopted', async () => (await lab.client.vm('web')).state === 'running')
   const again = await lab.client.restart('web', () => {})
   assert.deepEqual([again.address, again.address6], [web.address, web.address6])
   // Another network of the same installation: the same /48.

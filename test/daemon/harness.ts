@@ -90,9 +90,3 @@ export async function kill9(p: ChildProcess): Promise<void> {
   p.kill('SIGKILL')
   await exited(p)
 }
-
-/** Waits for something to become true, bounded. */
-export async function until(what: string, fn: () => Promise<boolean> | boolean, ms = 60_000): Promise<void> {
-  for (const end = Date.now() + ms; Date.now() < end; await sleep(20)) if (await fn()) return
-  throw new Error(`it did not happen: ${what}`)
-}

@@ -1,4 +1,5 @@
 /** Clients that mean ill, or are broken: the daemon answers what can be answered and goes on. */
+
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'
@@ -8,7 +9,8 @@ import fc from 'fast-check'
 import { encodeFrame, FrameReader, frameType } from '../../src/api/exec.ts'
 import { json, upgrade } from '../../src/client/http.ts'
 import { NoidError } from '../../src/errors.ts'
-import { Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { Lab } from './harness.ts'
 
 const invalid = (text: RegExp) => (e: unknown) =>
   e instanceof NoidError && e.code === 'INVALID_INPUT' && text.test(e.message)
@@ -120,11 +122,11 @@ test('exec frames that are none end that exec, hang up its command, and nothing 
     socket.on('data', take)
     // A busy daemon's first frames come in one piece with its answer.
     take(head)
-    await until('it runs', () => frames.some((f) => f.text.includes('ready')))
+    await eventually('it runs', () => frames.some((f) => f.text.includes('ready')))
     socket.write(bytes)
     await once(socket, 'close')
     assert.equal(frames.at(-1)?.type, frameType.error)
-    await until('SIGHUP', async () => (await import('node:fs')).existsSync(flag))
+    await eventually('SIGHUP', async () => (await import('node:fs')).existsSync(flag))
     ;(await import('node:fs')).rmSync(flag)
   }
   assert.equal((await lab.client.vm('web')).state, 'running')

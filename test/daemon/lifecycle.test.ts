@@ -1,10 +1,12 @@
 /** The daemon over its real socket, with a fake backend and runtime: create, list, refuse, destroy. */
+
 import assert from 'node:assert/strict'
 import { statSync } from 'node:fs'
 import { test } from 'node:test'
 import { send } from '../../src/client/http.ts'
 import { NoidError } from '../../src/errors.ts'
-import { exited, Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { exited, Lab } from './harness.ts'
 
 const code =
   (c: string, text = /./) =>
@@ -233,9 +235,9 @@ test('a VM whose init dies is failed and gives back what it held', async (t) => 
   await lab.up()
   const web = await lab.create('web', { ports: ['8080:80'] })
   process.kill(web.pid as number, 'SIGKILL')
-  await until('the VM is failed', async () => (await lab.client.vm('web')).state === 'failed')
+  await eventually('the VM is failed', async () => (await lab.client.vm('web')).state === 'failed')
   assert.match((await lab.client.vm('web')).problem ?? '', /init ended/)
-  await until('nothing is held', () => lab.world.list().every((f) => f.startsWith('net-')))
+  await eventually('nothing is held', () => lab.world.list().every((f) => f.startsWith('net-')))
   assert.equal((await lab.client.start('web', () => {})).address, web.address)
 })
 
@@ -254,9 +256,9 @@ test('events of a backend: restored nics are configured again, warnings are show
   }
   const attachment = { ...a, addresses: [`${v.address}/24`], routes: [], configuredBy: 'dhcp', state: {} }
   lab.world.put('.event', JSON.stringify({ type: 'restored', network: n.id, attachments: [attachment] }))
-  await until('renic', () => lab.world.calls().includes('renic web'))
+  await eventually('renic', () => lab.world.calls().includes('renic web'))
   lab.world.put('.event', JSON.stringify({ type: 'warning', network: n.id, message: 'two nics with one MAC' }))
-  await until('the warning', async () =>
+  await eventually('the warning', async () =>
     (await lab.client.network('default')).warnings.includes('two nics with one MAC'),
   )
 })
@@ -297,10 +299,10 @@ test('a client that leaves during create has it undone', async (t) => {
   await lab.up()
   lab.world.mood = { slowMs: 400 }
   const m = await send({ socket: lab.paths.socket }, 'POST', '/v1/vms', { name: 'web' })
-  await until('the runtime was asked', () => lab.world.calls().some((c) => c === 'attach web'))
+  await eventually('the runtime was asked', () => lab.world.calls().some((c) => c === 'attach web'))
   m.destroy()
-  await until('it is undone', async () => (await lab.client.vms()).length === 0)
-  await until('nothing is left', () => lab.world.list().length === 0)
+  await eventually('it is undone', async () => (await lab.client.vms()).length === 0)
+  await eventually('nothing is left', () => lab.world.list().length === 0)
 })
 
 test('a client that leaves during start leaves the VM stopped', async (t) => {
@@ -309,9 +311,9 @@ test('a client that leaves during start leaves the VM stopped', async (t) => {
   await lab.create('web', { start: false })
   lab.world.mood = { slowMs: 400 }
   const m = await send({ socket: lab.paths.socket }, 'POST', '/v1/vms/web/start', {})
-  await until('the backend was asked', () => lab.world.calls().some((c) => c === 'attach web'))
+  await eventually('the backend was asked', () => lab.world.calls().some((c) => c === 'attach web'))
   m.destroy()
-  await until('it is stopped', async () => (await lab.client.vm('web')).state === 'stopped')
+  await eventually('it is stopped', async () => (await lab.client.vm('web')).state === 'stopped')
   assert.equal((await lab.client.vm('web')).problem, null)
   assert.deepEqual(
     lab.world.list().filter((f) => !f.startsWith('net-')),

@@ -2,12 +2,14 @@
  * The daemon with the real sandbox and the real userspace backend, as root: it is killed (-9) at each checkpoint, and what
  * the machine holds is compared: processes of VMs and data planes, links, listening ports, mounts, directories.
  */
+
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { accessSync, existsSync, readdirSync, readFileSync } from 'node:fs'
 import { test } from 'node:test'
 import { Store } from '../../src/daemon/store.ts'
-import { exited, kill9, Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { exited, kill9, Lab } from './harness.ts'
 
 function missing(): string | false {
   if (process.getuid?.() !== 0) return 'needs root'
@@ -81,7 +83,7 @@ for (const point of ['reserved', 'network-made', 'published', 'prepared', 'attac
     await lab.up()
     assert.deepEqual(await lab.client.vms(), [])
     assert.deepEqual(await lab.client.networks(), [])
-    await until('nothing is left', () => traces.find().length === 0).catch(() => {})
+    await eventually('nothing is left', () => traces.find().length === 0).catch(() => {})
     assert.deepEqual(traces.find(), [])
   })
 }
@@ -100,7 +102,7 @@ test('killed at each point of destroy: the machine is as it was', { skip }, asyn
     await exited(p)
     const last = await lab.up()
     assert.deepEqual(await lab.client.vms(), [], point)
-    await until('nothing is left', () => traces.find().length === 0).catch(() => {})
+    await eventually('nothing is left', () => traces.find().length === 0).catch(() => {})
     assert.deepEqual(traces.find(), [], point)
     await kill9(last)
   }
@@ -122,7 +124,7 @@ test('killed at any moment of create: the machine is as it was', { skip }, async
       assert.equal(web.state, 'running', `${web.problem}`)
       await lab.client.destroy('web')
     }
-    await until('nothing is left', () => traces.find().length === 0).catch(() => {})
+    await eventually('nothing is left', () => traces.find().length === 0).catch(() => {})
     assert.deepEqual(traces.find(), [], `after ${50 * i} ms`)
     await kill9(next)
   }
@@ -137,8 +139,8 @@ test('a sandbox that ends as it was told to has shut itself down; one that is ki
   const killed = await lab.create('killed', { restart: 'on-failure' })
   process.kill(calm.pid as number, 'SIGTERM')
   process.kill(killed.pid as number, 'SIGKILL')
-  await until('the one is stopped', async () => (await lab.client.vm('calm')).state === 'stopped')
-  await until('the other runs again', async () => {
+  await eventually('the one is stopped', async () => (await lab.client.vm('calm')).state === 'stopped')
+  await eventually('the other runs again', async () => {
     const now = await lab.client.vm('killed')
     return now.state === 'running' && now.pid !== killed.pid
   })

@@ -1,4 +1,5 @@
 /** Restart policies: what is started again, when, and what a person's word stops. The daemon is real, its VMs are `sleep`. */
+
 import assert from 'node:assert/strict'
 import { DatabaseSync } from 'node:sqlite'
 import { test } from 'node:test'
@@ -6,7 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Vm } from '../../src/api/contract.ts'
 import { BACKOFF, due, parsePolicy, plan } from '../../src/daemon/restarts.ts'
 import { NoidError } from '../../src/errors.ts'
-import { kill9, Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { kill9, Lab } from './harness.ts'
 
 const QUICK = { BACKOFF: JSON.stringify({ firstMs: 10, mostMs: 20, steadyMs: 3_600_000 }) }
 const SLOW = { BACKOFF: JSON.stringify({ firstMs: 3_600_000, mostMs: 3_600_000, steadyMs: 3_600_000 }) }
@@ -57,7 +59,7 @@ test('always: a VM whose process ends runs again as it was; after a stop it stay
   assert.deepEqual([first.restart, first.restarts, first.restartAt], ['always', 0, null])
   dies(first)
   let now: Vm | undefined
-  await until('it runs again', async () => {
+  await eventually('it runs again', async () => {
     now = await lab.client.vm('a')
     return now.state === 'running' && now.pid !== first.pid && now.restartAt === null
   })
@@ -68,10 +70,10 @@ test('always: a VM whose process ends runs again as it was; after a stop it stay
   // A start that fails is tried again, too.
   lab.world.mood = { failStart: true }
   dies(now as Vm)
-  await until('it was tried in vain', async () => (await lab.client.vm('a')).restarts > 2)
+  await eventually('it was tried in vain', async () => (await lab.client.vm('a')).restarts > 2)
   assert.match((await lab.client.vm('a')).problem ?? '', /does not start/)
   lab.world.mood = {}
-  await until('it runs after all', async () => (await state(lab, 'a')) === 'running')
+  await eventually('it runs after all', async () => (await state(lab, 'a')) === 'running')
 
   const stopped = await lab.client.stop('a', 0)
   assert.deepEqual([stopped.state, stopped.restartAt, stopped.restarts], ['stopped', null, 0])
@@ -83,7 +85,7 @@ test('a stop in the pause is the last word, and so is a start', async (t) => {
   const lab = new Lab(t)
   await lab.up(SLOW)
   for (const name of ['a', 'b']) dies(await lab.create(name, { restart: 'on-failure' }))
-  await until('both have ended', async () => (await lab.client.vms()).every((v) => v.restartAt !== null))
+  await eventually('both have ended', async () => (await lab.client.vms()).every((v) => v.restartAt !== null))
   assert.equal((await lab.client.vm('a')).problem, 'its init ended')
   const a = await lab.client.stop('a')
   assert.deepEqual([a.state, a.restartAt, a.problem], ['stopped', null, null])
@@ -96,7 +98,7 @@ test('on-failure: not for a VM that shut itself down, and no oftener than it say
   await lab.up(QUICK)
   lab.world.mood = { obituary: { orderly: true } }
   dies(await lab.create('calm', { restart: 'on-failure' }))
-  await until('it was seen', async () => (await state(lab, 'calm')) === 'stopped')
+  await eventually('it was seen', async () => (await state(lab, 'calm')) === 'stopped')
   assert.equal((await lab.client.vm('calm')).problem, 'it shut itself down')
 
   lab.world.mood = {
@@ -105,12 +107,12 @@ test('on-failure: not for a VM that shut itself down, and no oftener than it say
   const once = await lab.create('once', { restart: 'on-failure:1' })
   dies(once)
   let again = once
-  await until('it runs again', async () => {
+  await eventually('it runs again', async () => {
     again = await lab.client.vm('once')
     return again.state === 'running' && again.pid !== once.pid
   })
   dies(again)
-  await until('it is given up', async () => (await state(lab, 'once')) === 'failed')
+  await eventually('it is given up', async () => (await state(lab, 'once')) === 'failed')
   const last = await lab.client.vm('once')
   assert.deepEqual([last.restartAt, last.restarts], [null, 1])
   assert.equal(last.problem, 'it ended unexpectedly; its last words:\nkernel ]52;c;eA==panic\nnot syncing')
@@ -123,16 +125,16 @@ test('a daemon killed in the pause, or while it starts a VM again: the next one 
   const before = await lab.up(SLOW)
   const a = await lab.create('a', { restart: 'on-failure' })
   dies(a)
-  await until('it is planned', async () => (await lab.client.vm('a')).restartAt !== null)
+  await eventually('it is planned', async () => (await lab.client.vm('a')).restartAt !== null)
   await kill9(before)
   const db = new DatabaseSync(lab.paths.store)
   db.exec(`UPDATE vms SET restart_at = '2026-01-01T00:00:00.000Z'`)
   db.close()
   // This one is killed in the middle of it.
   const crashing = lab.spawn({ ...SLOW, CRASH_AT: 'prepared' })
-  await until('it was killed', () => crashing.signalCode === 'SIGKILL')
+  await eventually('it was killed', () => crashing.signalCode === 'SIGKILL')
   await lab.up(SLOW)
-  await until('it runs again', async () => (await state(lab, 'a')) === 'running')
+  await eventually('it runs again', async () => (await state(lab, 'a')) === 'running')
   assert.equal((await lab.client.vm('a')).restartAt, null)
   assert.deepEqual(
     lab.world.list().map((f) => f.slice(0, 3)),
@@ -158,7 +160,7 @@ test('after a reboot every VM that is to run always does, also one that ended in
   // What the backend had is gone with the boot.
   for (const f of lab.world.list()) lab.world.drop(f)
   await lab.up(QUICK)
-  await until('all of them run', async () => {
+  await eventually('all of them run', async () => {
     const now = await lab.client.vms()
     return always.every((n) => now.find((v) => v.name === n)?.state === 'running')
   })

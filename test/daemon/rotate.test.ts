@@ -1,4 +1,5 @@
 /** Logs: kept small under writers that never close them, and read across it without a line lost or told twice. */
+
 import assert from 'node:assert/strict'
 import {
   appendFileSync,
@@ -20,7 +21,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileLog } from '../../src/daemon/log.ts'
 import { LOG_BYTES, rotate } from '../../src/daemon/rotate.ts'
 import { tail } from '../../src/logs.ts'
-import { Lab, until } from './harness.ts'
+import { eventually } from '../eventually.ts'
+import { Lab } from './harness.ts'
 
 const scratch = (t: TestContext): string => {
   const dir = mkdtempSync(join(tmpdir(), 'noid-rotate-'))
@@ -115,7 +117,7 @@ for (const [kind, writer] of [
       print(`number ${i}.\n`)
       if (i % 20 === 0) await sleep(60)
     }
-    await until('the last line is seen', () => f.text().includes('number 399.'))
+    await eventually('the last line is seen', () => f.text().includes('number 399.'))
     await f.stop()
     const seen = [...f.text().matchAll(/number (\d+)\./g)].map((m) => Number(m[1]))
     assert.deepEqual(
@@ -134,6 +136,6 @@ test("the daemon keeps VMs' and networks' logs small, and noid logs goes on", as
   const { mkdirSync } = await import('node:fs')
   mkdirSync(join(other, '..'), { recursive: true })
   for (const f of [log, other]) writeFileSync(f, `${'x'.repeat(99)}\n`.repeat(LOG_BYTES / 100 + 1))
-  await until('they are cut', () => [log, other].every((f) => statSync(f).size === 0))
+  await eventually('they are cut', () => [log, other].every((f) => statSync(f).size === 0))
   for (const f of [log, other]) assert.equal(statSync(`${f}.1`).size, 100 * Math.floor(LOG_BYTES / 100 + 1))
 })

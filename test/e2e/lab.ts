@@ -11,6 +11,7 @@
  * The host's name server is 8.8.8.8 of the laboratory (inet/services.ts): it can be silenced, slowed, or made to deny.
  * `ip netns exec` shows /etc/netns/NAME/resolv.conf as /etc/resolv.conf, so host and guests have files of their own.
  */
+
 import { type ChildProcess, execFile, execFileSync, type SpawnOptions, spawn } from 'node:child_process'
 import {
   chmodSync,
@@ -27,6 +28,7 @@ import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { eventually } from '../eventually.ts'
 import { Agent } from './agent-client.ts'
 
 export const UPLINK_MTU = 1400
@@ -402,21 +404,6 @@ function kill(pid: number): void {
   }
 }
 
-/** Wait until `probe` gives something true. */
-export async function eventually<T>(what: string, probe: () => Promise<T> | T, timeoutMs = 60_000): Promise<T> {
-  let last: unknown
-  for (const until = Date.now() + timeoutMs; Date.now() < until; await sleep(50)) {
-    try {
-      const r = await probe()
-      if (r) return r
-      last = r
-    } catch (e) {
-      last = e
-    }
-  }
-  throw new Error(
-    `${what}: not within ${timeoutMs} ms; last: ${last instanceof Error ? last.message : JSON.stringify(last)}`,
-  )
-}
+export { eventually }
 
 export const repository = root

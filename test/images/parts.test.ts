@@ -192,11 +192,11 @@ async function gone(file: string): Promise<void> {
   for (let i = 0; i < 200; i++) {
     try {
       process.kill(pid, 0)
+      // A process that ended and that nobody has asked for yet.
+      if (/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))) return
     } catch {
       return
     }
-    // A process that ended and that nobody has asked for yet.
-    if (/^State:\s+Z/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))) return
     await new Promise((r) => setTimeout(r, 50))
   }
   assert.fail(`${pid} goes on`)

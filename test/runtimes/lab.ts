@@ -177,11 +177,3 @@ export function leftovers(vm: VmSpec, namespaces: readonly string[] = []): strin
 /** The namespaces of a VM by their names. */
 export const namespacesOf = (h: VmHandle): string[] =>
   ['net', 'mnt', 'pid', 'user'].map((k) => readlinkSync(`/proc/${h.pid}/ns/${k === 'pid' ? 'pid_for_children' : k}`))
-
-export async function until(what: string, so: () => boolean, ms = 60_000): Promise<void> {
-  const end = performance.now() + ms
-  while (!so()) {
-    if (performance.now() > end) throw new Error(`it did not come about: ${what}`)
-    await new Promise((r) => setTimeout(r, 10))
-  }
-}

@@ -1,4 +1,5 @@
 /** What a VM may use of the machine, and what it may do on it: control groups and capabilities. */
+
 import assert from 'node:assert/strict'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
@@ -15,7 +16,8 @@ import {
   unenforced,
 } from '../../src/runtimes/sandbox/limits.ts'
 import { KEPT_CAPABILITIES } from '../../src/runtimes/sandbox/rights.ts'
-import { type Lab, lab, leftovers, never, until } from './lab.ts'
+import { eventually } from '../eventually.ts'
+import { type Lab, lab, leftovers, never } from './lab.ts'
 
 const missing = (await checkMachine()).filter((c) => !c.ok && c.required)
 const skip = missing.length > 0 ? missing.map((c) => `${c.name}: ${c.detail}`).join('; ') : false
@@ -102,7 +104,7 @@ describe('the limits of a VM', { skip: noGroups, timeout: 400_000 }, () => {
     await using l = await lab()
     const h = await l.runtime.prepare(l.vm, never)
     for (const pid of [(h.state as SandboxState).outer, h.pid]) process.kill(pid, 'SIGKILL')
-    await until('it is not alive', () => !l.runtime.alive(h))
+    await eventually('it is not alive', () => !l.runtime.alive(h))
     assert.notDeepEqual(groupsOf(l.vm.id), [])
     const other = await l.again()
     await other.stop(l.vm, undefined, 0)

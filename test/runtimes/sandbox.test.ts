@@ -1,6 +1,7 @@
 /**
  * Sandboxes for whoever runs this: root's as root, a user's as a user (rootless.test.ts runs it again as one).
  */
+
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -23,7 +24,8 @@ import type { VmHandle } from '../../src/runtimes/contract.ts'
 import { checkMachine } from '../../src/runtimes/sandbox/doctor.ts'
 import type { SandboxState } from '../../src/runtimes/sandbox/enter.ts'
 import { childrenOf, keepOnExec, processStat } from '../../src/sys/process.ts'
-import { attachment, type Lab, lab, leftovers, MAC, namespacesOf, never, privileged, until } from './lab.ts'
+import { eventually } from '../eventually.ts'
+import { attachment, type Lab, lab, leftovers, MAC, namespacesOf, never, privileged } from './lab.ts'
 
 const missing = (await checkMachine()).filter((c) => !c.ok && c.required)
 const skip = missing.length > 0 ? missing.map((c) => `${c.name}: ${c.detail}`).join('; ') : false
@@ -270,7 +272,7 @@ describe(`a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
         out += c
       })
       s.stderr?.resume()
-      await until('the command is ready', () => out.includes('ready'))
+      await eventually('the command is ready', () => out.includes('ready'))
       s.signal('SIGINT')
       assert.equal(await s.exit, 7)
       assert.match(out, /got INT/)
@@ -299,11 +301,11 @@ describe(`a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
       s.stdout.on('data', (c) => {
         out += c
       })
-      await until('ready', () => out.includes('ready'))
+      await eventually('ready', () => out.includes('ready'))
       assert.match(out, /^\/dev\/pts\/\d+\r\n33 99\r\n/)
       s.resize(44, 111)
       assert.equal(await s.exit, 3)
-      await until('the new size', () => out.includes('44 111'))
+      await eventually('the new size', () => out.includes('44 111'))
       const c = await l.runtime.exec(l.vm, h, { argv: ['cat'], env: {}, tty: true })
       let echoed = ''
       c.stdout.on('data', (t) => {
@@ -311,7 +313,7 @@ describe(`a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
       })
       c.stdin.write('line\r')
       // Once by the terminal, once by cat: it has the terminal now.
-      await until('cat runs', () => echoed === 'line\r\nline\r\n')
+      await eventually('cat runs', () => echoed === 'line\r\nline\r\n')
       c.stdin.write('\x03')
       assert.equal(await c.exit, 130)
       const d = await l.runtime.exec(l.vm, h, { argv: ['cat'], env: {}, tty: true })
@@ -333,7 +335,7 @@ describe(`a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
         out += t
       })
       s.stderr?.resume()
-      await until('it is deaf to TERM', () => out.includes('ready'))
+      await eventually('it is deaf to TERM', () => out.includes('ready'))
       await other.runtime.stop(other.vm, o, 100)
       assert.equal(await s.exit, 137)
       await assert.rejects(async () => other.runtime.exec(other.vm, o, { argv: ['true'], env: {}, tty: false }), {
@@ -374,7 +376,7 @@ describe(`the life of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
       out += c
     })
     s.stderr?.resume()
-    await until('ready', () => out.includes('ready'))
+    await eventually('ready', () => out.includes('ready'))
     await l.runtime.stop(l.vm, h, 5000)
     assert.equal(await s.exit, 5)
     assert.match(out, /bye/)
@@ -403,7 +405,7 @@ describe(`the life of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
             }
           await preparing
           await l.runtime.stop(l.vm, undefined, 0)
-          await until('nothing is left', () => leftovers(l.vm).length === 0)
+          await eventually('nothing is left', () => leftovers(l.vm).length === 0)
         }
         // What it left in the directory is repaired.
         const h = await l.runtime.prepare(l.vm, never)
@@ -413,9 +415,9 @@ describe(`the life of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
       const h = await l.runtime.prepare(l.vm, never)
       ns = namespacesOf(h)
       process.kill(victim === 'outer' ? stateOf(h).outer : h.pid, 'SIGKILL')
-      if (victim === 'init') await until('it is not alive', () => !l.runtime.alive(h))
+      if (victim === 'init') await eventually('it is not alive', () => !l.runtime.alive(h))
       await l.runtime.stop(l.vm, h, 1000)
-      await until('nothing is left', () => leftovers(l.vm, ns).length === 0)
+      await eventually('nothing is left', () => leftovers(l.vm, ns).length === 0)
     })
 
   it('is ended when its creation is given up', async () => {
@@ -424,13 +426,13 @@ describe(`the life of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
     const preparing = l.runtime.prepare(l.vm, given.signal)
     setTimeout(() => given.abort(), 10)
     await assert.rejects(preparing, { name: 'AbortError' })
-    await until('nothing is left', () => leftovers(l.vm).length === 0)
+    await eventually('nothing is left', () => leftovers(l.vm).length === 0)
   })
 
   it('costs little: three small processes, none of them Node', async () => {
     await using l = await lab()
     const h = await l.runtime.prepare(l.vm, never)
-    await until('init sleeps', () =>
+    await eventually('init sleeps', () =>
       childrenOf(h.pid).some((p) => readFileSync(`/proc/${p}/comm`, 'utf8') === 'sleep\n'),
     )
     const outer = stateOf(h).outer
@@ -531,7 +533,7 @@ describe(`the nic of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
       const other = await l.again()
       assert.equal(other.alive(h), true)
       const now = () => JSON.parse(readFileSync(file, 'utf8'))
-      await until('it is renewed', () => now().ipv6.lease.boundAt > kept.ipv6.lease.boundAt + 1_000_000)
+      await eventually('it is renewed', () => now().ipv6.lease.boundAt > kept.ipv6.lease.boundAt + 1_000_000)
       assert.equal(now().ipv6.lease.address, 'fd77::100')
       assert.equal(now().lease?.address, addresses.length === 1 ? undefined : '192.168.77.100')
       await other.stop(l.vm, h, 1000)
@@ -573,7 +575,7 @@ describe(`the nic of a sandbox ${who}`, { skip, timeout: 400_000 }, () => {
     await l.run(h, ['sh', '-c', 'command -v iptables && iptables -A INPUT -j DROP && iptables -A OUTPUT -j DROP'])
     const other = await l.again()
     assert.equal(other.alive(h), true)
-    await until(
+    await eventually(
       'it is renewed',
       () => JSON.parse(readFileSync(file, 'utf8')).lease.boundAt > kept.lease.boundAt + 1_000_000,
     )

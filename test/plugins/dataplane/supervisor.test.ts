@@ -183,7 +183,7 @@ test('leases and warnings go to the daemon, leases to their owner as well', asyn
 test('a real data plane that is killed is there again', async () => {
   mock.timers.reset()
   const dir = mkdtempSync(join(tmpdir(), 'nt-supervisor-'))
-  const real = new DataPlaneProcess(join(dir, 'net'), 'net', () => {})
+  const real = new DataPlaneProcess(join(dir, 'run', 'net'), 'net', () => {})
   const back = Promise.withResolvers<void>()
   const own = new Supervisor(real, {
     what: 'data plane',

@@ -1,4 +1,5 @@
 /** The agent and the host's client together, the guest being this machine: streams, credit, terminals, signals, ends. */
+
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
@@ -12,6 +13,7 @@ import { NoidError } from '../../../src/errors.ts'
 import type { ExecRequest } from '../../../src/runtimes/contract.ts'
 import { type AgentClient, AgentLink } from '../../../src/runtimes/qemu/agent/client.ts'
 import { WINDOW } from '../../../src/runtimes/qemu/agent/protocol.ts'
+import { eventually } from '../../eventually.ts'
 import { hasPerl, Port } from './port.ts'
 
 const skip = hasPerl ? false : 'needs perl'
@@ -26,14 +28,6 @@ async function run(c: AgentClient, argv: string[], o: Partial<ExecRequest> & { i
   s.stdin.end(input ?? '')
   const [out, err, code] = await Promise.all([text(s.stdout), s.stderr === undefined ? '' : text(s.stderr), s.exit])
   return { out, err, code }
-}
-
-async function until(what: string, so: () => boolean | Promise<boolean>, ms = 20_000): Promise<void> {
-  const end = performance.now() + ms
-  while (!(await so())) {
-    if (performance.now() > end) throw new Error(`it did not come about: ${what}`)
-    await sleep(10)
-  }
 }
 
 const rss = (pid: number): number => Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1])
@@ -123,7 +117,7 @@ describe('the agent', { skip, timeout: 180_000 }, () => {
       errors += b.length
     })
     // Of one command too: stdout stands still, stderr goes on.
-    await until('megabytes of stderr beside a stdout that nobody reads', () => errors > 8 * WINDOW)
+    await eventually('megabytes of stderr beside a stdout that nobody reads', () => errors > 8 * WINDOW)
     const many = await Promise.all(
       Array.from({ length: 30 }, (_, i) => run(c, ['sh', '-c', `echo ${i}; exit ${i}`]).then((r) => [r.out, r.code])),
     )
@@ -149,7 +143,9 @@ describe('the agent', { skip, timeout: 180_000 }, () => {
     })
     const type = async (line: string, answer: RegExp) => {
       s.stdin.write(line)
-      await until(`${JSON.stringify(line)} is answered by ${answer}: ${JSON.stringify(seen)}`, () => answer.test(seen))
+      await eventually(`${JSON.stringify(line)} is answered by ${answer}: ${JSON.stringify(seen)}`, () =>
+        answer.test(seen),
+      )
     }
     await type('stty size; test -t 0 && test -t 2 && echo all-term""inals\n', /33 101\r\n.*all-terminals\r\n/s)
     s.resize(40, 120)
@@ -159,7 +155,7 @@ describe('the agent', { skip, timeout: 180_000 }, () => {
     await type('\x03', /caught\r\n/)
     await type('sh -c \'trap "echo told; exit" TERM; echo set""up; while :; do sleep 0.05; done\'\n', /setup/)
     s.signal('SIGTERM')
-    await until('the signal arrives', () => /told/.test(seen))
+    await eventually('the signal arrives', () => /told/.test(seen))
     await type('echo still""here\n', /stillhere/)
     // The end of stdin is the end-of-file character.
     s.stdin.end()
@@ -191,7 +187,7 @@ describe('the agent', { skip, timeout: 180_000 }, () => {
     s.stdin.write(Buffer.alloc(8 << 20))
     assert.equal(await text(s.stdout), 'closed\n')
     assert.equal(await s.exit, 0)
-    await until('stdin is over', () => s.stdin.destroyed)
+    await eventually('stdin is over', () => s.stdin.destroyed)
   })
 
   it('hangs up what nobody listens to any more', async () => {
@@ -202,7 +198,7 @@ describe('the agent', { skip, timeout: 180_000 }, () => {
     s.stdout.destroy()
     s.stderr?.destroy()
     assert.equal(await s.exit, 129)
-    await until('the command is gone', () => !existsSync(`/proc/${pid}`))
+    await eventually('the command is gone', () => !existsSync(`/proc/${pid}`))
   })
 
   it('refuses more than its share of commands, and goes on', async () => {
@@ -245,7 +241,7 @@ describe('a lost conversation', { skip, timeout: 120_000 }, () => {
     const second = await link.client(soon())
     assert.notEqual(second, first)
     assert.equal((await run(second, ['echo', 'again'])).out, 'again\n')
-    await until('the old command is hung up', () => !existsSync(`/proc/${pid}`))
+    await eventually('the old command is hung up', () => !existsSync(`/proc/${pid}`))
     link.close()
   })
 
@@ -264,7 +260,7 @@ describe('a lost conversation', { skip, timeout: 120_000 }, () => {
     }
     const c = await p.connect()
     assert.equal((await run(c, ['echo', 'whole'])).out, 'whole\n')
-    await until('no command is left', () => childrenOf(p.agent.pid as number).length === 0)
+    await eventually('no command is left', () => childrenOf(p.agent.pid as number).length === 0)
     assert.equal(p.complaints, '')
   })
 

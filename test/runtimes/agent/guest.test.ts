@@ -1,4 +1,5 @@
 /** The agent in a real guest: its port as QEMU and the guest's kernel make it, another daemon over the same VM, console, directories of the host. */
+
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
@@ -12,6 +13,7 @@ import { AgentClient } from '../../../src/runtimes/qemu/agent/client.ts'
 import { WINDOW } from '../../../src/runtimes/qemu/agent/protocol.ts'
 import { AGENT_SOCKET } from '../../../src/runtimes/qemu/command.ts'
 import { qemu } from '../../../src/runtimes/qemu/index.ts'
+import { eventually } from '../../eventually.ts'
 import { sharedImages } from '../../images/shared.ts'
 import { missing } from '../../plugins/needs.ts'
 import { ownHost } from '../../plugins/own-host.ts'
@@ -55,14 +57,6 @@ after(async () => {
 
 const hash = (b: Buffer): string => createHash('sha256').update(b).digest('hex')
 
-async function until(what: string, so: () => boolean | Promise<boolean>, ms = 60_000): Promise<void> {
-  const end = performance.now() + ms
-  while (!(await so())) {
-    if (performance.now() > end) throw new Error(`it did not come about: ${what}`)
-    await sleep(20)
-  }
-}
-
 test('100 MB go through a guest’s pipe and come back whole', { skip, timeout }, async () => {
   const { e, vm } = await guest()
   const data = randomBytes(100 << 20)
@@ -101,7 +95,7 @@ test('a terminal has a size that can change, and its foreground hears Ctrl-C and
   })
   const type = async (line: string, answer: RegExp) => {
     s.stdin.write(line)
-    await until(`${JSON.stringify(line)}: ${JSON.stringify(seen)}`, () => answer.test(seen))
+    await eventually(`${JSON.stringify(line)}: ${JSON.stringify(seen)}`, () => answer.test(seen))
   }
   await type('stty size; tty\n', /33 101\r\n\/dev\/pts\/\d+/)
   s.resize(50, 132)
@@ -120,12 +114,12 @@ test('a daemon that goes and another that comes: old commands are hung up, new o
   const old = await e.exec(vm, ['sh', '-c', 'echo $$ > /tmp/old; exec sleep 600'])
   const busy = await e.exec(vm, ['cat', '/dev/zero'])
   busy.stdout.resume()
-  await until('it runs', async () => (await e.run(vm, ['test', '-s', '/tmp/old'])).code === 0)
+  await eventually('it runs', async () => (await e.run(vm, ['test', '-s', '/tmp/old'])).code === 0)
   const lost = [old, busy].map((s) => assert.rejects(s.exit, { code: 'AGENT_LOST' }))
   await e.again()
   await Promise.all(lost)
   assert.equal((await e.run(vm, ['echo', 'again'])).out, 'again\n')
-  await until('it is gone', async () => (await e.run(vm, ['sh', '-c', '! kill -0 $(cat /tmp/old)'])).code === 0)
+  await eventually('it is gone', async () => (await e.run(vm, ['sh', '-c', '! kill -0 $(cat /tmp/old)'])).code === 0)
 })
 
 test('an agent that is killed is started again; who had commands is told', { skip, timeout }, async () => {
@@ -168,13 +162,13 @@ test('the serial line is there for several viewers, and for another daemon', { s
   }
   const [a, b] = [await open(), await open()]
   a.line.write('\r\necho mar""ked\r\n')
-  await until('both see what the shell says', () => /^marked/m.test(a.seen()) && /^marked/m.test(b.seen()))
+  await eventually('both see what the shell says', () => /^marked/m.test(a.seen()) && /^marked/m.test(b.seen()))
   a.line.destroy()
   b.line.destroy()
   await e.again()
   const later = await open()
   // The log is the beginning.
-  await until('what was said before', () => /^marked/m.test(later.seen()))
+  await eventually('what was said before', () => /^marked/m.test(later.seen()))
   later.line.destroy()
 })
 
@@ -184,7 +178,7 @@ test('directories of the host are the guest’s too, and read-only ones stay so'
   assert.equal((await e.run(vm, ['sh', '-c', 'echo new > /srv/open/new; mkdir /srv/open/d'])).code, 0)
   assert.equal(readFileSync(join(dir, 'open', 'new'), 'utf8'), 'new\n')
   writeFileSync(join(dir, 'open', 'later'), 'later\n')
-  await until(
+  await eventually(
     'what the host writes is seen',
     async () => (await e.run(vm, ['cat', '/srv/open/later'])).out === 'later\n',
   )

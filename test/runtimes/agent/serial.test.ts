@@ -1,4 +1,5 @@
 /** The serial line: one client for QEMU, any number of viewers. */
+
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { appendFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
@@ -7,8 +8,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Duplex } from 'node:stream'
 import { describe, it } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { SerialLine } from '../../../src/runtimes/qemu/agent/serial.ts'
+import { eventually } from '../../eventually.ts'
 
 /** As QEMU's chardev: what is said is logged, to whoever is connected, one at a time. */
 async function chardev() {
@@ -47,14 +48,6 @@ function view(d: Duplex): () => string {
   return () => seen
 }
 
-async function until(what: string, so: () => boolean): Promise<void> {
-  const end = performance.now() + 10_000
-  while (!so()) {
-    if (performance.now() > end) throw new Error(`it did not come about: ${what}`)
-    await sleep(5)
-  }
-}
-
 describe('the serial line', { timeout: 60_000 }, () => {
   it('shows the log’s end first, then what comes, to all; and is let go with the last', async () => {
     await using c = await chardev()
@@ -62,26 +55,26 @@ describe('the serial line', { timeout: 60_000 }, () => {
     const line = new SerialLine(c.path, c.log)
     const a = await line.open()
     const seenA = view(a)
-    await until('the scrollback', () => seenA().endsWith('login: '))
+    await eventually('the scrollback', () => seenA().endsWith('login: '))
     assert.ok(seenA().length <= 64 * 1024 && seenA().startsWith('old line\n'))
     const b = await line.open()
     const seenB = view(b)
-    await until('one client', () => c.state.now !== undefined)
+    await eventually('one client', () => c.state.now !== undefined)
     c.say('hello\n')
-    await until('both see it', () => seenA().endsWith('hello\n') && seenB().endsWith('hello\n'))
+    await eventually('both see it', () => seenA().endsWith('hello\n') && seenB().endsWith('hello\n'))
     a.write('from a\n')
     b.write('from b\n')
-    await until('both are heard', () => /from a\n/.test(c.state.typed) && /from b\n/.test(c.state.typed))
+    await eventually('both are heard', () => /from a\n/.test(c.state.typed) && /from b\n/.test(c.state.typed))
     a.destroy()
     c.say('more\n')
-    await until('the other goes on', () => seenB().endsWith('more\n'))
+    await eventually('the other goes on', () => seenB().endsWith('more\n'))
     b.destroy()
-    await until('nobody is connected', () => c.state.now === undefined)
+    await eventually('nobody is connected', () => c.state.now === undefined)
     assert.equal(c.state.clients, 1)
     // And again.
     const again = await line.open()
     const seen = view(again)
-    await until('it is connected again', () => c.state.clients === 2 && seen().endsWith('more\n'))
+    await eventually('it is connected again', () => c.state.clients === 2 && seen().endsWith('more\n'))
     c.state.now?.destroy()
     await once(again, 'end')
   })
@@ -91,18 +84,18 @@ describe('the serial line', { timeout: 60_000 }, () => {
     const line = new SerialLine(c.path, c.log)
     const slow = await line.open()
     const fast = view(await line.open())
-    await until('it is connected', () => c.state.now !== undefined)
+    await eventually('it is connected', () => c.state.now !== undefined)
     const block = Buffer.alloc(64 * 1024, 'x')
     for (let i = 0; i < 64; i++) {
       c.say(block)
       const size = (i + 1) * block.length
-      await until('the fast one has it', () => fast().length >= size)
+      await eventually('the fast one has it', () => fast().length >= size)
     }
     assert.ok(slow.readableLength <= 1024 * 1024)
     const seen = view(slow)
-    await until('the slow one has the beginning', () => seen().length >= 1_000_000)
+    await eventually('the slow one has the beginning', () => seen().length >= 1_000_000)
     c.say('end')
-    await until('and knows', () => /\[noid: \d+ bytes were left out.*\]\r\nend$/s.test(seen()))
+    await eventually('and knows', () => /\[noid: \d+ bytes were left out.*\]\r\nend$/s.test(seen()))
   })
 
   it('that is not there is an error', async () => {
