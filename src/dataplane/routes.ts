@@ -21,6 +21,7 @@ const NOID_LINK = /^noid[0-9]+$/
 export class Routes {
   readonly #socket = new RouteSocket()
   readonly #bytes: Uint8Array
+  readonly #view: DataView
   /** Direct-mapped: 4 words of address for each entry. */
   readonly #words = new Int32Array(ENTRIES * 4)
   readonly #kind = new Uint8Array(ENTRIES)
@@ -30,16 +31,16 @@ export class Routes {
 
   constructor(arena: Arena) {
     this.#bytes = arena.bytes
+    this.#view = arena.view
     this.#source = arena.alloc(16)
   }
 
   lookup(dst: number, now: number): RouteKind {
-    const b = this.#bytes
-    const view = new DataView(b.buffer, b.byteOffset + dst, 16)
-    const w0 = view.getInt32(0)
-    const w1 = view.getInt32(4)
-    const w2 = view.getInt32(8)
-    const w3 = view.getInt32(12)
+    const view = this.#view
+    const w0 = view.getInt32(dst)
+    const w1 = view.getInt32(dst + 4)
+    const w2 = view.getInt32(dst + 8)
+    const w3 = view.getInt32(dst + 12)
     const hash = Math.imul(w0 ^ Math.imul(w1, 31) ^ Math.imul(w2, 17) ^ w3, 0x9e3779b1)
     const i = hash >>> 22
     const at = i * 4
