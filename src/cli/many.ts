@@ -1,11 +1,15 @@
 /**
- * One verb for several VMs: each is tried, each is told, and the first error is thrown at the end, so that
+ * One verb for several names: each is tried, each is told, and the first error is thrown at the end, so that
  * `noid destroy a b c` does not stop at the a that is gone already.
  */
 import { vmNamed } from './active.ts'
 
-export async function forEachVm<T>(given: readonly string[], verb: (name: string) => Promise<T>): Promise<T[]> {
-  const names = given.length > 0 ? [...new Set(given)] : [vmNamed(undefined)]
+/** Without a name it is the directory's active VM. */
+export const forEachVm = <T>(given: readonly string[], verb: (name: string) => Promise<T>): Promise<T[]> =>
+  forEachNamed(given.length > 0 ? given : [vmNamed(undefined)], verb)
+
+export async function forEachNamed<T>(given: readonly string[], verb: (name: string) => Promise<T>): Promise<T[]> {
+  const names = new Set(given)
   const done: T[] = []
   const failed: unknown[] = []
   for (const name of names) {

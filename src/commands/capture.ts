@@ -61,6 +61,8 @@ export default class Capture extends NoidCommand {
   readonly #stop = new AbortController()
   /** Frames that came after a stop and that stdout did not take. */
   #unwritten = 0
+  /** Whoever read stdout is gone. */
+  #left = false
 
   async run(): Promise<Captured | undefined> {
     const { args, flags } = await this.parse(Capture)
@@ -81,7 +83,7 @@ export default class Capture extends NoidCommand {
       const read = new CaptureReader()
       const took = await this.#follow(frames, read, flags.count ?? Infinity, flags.seconds, file, lines)
       const captured = read.captured - this.#unwritten
-      const missed = read.missed + this.#unwritten
+      const missed = read.missed + (this.#left ? 0 : this.#unwritten)
       const summary = `${captured} ${captured === 1 ? 'frame' : 'frames'} captured, ${missed} missed`
       this.note(file === undefined ? summary : `${summary}, ${size(took)} in ${flags.write}`)
       if (missed > 0 && flags.snap === undefined)
@@ -116,8 +118,11 @@ export default class Capture extends NoidCommand {
     }
     const timer = seconds === undefined ? undefined : setTimeout(stop, seconds * 1000)
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, stop)
-    // Whoever read our pipe has what it wanted.
-    process.stdout.on('error', stop)
+    // Whoever read our pipe has what it wanted, and missed nothing.
+    process.stdout.on('error', () => {
+      this.#left = true
+      stop()
+    })
     let written = 0
     const count = (): string => `\r\u001b[2K${read.captured} frames, ${size(written)}, ${read.missed} missed`
     const counter =

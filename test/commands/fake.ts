@@ -159,6 +159,7 @@ function route(fake: Fake, method: string, url: string, body: Record<string, unk
   }
   if (kind === 'networks') {
     if (verb === 'stats') return ok(fake.stats)
+    if (method === 'DELETE' && name === 'nobody') throw new NoidError('NETWORK_UNKNOWN', { name })
     return ok(name === undefined ? [] : fakeNetwork)
   }
   if (kind === 'vms' && name === undefined) {

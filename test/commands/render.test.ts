@@ -189,6 +189,15 @@ test('destroy tries each and fails at the end', async () => {
   assert.match(r.stderr, /VM_UNKNOWN/)
 })
 
+test('so do network remove and image remove; without a name they say what is missing', async () => {
+  const r = await noid(fake, ['network', 'remove', 'nobody', 'lab', 'other'])
+  assert.equal(r.code, 1)
+  assert.equal(r.stdout, 'lab is removed\nother is removed\n')
+  assert.match(r.stderr, /NETWORK_UNKNOWN/)
+  assert.deepEqual(JSON.parse((await noid(fake, ['network', 'remove', 'lab', '--json'])).stdout), { removed: ['lab'] })
+  for (const topic of ['network', 'image']) assert.equal((await noid(fake, [topic, 'remove'])).code, 2)
+})
+
 test('daemon status starts nothing', async () => {
   const home = join(fake.dir, 'home')
   const r = await noid(undefined, ['daemon', 'status'], { NOID_HOME: home, NOID_HOST: '' })

@@ -158,6 +158,18 @@ for (const who of ['root', 'an ordinary user'])
       child.kill('SIGKILL')
     })
 
+    test('a reader that leaves has what it wanted: nothing was missed', async () => {
+      const noid = cli.argv(['capture', 'web']).join(' ')
+      const { child, said } = cli.start(['sh', '-c', `${noid} | head -n 1`])
+      const ended = once(child, 'exit')
+      await eventually('it captures', () => said.err.includes('capturing web'))
+      while (child.exitCode === null && child.signalCode === null) await ping('db', 1)
+      await ended
+      await eventually('it tells how many', () => /captured, \d+ missed/.test(said.err))
+      assert.match(said.err, /captured, 0 missed/)
+      assert.doesNotMatch(said.err, /slower/)
+    })
+
     test('the daemon dies: the capture ends with an error that says so, the VM goes on', async () => {
       const { child, said } = cli.start(cli.argv(['capture', 'web']))
       const ended = once(child, 'exit')

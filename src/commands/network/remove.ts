@@ -1,16 +1,23 @@
 import { networkArg } from '../../cli/args.ts'
 import { NoidCommand } from '../../cli/base.ts'
+import { forEachNamed } from '../../cli/many.ts'
 
 export default class NetworkRemove extends NoidCommand {
-  static override summary = 'Remove a network that has no VM.'
+  static override summary = 'Remove networks that have no VM.'
   static override hiddenAliases = ['network:rm']
-  static override examples = ['<%= config.bin %> network remove lab']
+  static override usage = 'network remove NETWORK...'
+  static override examples = ['<%= config.bin %> network remove lab', '<%= config.bin %> network remove lab other']
   static override args = { network: networkArg }
+  static override strict = false
 
-  async run(): Promise<{ removed: string }> {
-    const { args, flags } = await this.parse(NetworkRemove)
-    await (await this.daemon(flags)).removeNetwork(args.network)
-    this.say(`${args.network} is removed`)
-    return { removed: args.network }
+  async run(): Promise<{ removed: string[] }> {
+    const { argv, flags } = await this.parse(NetworkRemove)
+    const api = await this.daemon(flags)
+    const removed = await forEachNamed(argv as string[], async (name) => {
+      await api.removeNetwork(name)
+      this.say(`${name} is removed`)
+      return name
+    })
+    return { removed }
   }
 }
