@@ -219,6 +219,10 @@ test('the services of a segment come back when they are killed, also when they c
     const answer = JSON.parse(await guest.run(...CLIENT, JSON.stringify(asking))) as ClientAnswer
     assert.ok(answer.ok && answer.lease?.address.startsWith('10.214.'), JSON.stringify(answer))
     await eventually('the daemon is told', () => bound.includes(r.id))
+    // The lease is its client's also after another accident.
+    const again = JSON.parse(readFileSync(join(dir, n.id, 'pid'), 'utf8')) as { pid: number }
+    process.kill(again.pid, 'SIGKILL')
+    await eventually('it is still bound', async () => (await backend.stats(n.id)).leases[0]?.state === 'bound')
   } finally {
     execFileSync('ip', ['link', 'set', 'up0', 'up'])
     await backend.deleteNetwork(n.id, soon())

@@ -58,6 +58,8 @@ interface Entry {
   /** Given by noid, on a segment that it serves. */
   readonly address: string | null
   readonly kind: 'netdev' | 'tap-device'
+  /** Its client holds its lease. */
+  readonly bound?: boolean
 }
 
 interface Segment {
@@ -268,7 +270,7 @@ export class MacvtapBackend implements NetworkBackend {
 
   #join(link: Link, e: Entry): Promise<unknown> {
     const { id, name, mac } = e.request
-    return link.request({ op: 'member', id, name, mac, address: e.address as string, bound: false })
+    return link.request({ op: 'member', id, name, mac, address: e.address as string, bound: e.bound ?? false })
   }
 
   #unserved({ id, name }: NetworkSpec, dir: string): Pick<Segment, 'entries' | 'process' | 'services'> {
@@ -277,9 +279,19 @@ export class MacvtapBackend implements NetworkBackend {
       what: 'services',
       network: id,
       ctx: this.#ctx,
+      onLease: (attachment, state) => this.#leased(id, attachment, state === 'bound'),
       bringBack: () => this.#serially(() => this.#services(this.#segment(id), AbortSignal.timeout(SERVICES_MS))),
     })
     return { entries: readEntries(dir), process, services }
+  }
+
+  /** Leases live on when the services are started anew. */
+  #leased(network: NetworkId, id: AttachmentId, bound: boolean): void {
+    const s = this.#segments.get(network)
+    const e = s?.entries.get(id)
+    if (s === undefined || e === undefined || (e.bound ?? false) === bound) return
+    s.entries.set(id, { ...e, bound })
+    this.#save(s)
   }
 
   /** DHCP and names of the segment: a data plane with a macvtap on the same parent. */
