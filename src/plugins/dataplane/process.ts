@@ -85,7 +85,11 @@ export class DataPlaneProcess {
         )
         await link.request({ op: 'stop' }).catch(() => {})
       } catch (e) {
-        this.#log('warn', `the data plane of ${this.network} does not answer: ${(e as Error).message}`)
+        const { message } = e as Error
+        this.#log(
+          'warn',
+          e instanceof NoidError ? message : `the data plane of ${this.network} does not answer: ${message}`,
+        )
       }
       link.close()
     }
