@@ -6,11 +6,12 @@
  *       error. So the undo of a half-made boot, `stop`, `destroy` and the repair after kill -9 are one function.
  * The caller holds the VM's lock and has written the phase.
  */
+import type { Publish } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
 import type { Attachment, AttachRequest, NetworkBackend } from '../plugins/contract.ts'
 import type { Runtime, StartedNic, VmSpec } from '../runtimes/contract.ts'
 import { bounded, limitMs } from './bounded.ts'
-import { type Control, commonNics, type Progress, specOf } from './control.ts'
+import { type Control, commonNics, newId, type Progress, specOf } from './control.ts'
 import { type Networks, plan6OfNetwork, planOfNetwork } from './networks.ts'
 import { ANY_ADDRESS, ANY_IPV4, clash } from './ports.ts'
 import type { NetworkRecord, Phase, PublishRecord, VmRecord } from './store.ts'
@@ -147,6 +148,17 @@ export class Boot {
   async unpublish(v: VmRecord, p: PublishRecord): Promise<void> {
     const { backend } = await this.#parts(v)
     await bounded(`closing port ${p.hostPort}`, limitMs.publish, async (s) => backend.ports?.unpublish(p.id, s))
+  }
+
+  /** Write down what a VM will publish; a port that another VM of noid holds is refused. In a transaction of the caller. */
+  reserve(vm: string, ports: readonly Publish[]): PublishRecord[] {
+    return ports.map((p) => {
+      const r: PublishRecord = { id: newId('p'), vm, picked: p.hostPort === 0, ...p }
+      const holder = this.holderOf(r, vm)
+      if (holder !== undefined) throw busy(r, `the VM "${holder.name}"`)
+      this.#c.store.addPublish(r)
+      return r
+    })
   }
 
   /** Which other VM has bound, or is about to bind, this host port. */

@@ -11,7 +11,7 @@ import { NoidError } from '../errors.ts'
 import { bounded, limitMs } from './bounded.ts'
 import { type Control, isName } from './control.ts'
 import type { Networks } from './networks.ts'
-import { publicPort } from './publishes.ts'
+import { publicPort } from './ports.ts'
 import type { VmRecord } from './store.ts'
 import type { Vms } from './vms.ts'
 

@@ -142,3 +142,11 @@ export function names(s: PortSpec, p: Publish): boolean {
     (s.guest === undefined || s.guest[0] + i === p.guestPort)
   )
 }
+
+/** A mapping as people and programs are shown it. */
+export const publicPort = (p: Publish): Publish => ({
+  proto: p.proto,
+  hostAddress: p.hostAddress,
+  hostPort: p.hostPort,
+  guestPort: p.guestPort,
+})

@@ -3,29 +3,10 @@
  */
 import type { Publish } from '../api/contract.ts'
 import { NoidError } from '../errors.ts'
-import { type Boot, busy } from './boot.ts'
-import { type Control, newId } from './control.ts'
-import { names, parsePorts, parseSpec } from './ports.ts'
-import type { PublishRecord, Store } from './store.ts'
+import type { Control } from './control.ts'
+import { names, parsePorts, parseSpec, publicPort } from './ports.ts'
+import type { PublishRecord } from './store.ts'
 import type { Vms } from './vms.ts'
-
-/** Write down what a VM will publish; a port that another VM of noid holds is refused. In a transaction of the caller. */
-export function reserve(store: Store, boot: Boot, vm: string, ports: readonly Publish[]): PublishRecord[] {
-  return ports.map((p) => {
-    const r: PublishRecord = { id: newId('p'), vm, picked: p.hostPort === 0, ...p }
-    const holder = boot.holderOf(r, vm)
-    if (holder !== undefined) throw busy(r, `the VM "${holder.name}"`)
-    store.addPublish(r)
-    return r
-  })
-}
-
-export const publicPort = (p: PublishRecord): Publish => ({
-  proto: p.proto,
-  hostAddress: p.hostAddress,
-  hostPort: p.hostPort,
-  guestPort: p.guestPort,
-})
 
 export class Publishes {
   readonly #c: Control
@@ -47,7 +28,7 @@ export class Publishes {
       const { boot } = this.#vms
       const ports = parsePorts(specs, store.publishesOf(v.id))
       this.#vms.mustPublish(store.network(v.network).backend, ports)
-      const records = store.transaction(() => reserve(store, boot, v.id, ports))
+      const records = store.transaction(() => boot.reserve(v.id, ports))
       if (v.phase !== 'running') return records.map(publicPort)
       const undo = new AsyncDisposableStack()
       try {

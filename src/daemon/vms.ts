@@ -16,8 +16,7 @@ import { bounded, Cancelled, limitMs } from './bounded.ts'
 import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
 import { checkMounts } from './mounts.ts'
 import { type Networks, plan6OfNetwork, planOfNetwork, type Wanted } from './networks.ts'
-import { parsePorts } from './ports.ts'
-import { publicPort, reserve } from './publishes.ts'
+import { parsePorts, publicPort } from './ports.ts'
 import { due, parsePolicy, plan } from './restarts.ts'
 import type { NetworkRecord, Phase, VmRecord } from './store.ts'
 
@@ -211,7 +210,7 @@ export class Vms {
       restarts: 0,
       restartAt: null,
     })
-    reserve(store, this.boot, id, plan.ports)
+    this.boot.reserve(id, plan.ports)
   }
 
   #addresses(fixed: FixedAddresses, n: NetworkRecord): { address: string | null; address6: string | null } {

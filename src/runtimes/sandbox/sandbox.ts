@@ -36,7 +36,7 @@ import { holdNamespace, rootBase, userMap } from './identity.ts'
 import { makeGroups, removeGroups, unenforced } from './limits.ts'
 import { markedProcesses, markOf } from './mark.ts'
 import { Networking } from './network.ts'
-import type { StageSpec } from './stage/main.ts'
+import type { StageSpec } from './stage/spec.ts'
 
 const TERM = signalNumber('SIGTERM') as number
 const KILL = signalNumber('SIGKILL') as number

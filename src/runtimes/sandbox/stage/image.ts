@@ -18,8 +18,8 @@ import {
 } from 'node:fs'
 import { join } from 'node:path'
 import { identityFiles } from '../view.ts'
-import type { StageSpec } from './main.ts'
 import { seedOnce } from './once.ts'
+import type { StageSpec } from './spec.ts'
 
 /** What is mounted on must be directories of the image, or be absent. */
 const MOUNT_POINTS = ['proc', 'sys', 'dev', 'run', 'tmp', 'etc'] as const

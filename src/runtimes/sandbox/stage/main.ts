@@ -27,7 +27,6 @@ import { writeState } from '../../../state-file.ts'
 import { must } from '../../../sys/errno.ts'
 import { bindIdMapped, MS_BIND, MS_NODEV, MS_NOSUID, MS_PRIVATE, MS_REC, mount } from '../../../sys/mount.ts'
 import { CLONE_NEWNS, closeOnExec, dup2, keepOnExec, unshare } from '../../../sys/process.ts'
-import type { MountSpec } from '../../contract.ts'
 import { type HeldNamespace, holdInner, holdNamespace, type IdMap, rootMap, userMap } from '../identity.ts'
 import { joinGroups } from '../limits.ts'
 import { markOf } from '../mark.ts'
@@ -48,22 +47,7 @@ import { lockedFlags, systemMounts } from './mountinfo.ts'
 import { hostBinds, placeMounts } from './mounts.ts'
 import { seedOnce } from './once.ts'
 import { growSkeleton } from './skeleton.ts'
-
-export interface StageSpec {
-  readonly id: string
-  readonly name: string
-  readonly dir: string
-  readonly privileged: boolean
-  /** Absolute; absent for the host's own system. */
-  readonly image?: { readonly kind: 'directory' | 'tar'; readonly path: string }
-  /** Absolute paths that no VM sees. */
-  readonly hide: readonly string[]
-  readonly mounts: readonly MountSpec[]
-  /** Shared by a user's VMs: skeleton.ts. */
-  readonly skeleton: string
-  /** The files through which a process joins the VM's groups. */
-  readonly groups: readonly string[]
-}
+import type { StageSpec } from './spec.ts'
 
 const CONTROL = 3
 /** The VM's user namespace, when it is one inside another. */
