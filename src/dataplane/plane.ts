@@ -12,7 +12,6 @@
  * Faults: an exception in a nic's burst or a socket's turn is a mistake of ours. It ends that turn, is counted as the drop `fault`, is logged
  * (not more often than LOG_EVERY) and everybody else goes on. An exception anywhere else ends the process; the daemon starts it again.
  */
-
 import type { Arena } from '../netstack/arena.ts'
 import type { NetstackEvent, Ref } from '../netstack/host.ts'
 import { Network } from '../netstack/network.ts'

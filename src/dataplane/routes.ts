@@ -8,7 +8,6 @@
  * Over IPv6 a way out needs an address to go by: a host that has heard a router but was given no prefix has a default route and only a link-local
  * address, from which nothing comes back. That is no route, said at once, instead of a connection that guests wait for.
  */
-
 import type { Arena } from '../netstack/arena.ts'
 import { ROUTE, type RouteKind } from '../netstack/host.ts'
 import { RouteSocket, RTN } from '../sys/netlink.ts'

@@ -5,7 +5,6 @@
  * `noid image build` looks for newer packages. The parts are blobs of the store like any other, named by the manifests
  * that use them; here is only written down which ones are the newest.
  */
-
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { readdir } from 'node:fs/promises'
 import { basename, join } from 'node:path'

@@ -24,7 +24,6 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   renameSync,
   rmSync,
   statSync,
@@ -33,6 +32,7 @@ import {
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { Lock } from '../lock.ts'
+import { readState } from '../state-file.ts'
 
 export type BlobKind = 'vmlinux' | 'cpio' | 'qcow2' | 'squashfs'
 
@@ -93,7 +93,7 @@ export class ImageStore {
   // -- names -----------------------------------------------------------------------------------------------------------
   /** undefined when there is none, or when it is of another schema or lacks a part. */
   manifest(name: string): Manifest | undefined {
-    const m = readJson<Manifest>(join(this.dir, 'names', `${name}.json`))
+    const m = readState<Manifest>(join(this.dir, 'names', `${name}.json`))
     return m?.schema === 1 && blobsOf(m).every((b) => existsSync(this.path(b))) ? m : undefined
   }
 
@@ -170,7 +170,7 @@ export class ImageStore {
   }
 
   held(vm: string): Manifest | undefined {
-    return readJson<Held>(join(this.dir, 'held', `${vm}.json`))?.image
+    return readState<Held>(join(this.dir, 'held', `${vm}.json`))?.image
   }
 
   release(vm: string): void {
@@ -188,7 +188,7 @@ export class ImageStore {
   #allHeld(): Held[] {
     return list(join(this.dir, 'held')).flatMap((f) => {
       const file = join(this.dir, 'held', f)
-      const h = readJson<Held>(file)
+      const h = readState<Held>(file)
       if (h !== undefined && existsSync(h.dir)) return [h]
       rmSync(file, { force: true })
       return []
@@ -209,9 +209,9 @@ export class ImageStore {
   async clean(derived: (m: Manifest) => string): Promise<number> {
     const lock = await this.#lock('store.lock', undefined, () => {})
     try {
-      const named = this.names().flatMap((n) => readJson<Manifest>(join(this.dir, 'names', `${n}.json`)) ?? [])
+      const named = this.names().flatMap((n) => readState<Manifest>(join(this.dir, 'names', `${n}.json`)) ?? [])
       const live = [...named, ...this.#allHeld().map((h) => h.image)].filter((m) => m.schema === 1)
-      const base = readJson<Record<string, unknown>>(join(this.dir, 'base.json')) ?? {}
+      const base = readState<Record<string, unknown>>(join(this.dir, 'base.json')) ?? {}
       const needed = new Set<unknown>([...Object.values(base), ...live.flatMap(blobsOf), ...live.map(derived)])
       let bytes = 0
       for (const kind of ['blobs', 'initrds'])
@@ -268,14 +268,6 @@ function flush(path: string): void {
     fsyncSync(fd)
   } finally {
     closeSync(fd)
-  }
-}
-
-function readJson<T>(path: string): T | undefined {
-  try {
-    return JSON.parse(readFileSync(path, 'utf8')) as T
-  } catch {
-    return undefined
   }
 }
 

@@ -1,5 +1,4 @@
 /** Captures over the API: whose frames, who may, nothing kept for a client that does not read, nothing left of one that leaves. */
-
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import type { IncomingMessage } from 'node:http'

@@ -1,5 +1,4 @@
 /** The daemon is killed (-9) at each of its checkpoints and started again: nothing half-made stays, nobody else notices. */
-
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { Store } from '../../src/daemon/store.ts'

@@ -1,5 +1,4 @@
 /** Networks and VMs with both families, or one, over the daemon's real socket; the backend and the runtime are fakes. */
-
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { NoidError } from '../../src/errors.ts'

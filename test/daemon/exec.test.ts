@@ -1,5 +1,4 @@
 /** Exec through the daemon, over a fake runtime that runs commands here: streams, codes, signals, backpressure. */
-
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync } from 'node:fs'

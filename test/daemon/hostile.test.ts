@@ -1,5 +1,4 @@
 /** Clients that mean ill, or are broken: the daemon answers what can be answered and goes on. */
-
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { connect, type Socket } from 'node:net'

@@ -1,5 +1,4 @@
 /** The daemon over its real socket, with a fake backend and runtime: create, list, refuse, destroy. */
-
 import assert from 'node:assert/strict'
 import { statSync } from 'node:fs'
 import { test } from 'node:test'

@@ -2,7 +2,6 @@
  * The daemon with the real sandbox and the real userspace backend, as root: it is killed (-9) at each checkpoint, and what
  * the machine holds is compared: processes of VMs and data planes, links, listening ports, mounts, directories.
  */
-
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { accessSync, existsSync, readdirSync, readFileSync } from 'node:fs'

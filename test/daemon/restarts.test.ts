@@ -1,5 +1,4 @@
 /** Restart policies: what is started again, when, and what a person's word stops. The daemon is real, its VMs are `sleep`. */
-
 import assert from 'node:assert/strict'
 import { DatabaseSync } from 'node:sqlite'
 import { test } from 'node:test'

@@ -1,5 +1,4 @@
 /** Logs: kept small under writers that never close them, and read across it without a line lost or told twice. */
-
 import assert from 'node:assert/strict'
 import {
   appendFileSync,

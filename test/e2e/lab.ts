@@ -11,7 +11,6 @@
  * The host's name server is 8.8.8.8 of the laboratory (inet/services.ts): it can be silenced, slowed, or made to deny.
  * `ip netns exec` shows /etc/netns/NAME/resolv.conf as /etc/resolv.conf, so host and guests have files of their own.
  */
-
 import { type ChildProcess, execFile, execFileSync, type SpawnOptions, spawn } from 'node:child_process'
 import {
   chmodSync,

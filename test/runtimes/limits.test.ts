@@ -1,5 +1,4 @@
 /** What a VM may use of the machine, and what it may do on it: control groups and capabilities. */
-
 import assert from 'node:assert/strict'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'

@@ -1,7 +1,6 @@
 /**
  * Sandboxes for whoever runs this: root's as root, a user's as a user (rootless.test.ts runs it again as one).
  */
-
 import assert from 'node:assert/strict'
 import { execFileSync } from 'node:child_process'
 import { createHash } from 'node:crypto'

@@ -87,7 +87,6 @@ export class Bridge {
   /** What the host is called outside, in each family. */
   #hostAddresses: readonly [four: readonly string[], six: readonly string[]] = [[], []]
   #warnings: readonly string[] = []
-  #ended = false
 
   constructor(dir: string, spec: NetworkSpec, deps: BridgeDeps) {
     mkdirSync(dir, { recursive: true, mode: 0o700 })
@@ -256,7 +255,7 @@ export class Bridge {
   /** The host's links or addresses changed. */
   async refresh(): Promise<void> {
     await this.#serially(async () => {
-      if (this.#name === undefined || this.#ended) return
+      if (this.#name === undefined || this.#supervisor.stopped) return
       const before = this.#hostAddresses.join()
       await this.#lookOutside()
       if (this.#hostAddresses.join() !== before) await applyRules(this.#model(this.#name))
@@ -280,13 +279,11 @@ export class Bridge {
   }
 
   close(): void {
-    this.#ended = true
     this.#supervisor.stop()?.close()
   }
 
   end(): Promise<void> {
     return this.#serially(async () => {
-      this.#ended = true
       const link = this.#supervisor.stop()
       await removeNetwork(this.#spec.id, [...this.#wish.attachments.keys()], this.#wish.link)
       for (const { spec, hostPort } of this.#wish.publishes.values())

@@ -6,7 +6,6 @@
  * daemons (/run/noid/claims) and gone with a reboot, as the switches are. Synchronous, under a lock directory.
  * A claim of a network that no longer exists is given back by `releaseAll` of that network, or with the next reboot.
  */
-
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { readState, writeState } from '../../state-file.ts'

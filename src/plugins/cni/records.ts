@@ -4,7 +4,6 @@
  *
  * Owns: <stateDir>/attachments/ID.json. What DEL and CHECK must be given again is all in there, the chain as it was at ADD included.
  */
-
 import { mkdirSync, readdirSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
 import { readState, writeState } from '../../state-file.ts'

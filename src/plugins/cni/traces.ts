@@ -7,7 +7,6 @@
  * engine that came to use the same bridge or the same chains keeps them.
  * Owns: <stateDir>/made.json.
  */
-
 import { execFile, execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'

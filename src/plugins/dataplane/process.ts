@@ -8,7 +8,6 @@
  * pid file (pid and start time, so that a reused number is never taken for it) serves to end a process that no longer answers.
  * The process ends by itself when its socket's file is gone, so a directory that was removed leaves nothing behind.
  */
-
 import { spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { dirname, join } from 'node:path'

@@ -51,6 +51,11 @@ export class Supervisor {
     this.#health.unref()
   }
 
+  /** Somebody let go of the data plane for good. */
+  get stopped(): boolean {
+    return this.#stopped
+  }
+
   /** The open one. */
   get link(): Link | undefined {
     return this.#link?.open ? this.#link : undefined

@@ -9,7 +9,6 @@
  * All addresses of both families (`*`) are one socket on [::] that takes IPv4 as well (IPV6_V6ONLY 0, ipv6(7)), so that a port which is busy in
  * either is busy; on a host without IPv6 it is one on 0.0.0.0. `::` alone is IPv6 alone.
  */
-
 import { NoidError } from '../../errors.ts'
 import { errno, errnoText } from '../../sys/errno.ts'
 import { close } from '../../sys/fd.ts'

@@ -6,7 +6,6 @@
  * Never does: forwarding, translating, filtering: the parent's driver passes frames. So there are no published ports, the host does not
  * reach its VMs nor they it (macvlan never hands a frame up to its own parent), and `isolated` cannot be kept: noid refuses these before anything is made.
  */
-
 import { execFile } from 'node:child_process'
 import { mkdirSync, readdirSync } from 'node:fs'
 import { join } from 'node:path'

@@ -11,7 +11,6 @@
  *
  * Never does: booting a person's VM. Invariant: `find` ends within a bounded time whatever QEMU does.
  */
-
 import { execFile, spawn } from 'node:child_process'
 import { closeSync, mkdirSync, openSync, readSync, statSync } from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'

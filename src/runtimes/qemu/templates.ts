@@ -15,7 +15,6 @@
  * Made in the background, one at a time, at low priority, never when memory or disk are short. A directory appears under its key when it is
  * whole. Never does: deciding whether a VM may start from one.
  */
-
 import { createHash } from 'node:crypto'
 import {
   chownSync,

@@ -8,7 +8,6 @@
  * VM runs (it is the VM's, whatever becomes of the lease); renewal is for who looks at the server's leases, and goes with IPv4's.
  * Read: RFC 2131 §4.4.5, RFC 8415 §18.2.4 (T1, T2, expiry).
  */
-
 import { spawn } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
 import { dirname, join } from 'node:path'

@@ -1,5 +1,4 @@
 /** The agent and the host's client together, the guest being this machine: streams, credit, terminals, signals, ends. */
-
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'

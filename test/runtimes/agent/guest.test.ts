@@ -1,5 +1,4 @@
 /** The agent in a real guest: its port as QEMU and the guest's kernel make it, another daemon over the same VM, console, directories of the host. */
-
 import assert from 'node:assert/strict'
 import { createHash, randomBytes } from 'node:crypto'
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'

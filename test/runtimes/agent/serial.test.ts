@@ -1,5 +1,4 @@
 /** The serial line: one client for QEMU, any number of viewers. */
-
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
 import { appendFileSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'

@@ -9,7 +9,6 @@
  * do those of everything it becomes, so that a daemon which was killed meanwhile finds it.
  * Never does: networking, waiting, anything after execve.
  */
-
 import {
   chmodSync,
   chownSync,
