@@ -25,6 +25,10 @@ export interface DeviceOptions {
   readonly vnetHdr?: boolean
   /** One more queue of a multi-queue device. */
   readonly multiQueue?: boolean
+  /** What is written to this queue goes through a NAPI instance of its own, which a thread of the kernel's may run (`/sys/class/net/NAME/threaded`). */
+  readonly napi?: boolean
+  /** Bytes that may have been written to each queue and not been received yet, EAGAIN beyond. Unbounded by default. */
+  readonly sendBuffer?: number
   /** Who may open the persistent device without CAP_NET_ADMIN: uid, gid. */
   readonly owner?: number
   readonly group?: number
@@ -73,10 +77,12 @@ const TUNSETOWNER = 0x400454cc
 const TUNSETGROUP = 0x400454ce
 const TUNSETOFFLOAD = 0x400454d0
 const TUNGETIFF = 0x800454d2
+const TUNSETSNDBUF = 0x400454d4
 const TUNSETVNETHDRSZ = 0x400454d8
 const TUNSETVNETLE = 0x400454dc
 const IFF_TUN = 0x0001
 const IFF_TAP = 0x0002
+const IFF_NAPI = 0x0010
 const IFF_MULTI_QUEUE = 0x0100
 const IFF_NO_PI = 0x1000
 const IFF_VNET_HDR = 0x4000
@@ -200,12 +206,17 @@ function openDevice(mode: number, o: DeviceOptions): Device {
     let flags = mode | IFF_NO_PI
     if (o.vnetHdr) flags |= IFF_VNET_HDR
     if (o.multiQueue) flags |= IFF_MULTI_QUEUE
+    if (o.napi) flags |= IFF_NAPI
     if (o.exclusive) flags |= IFF_TUN_EXCL
     view.setUint16(16, flags, true)
     check(`make the ${kind} device ${o.name ?? ''}`.trim(), ioctl(fd, TUNSETIFF, at))
     const end = ifreq.indexOf(0)
     const name = Buffer.from(ifreq.subarray(0, end < 0 ? IFNAMSIZ : end)).toString()
     const offloads = o.vnetHdr ? enableOffloads(fd) : 0
+    if (o.sendBuffer !== undefined) {
+      view.setInt32(0, o.sendBuffer, true)
+      check('set the send buffer', ioctl(fd, TUNSETSNDBUF, at))
+    }
     if (o.owner !== undefined) check('set the owner', ioctl(fd, TUNSETOWNER, o.owner))
     if (o.group !== undefined) check('set the group', ioctl(fd, TUNSETGROUP, o.group))
     if (o.persist !== undefined) {

@@ -203,7 +203,8 @@ export class Plane {
   }
 
   #open({ kind, vnetHdr }: Attach, fds: readonly number[]): Nic {
-    const options = this.#nicOptions(kind === 'packet' ? fds : [taken(fds)], vnetHdr)
+    const queues = kind === 'packet' || kind === 'tap'
+    const options = this.#nicOptions(queues ? fds : [taken(fds)], vnetHdr)
     switch (kind) {
       case 'tap':
         return new TapPort(options)

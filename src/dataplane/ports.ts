@@ -1,7 +1,7 @@
 /**
  * Switch ports over descriptors: a TAP, or a packet socket on the far end of a veth (dgram.ts: a unix socket).
  *
- * Owns: the descriptor of one nic, reading its frames in bursts, writing frames to it, counting what it refused.
+ * Owns: the descriptors of one nic, reading its frames in bursts, writing frames to it, counting what it refused.
  * Never does: looking into a frame.
  *
  * Theory. A nic is read in turns, with as many frames as the last turns lead to expect: a turn that found all of them doubles
@@ -18,7 +18,7 @@
  */
 
 import { type Arena, FRAME_MAX, VNET } from '../netstack/arena.ts'
-import type { Port } from '../netstack/switch/port.ts'
+import { type Port, WAY, type Way } from '../netstack/switch/port.ts'
 import { close, read, setNonblock, write } from '../sys/fd.ts'
 import { recv, SO_SNDBUF, SO_SNDBUFFORCE, SOL_SOCKET, send, setOption } from '../sys/socket.ts'
 import { BURST, type Burst, type Loser } from './burst.ts'
@@ -44,7 +44,7 @@ export interface Receiver {
 }
 
 export interface NicOptions {
-  /** One, or a group of packet sockets in the order in which the kernel fills them (sys/packet.ts). */
+  /** One, the queues of a TAP, or a group of packet sockets in the order in which the kernel fills them (sys/packet.ts). */
   readonly fds: readonly number[]
   readonly vnetHdr: boolean
   readonly reactor: Reactor
@@ -119,7 +119,7 @@ export abstract class NicPort implements Nic, Loser {
   }
 
   protected abstract get(addr: number, len: number): number
-  abstract transmit(off: number, len: number, stays: boolean): number
+  abstract transmit(off: number, len: number, way: Way): number
   abstract flush(): void
 
   /** `fds[k]` has something to read. */
@@ -243,25 +243,51 @@ export abstract class NicPort implements Nic, Loser {
   }
 }
 
-/** A device: what is sent is written at once, or with a burst. */
+/**
+ * A device of one or several queues: what is sent is written at once, or with a burst.
+ *
+ * Frames of a flow keep their order because a queue is left for the next one that was told of only when it is empty: with packet sockets, whoever is told
+ * of was filled after the kernel had left those before it; with a TAP, a flow's frames come from one queue.
+ */
 abstract class DevicePort extends NicPort {
+  #at = 0
+  /** 1: told of, and not found empty since. */
+  readonly #ready: Uint8Array
   /** The lot of writes that has something of this port. */
   #lot = -1
 
-  protected abstract put(addr: number, len: number): number
+  constructor(o: NicOptions) {
+    super(o)
+    this.#ready = new Uint8Array(o.fds.length)
+  }
 
-  transmit(off: number, len: number, stays: boolean): number {
+  protected abstract put(addr: number, len: number, way: Way): number
+
+  protected override told(k: number): void {
+    this.#ready[k] = 1
+  }
+
+  protected override drained(): boolean {
+    this.#ready[this.#at] = 0
+    if (!this.#ready.includes(1)) return false
+    // One step, though it may be empty: those between here and the one that was told of may have been filled as well.
+    this.#at = (this.#at + 1) % this.fds.length
+    this.source = this.fds[this.#at] as number
+    return true
+  }
+
+  transmit(off: number, len: number, way: Way): number {
     const header = this.header
     const burst = this.burst
     if (burst !== undefined) {
-      if (stays && burst.holds(off)) {
+      if (way === WAY.stays && burst.holds(off)) {
         burst.put(this, this.fd, off, len, header)
         this.#lot = burst.lot
         return len
       }
       if (this.#lot === burst.lot) burst.flush()
     }
-    const r = this.put(this.base + off - header, len + header)
+    const r = this.put(this.base + off - header, len + header, way)
     if (r < 0 && r !== -EAGAIN) this.errors++
     return r
   }
@@ -271,40 +297,31 @@ abstract class DevicePort extends NicPort {
   }
 }
 
-export class TapPort extends DevicePort {
-  protected get(addr: number, len: number): number {
-    return read(this.fd, addr, len)
-  }
-  protected put(addr: number, len: number): number {
-    return write(this.fd, addr, len)
-  }
-}
-
 /**
- * The far end of a veth, under one packet socket or a group of them. Frames keep their order because a socket is left for the next one that was
- * told of only when it is empty, and whoever is told of was filled after the kernel had left those before it.
+ * A TAP. Frames of long streams go to its last queue, which a thread of the kernel's receives (plugins/userspace/device.ts): half of what such a stream
+ * costs is the guest's stack, which else runs within our write. The guest answers through the queue that it was spoken to through.
  */
-export class PacketPort extends DevicePort {
-  #at = 0
-  /** 1: told of, and not found empty since. */
-  readonly #ready: Uint8Array
+export class TapPort extends DevicePort {
+  readonly #streams: number
 
   constructor(o: NicOptions) {
     super(o)
-    this.#ready = new Uint8Array(o.fds.length)
+    this.#streams = o.fds.at(-1) as number
+  }
+  protected get(addr: number, len: number): number {
+    return read(this.source, addr, len)
+  }
+  protected put(addr: number, len: number, way: Way): number {
+    return write(way === WAY.stream ? this.#streams : this.fd, addr, len)
+  }
+}
+
+/** The far end of a veth, under one packet socket or a group of them. */
+export class PacketPort extends DevicePort {
+  constructor(o: NicOptions) {
+    super(o)
     if (setOption(this.fd, SOL_SOCKET, SO_SNDBUFFORCE, SEND_BUFFER) < 0)
       setOption(this.fd, SOL_SOCKET, SO_SNDBUF, SEND_BUFFER)
-  }
-  protected override told(k: number): void {
-    this.#ready[k] = 1
-  }
-  protected override drained(): boolean {
-    this.#ready[this.#at] = 0
-    if (!this.#ready.includes(1)) return false
-    // One step, though it may be empty: those between here and the one that was told of may have been filled as well.
-    this.#at = (this.#at + 1) % this.fds.length
-    this.source = this.fds[this.#at] as number
-    return true
   }
   protected get(addr: number, len: number): number {
     return recv(this.source, addr, len)

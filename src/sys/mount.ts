@@ -27,12 +27,25 @@ const c = {
   setattr: declare<(n: number, fd: number, path: string, flags: number, attr: Uint8Array, size: number) => number>(
     'long syscall(long, int, const char *, unsigned int, void *, size_t)',
   ),
+  fsopen: declare<(n: number, type: string, flags: number) => number>('long syscall(long, const char *, unsigned int)'),
+  fsconfig: declare<(n: number, fd: number, command: number, key: null, value: null, aux: number) => number>(
+    'long syscall(long, int, unsigned int, const char *, const void *, int)',
+  ),
+  fsmount: declare<(n: number, fd: number, flags: number, attributes: number) => number>(
+    'long syscall(long, int, unsigned int, unsigned int)',
+  ),
   move: declare<(n: number, fromFd: number, from: string, toFd: number, to: string, flags: number) => number>(
     'long syscall(long, int, const char *, int, const char *, unsigned int)',
   ),
 }
 
 const SYS_open_tree = 428
+const SYS_fsopen = 430
+const SYS_fsconfig = 431
+const SYS_fsmount = 432
+const FSOPEN_CLOEXEC = 1
+const FSCONFIG_CMD_CREATE = 6
+const FSMOUNT_CLOEXEC = 1
 const SYS_move_mount = 429
 const SYS_mount_setattr = 442
 const AT_FDCWD = -100
@@ -78,6 +91,21 @@ export function bindIdMapped(path: string, target: string, usernsFd: number, acc
     return result(c.move(SYS_move_mount, fd, '', AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH))
   } finally {
     close(fd)
+  }
+}
+
+/**
+ * A new mount of the file system `type` (sysfs shows the network namespace of the calling thread) that is nowhere in the tree: its root, by descriptor
+ * (`/proc/self/fd/N/...` leads into it). Gone when that is closed. fsopen(2), fsmount(2), Linux 5.2. -EPERM in a user namespace that sees only parts of such a file system.
+ */
+export function detached(type: string): number {
+  const context = result(c.fsopen(SYS_fsopen, type, FSOPEN_CLOEXEC))
+  if (context < 0) return context
+  try {
+    const r = result(c.fsconfig(SYS_fsconfig, context, FSCONFIG_CMD_CREATE, null, null, 0))
+    return r < 0 ? r : result(c.fsmount(SYS_fsmount, context, FSMOUNT_CLOEXEC, 0))
+  } finally {
+    close(context)
   }
 }
 

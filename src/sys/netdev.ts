@@ -3,8 +3,9 @@
  *
  * Everything works on the current network namespace and returns ≥ 0 or −errno.
  */
-import { close, ioctl } from './fd.ts'
-import { Scratch } from './libc.ts'
+import { close, ioctl, O_WRONLY, open, write } from './fd.ts'
+import { addressOf, Scratch } from './libc.ts'
+import { detached } from './mount.ts'
 import { AF_INET, AF_INET6, addressBytes, SOCK_DGRAM, socket } from './socket.ts'
 
 // linux/sockios.h
@@ -84,6 +85,22 @@ export function setLinkMtu(name: string, mtu: number): number {
   s.setI32(16, mtu)
   return request(name, SIOCSIFMTU)
 }
+
+/**
+ * Have what arrives at the link's NAPI instances, now and later, received by threads of the kernel's. Linux 5.12 (`threaded` of
+ * Documentation/ABI/testing/sysfs-class-net); rights over the namespace. The namespace's sysfs is mounted for that nowhere.
+ */
+export function setThreaded(name: string): number {
+  const sysfs = detached('sysfs')
+  if (sysfs < 0) return sysfs
+  const fd = open(`/proc/self/fd/${sysfs}/class/net/${name}/threaded`, O_WRONLY)
+  close(sysfs)
+  if (fd < 0) return fd
+  const r = write(fd, addressOf(ONE), 1)
+  close(fd)
+  return r
+}
+const ONE = Uint8Array.of(0x31)
 
 /** The MAC address as 6 bytes, or −errno. */
 export function linkMac(name: string): Uint8Array | number {

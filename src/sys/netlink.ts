@@ -29,6 +29,9 @@ const RTA_MULTIPATH = 9
 const IFLA_IFNAME = 3
 const IFLA_LINKINFO = 18
 const IFLA_INFO_KIND = 1
+const IFLA_INFO_DATA = 2
+const IFLA_TUN_MULTI_QUEUE = 7
+const IFLA_TUN_NUM_QUEUES = 8
 
 /** Type of a route (RTN_*, linux/rtnetlink.h). */
 export const RTN = {
@@ -60,6 +63,9 @@ export class RouteSocket {
   /** Of the last `linkInfo`. */
   name = ''
   kind = ''
+  /** Of a TUN or TAP device: it takes several queues, and so many somebody holds (told of such a device alone; Linux 4.17). */
+  multiQueue = false
+  queues = 0
 
   /** Throws when the kernel gives no rtnetlink socket. */
   constructor() {
@@ -102,7 +108,7 @@ export class RouteSocket {
     return 0
   }
 
-  /** Name and kind ("tun", "veth", "bridge"; empty for hardware and lo) of the link with that index: 0, or −errno. */
+  /** The fields above of the link with that index; `kind` is "tun", "veth", "bridge", and empty for hardware and lo. 0, or −errno. */
   linkInfo(index: number): number {
     const r = this.#request
     // struct ifinfomsg: family, pad, type, index, flags, change
@@ -113,6 +119,8 @@ export class RouteSocket {
     const a = this.#answer
     this.name = ''
     this.kind = ''
+    this.multiQueue = false
+    this.queues = 0
     for (let p = NLMSG_HDR + 16; p + 4 <= n; p += align(a.u16(p))) {
       const size = a.u16(p)
       if (size < 4) break
@@ -121,10 +129,21 @@ export class RouteSocket {
       else if (type === IFLA_LINKINFO)
         for (let q = p + 4; q + 4 <= p + size; q += align(a.u16(q))) {
           if (a.u16(q) < 4) break
-          if ((a.u16(q + 2) & 0x3fff) === IFLA_INFO_KIND) this.kind = a.text(q + 4, a.u16(q) - 4)
+          const inner = a.u16(q + 2) & 0x3fff
+          if (inner === IFLA_INFO_KIND) this.kind = a.text(q + 4, a.u16(q) - 4)
+          else if (inner === IFLA_INFO_DATA && this.kind === 'tun') this.#tunData(q + 4, q + a.u16(q))
         }
     }
     return 0
+  }
+
+  #tunData(from: number, end: number): void {
+    const a = this.#answer
+    for (let p = from; p + 4 < end && a.u16(p) > 4; p += align(a.u16(p))) {
+      const type = a.u16(p + 2) & 0x3fff
+      if (type === IFLA_TUN_MULTI_QUEUE) this.multiQueue = a.bytes[p + 4] === 1
+      else if (type === IFLA_TUN_NUM_QUEUES) this.queues = a.i32(p + 4)
+    }
   }
 
   /** Send the request, take its answer: bytes of the answer, or −errno. */

@@ -5,6 +5,7 @@ import { Burst } from '../../src/dataplane/burst.ts'
 import { TapPort } from '../../src/dataplane/ports.ts'
 import { Reactor } from '../../src/dataplane/reactor.ts'
 import { Arena } from '../../src/netstack/arena.ts'
+import { WAY } from '../../src/netstack/switch/port.ts'
 import { close, read, write } from '../../src/sys/fd.ts'
 import { addressOf } from '../../src/sys/libc.ts'
 import { socketpair } from '../../src/sys/scm.ts'
@@ -30,9 +31,9 @@ function pair(burst: Burst | undefined, fromOwnSlot: (n: number) => boolean) {
     receive(_index: number, off: number, len: number): void {
       if (fromOwnSlot(received++)) {
         arena.bytes.copyWithin(own, off, off + len)
-        b.transmit(own, len, false)
+        b.transmit(own, len, WAY.now)
         arena.bytes.fill(0xee, own, own + len)
-      } else b.transmit(off, len, true)
+      } else b.transmit(off, len, WAY.stays)
     },
     lost: (_index: number, error: number) => lost.push(error),
   }

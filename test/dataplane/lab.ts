@@ -13,9 +13,9 @@ import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import { openTap } from '../../packages/tun-tap/index.ts'
 import type { NetworkConfig } from '../../src/dataplane/protocol.ts'
 import { Link } from '../../src/plugins/dataplane/link.ts'
+import { openDevice } from '../../src/plugins/userspace/device.ts'
 import { NicSockets } from '../../src/plugins/userspace/sockets.ts'
 import { must } from '../../src/sys/errno.ts'
 import { close } from '../../src/sys/fd.ts'
@@ -204,9 +204,7 @@ export class Lab {
       kind === 'dgram'
         ? [this.sockets.open(this.sockets.record('dgram', name))]
         : kind === 'tap'
-          ? inNetns(this.path(netns), () => [
-              openTap({ name: 'eth0', vnetHdr: true, persist: true, txQueueLen: 4000 }).fd,
-            ])
+          ? inNetns(this.path(netns), () => openDevice({ ifname: 'eth0', mac, mtu: CONFIG.mtu }).fds)
           : inNetns(this.path(`${netns}-wire`), () => openPackets(linkIndex('far'), true))
     if (typeof fds === 'number') throw new Error(`no packet socket: ${fds}`)
     const count = fds.length

@@ -16,6 +16,7 @@ import { type FlowTable, MAPPED } from '../flow/table.ts'
 import type { Frame } from '../frame.ts'
 import type { Host } from '../host.ts'
 import type { Bindings } from '../switch/bindings.ts'
+import { WAY, type Way } from '../switch/port.ts'
 import type { Ports } from '../switch/ports.ts'
 import { unfinished } from '../switch/segment.ts'
 import type { Switch } from '../switch/switch.ts'
@@ -61,6 +62,8 @@ export class Out implements Egress {
   readonly #side: number
   #id: number
   #id6: number
+  /** How what is being sent travels: `flow` says so, for one packet. */
+  #way: Way = WAY.now
 
   constructor(
     host: Host,
@@ -87,8 +90,13 @@ export class Out implements Egress {
 
   flow(i: number, l4len: number, csum: number, gsoType: number, gsoSize: number, hdr: number): number {
     const flows = this.#flows
-    if (flows.family[i] === 6) return this.#flow6(i, l4len, csum, gsoType, gsoSize, hdr)
-    return this.send(flows.port[i], flows.peer3[i], flows.guest3[i], flows.proto[i], l4len, csum, gsoType, gsoSize, hdr)
+    this.#way = flows.way[i] as Way
+    const r =
+      flows.family[i] === 6
+        ? this.#flow6(i, l4len, csum, gsoType, gsoSize, hdr)
+        : this.send(flows.port[i], flows.peer3[i], flows.guest3[i], flows.proto[i], l4len, csum, gsoType, gsoSize, hdr)
+    this.#way = WAY.now
+    return r
   }
 
   /** Like `flow`, for what has none. Goes to the port's own station. */
@@ -149,7 +157,7 @@ export class Out implements Egress {
         csum,
       )
     }
-    return this.#switch.deliver(port, off, ETHERNET + whole)
+    return this.#switch.deliver(port, off, ETHERNET + whole, this.#way)
   }
 
   #ethernet(off: number, macHi: number, macLo: number, type: number): void {
@@ -258,7 +266,7 @@ export class Out implements Egress {
         csum,
       )
     }
-    return this.#switch.deliver(port, off, ETHERNET + IPV6 + l4len)
+    return this.#switch.deliver(port, off, ETHERNET + IPV6 + l4len, this.#way)
   }
 
   #fragment6(port: number, proto: number, l4len: number, csum: number): number {

@@ -14,7 +14,7 @@ import * as ipv4 from '../wire/ipv4.ts'
 import * as tcp from '../wire/tcp.ts'
 import * as udp from '../wire/udp.ts'
 import * as vnet from '../wire/vnet.ts'
-import type { Port } from './port.ts'
+import { type Port, WAY } from './port.ts'
 
 export class SoftwareOffload {
   readonly #b: Uint8Array
@@ -41,7 +41,7 @@ export class SoftwareOffload {
       const word = value === 0 && field === udp.CHECKSUM ? 0xffff : value
       b[to + l4 + field] = word >>> 8
       b[to + l4 + field + 1] = word
-      return port.transmit(to, len, false)
+      return port.transmit(to, len, WAY.now)
     }
     return this.#split(port, off, len, l4, gso !== vnet.GSO_UDP_L4)
   }
@@ -87,7 +87,7 @@ export class SoftwareOffload {
         udp.setChecksum(b, t, 0)
         udp.setChecksum(b, t, finish(sum(b, t, l4len, pseudo)) || 0xffff)
       }
-      const r = port.transmit(to, header + part, false)
+      const r = port.transmit(to, header + part, WAY.now)
       if (r < 0) return r
     }
     return 0

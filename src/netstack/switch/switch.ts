@@ -32,7 +32,7 @@ import * as vnet from '../wire/vnet.ts'
 import { Bindings, PER_PORT } from './bindings.ts'
 import type { Fdb } from './fdb.ts'
 import { DHCP6_SERVER, Guard6 } from './guard6.ts'
-import { ROLE } from './port.ts'
+import { ROLE, WAY, type Way } from './port.ts'
 import type { Ports } from './ports.ts'
 import { SoftwareOffload } from './segment.ts'
 import { StormControl } from './storm.ts'
@@ -137,7 +137,7 @@ export class Switch {
       }
     }
     if (this.#config.isolated) return this.#drops.count(f.port, DROP.isolated)
-    this.deliver(to, f.off, f.len, true)
+    this.deliver(to, f.off, f.len, WAY.stays)
   }
 
   /** Is it for an address of the host's interface? */
@@ -191,9 +191,8 @@ export class Switch {
 
   /**
    * Send a frame with its vnet header to a port. ≥ 0, or −errno; what fails is counted for that port.
-   * @param stays nobody changes the frame any more, and it is the one that came in: the port may put it off
    */
-  deliver(to: number, off: number, len: number, stays = false): number {
+  deliver(to: number, off: number, len: number, way: Way = WAY.now): number {
     const ports = this.#ports
     const port = ports.port[to]
     if (port === null || port === undefined) {
@@ -202,7 +201,7 @@ export class Switch {
     }
     const hdr = off - VNET
     const asks = (vnet.flags(this.#b, hdr) & vnet.NEEDS_CSUM) | vnet.gsoType(this.#b, hdr)
-    const r = port.offload || asks === 0 ? port.transmit(off, len, stays) : this.#software.transmit(port, off, len)
+    const r = port.offload || asks === 0 ? port.transmit(off, len, way) : this.#software.transmit(port, off, len)
     if (r < 0) {
       const reason = this.#countLost(to, r)
       if (this.#captures.active) this.#captures.left(to, this.#b, off, len, dropComment(reason))

@@ -76,6 +76,8 @@ export class TcpColumns {
   /** Bytes that the timestamps take in each segment of both sides (RFC 7323 §3): 0 where the SYNs did not agree on them. */
   readonly stamps: Uint8Array
   readonly dupAcks: Uint8Array
+  /** Payload bytes of the last segments of both directions, on average (stream.ts). */
+  readonly mean: Uint16Array
   /** Retransmissions, probes or keepalives in a row without an answer. */
   readonly retries: Uint8Array
   /** Early probes for what may be lost, since the last progress. */
@@ -154,6 +156,7 @@ export class TcpColumns {
     this.mss = shorts()
     this.stamps = bytes()
     this.dupAcks = bytes()
+    this.mean = shorts()
     this.retries = bytes()
     this.probes = bytes()
     this.probedTo = sequence()
@@ -200,7 +203,7 @@ export class TcpColumns {
     this.state[i] = STATE.free
     this.flags[i] = 0
     this.mss[i] = this.stamps[i] = 0
-    this.dupAcks[i] = 0
+    this.dupAcks[i] = this.mean[i] = 0
     this.retries[i] = this.probes[i] = 0
     this.sndShift[i] = 0
     this.iss[i] = this.sndUna[i] = this.sndNxt[i] = this.sndMax[i] = iss

@@ -31,6 +31,7 @@ import { ackInRecovery, cwndGrow, cwndLostFlight, cwndStart, cwndTimeout, dupAck
 import { rttBackOff, rttCompute, rttSample } from './rto.ts'
 import { hole, nextHole, pipe, sackAdvance, sackUpdate, sentAgain } from './scoreboard.ts'
 import type { Segments } from './segments.ts'
+import { streamed } from './stream.ts'
 
 /** Frames of up to 64 KiB that one call may send: half a megabyte, then it is the next flow's turn. */
 export const PUMP_FRAMES = 8
@@ -124,6 +125,7 @@ export class Sender {
         return DONE
       }
       this.#sent(i, nxt, n)
+      streamed(c, this.#table, i, n)
       // All there was: what comes later is told, and so is an end (with HANGUP), so there is no need to ask again.
       if (n < len && (c.flags[i] & HOST_HANGUP) === 0) c.flags[i] &= ~READABLE_NOW
     }

@@ -7,14 +7,23 @@
  *
  * Theory. The TAP persists: if whoever holds its descriptor dies, the guest keeps interface, address and routes, and the next
  * opener finds it again. A veth does so by nature. The far end speaks no protocol of its own: no ARP, no IPv6.
+ *
+ * A TAP has a second queue, for the frames of long streams (dataplane/ports.ts). What is written to the first is received by the guest's stack within the
+ * write, which is the shortest way for one frame; what is written to the second, by a thread of the kernel's beside it, which is the cheaper one for whoever
+ * writes many. There is one queue alone where the kernel has no such threads, where they may not be asked for, and where they would have no processor.
  */
 import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { openTap, TunTapError } from '#tun-tap'
 import { SysError } from '../../sys/errno.ts'
-import { linkIndex, setLinkUp } from '../../sys/netdev.ts'
+import { close } from '../../sys/fd.ts'
+import { linkIndex, setLinkUp, setThreaded } from '../../sys/netdev.ts'
+import { RouteSocket } from '../../sys/netlink.ts'
 import { inNetns } from '../../sys/netns.ts'
 import { openPackets } from '../../sys/packet.ts'
+
+const EBUSY = 16
 
 /** The nic's name in the VM, unless another one is asked for. */
 export const IFNAME = 'eth0'
@@ -26,6 +35,11 @@ export const WIRE = 'wire0'
  * connections that begin at once lost a tenth of their frames on a busy machine; with 4000 none, and bulk is as fast.
  */
 const QUEUE = 4000
+/**
+ * Bytes of frames that wait for the kernel's thread: what one VM, whose rules may make its stack slow, keeps of the machine's memory. Some hundred frames of
+ * 64 KiB; what comes on top is dropped, as by a full nic.
+ */
+const WAITING = 32 << 20
 
 export interface DeviceSpec {
   readonly ifname: string
@@ -36,7 +50,7 @@ export interface DeviceSpec {
 }
 
 export interface OpenDevice {
-  /** The TAP, or the packet sockets of one group in their order. */
+  /** The TAP's queues, that for long streams last; or the packet sockets of one group in their order. */
   readonly fds: readonly number[]
   readonly kind: 'tap' | 'packet'
   readonly vnetHdr: boolean
@@ -48,7 +62,7 @@ export interface OpenDevice {
 export function openDevice(spec: DeviceSpec): OpenDevice {
   const existed = linkIndex(spec.ifname) >= 0
   try {
-    return { fds: [openOwnTap(spec)], kind: 'tap', vnetHdr: true, existed }
+    return { fds: openQueues(spec), kind: 'tap', vnetHdr: true, existed }
   } catch (e) {
     // EINVAL: it is there and is no TAP, so it is the veth of an earlier time.
     const veth =
@@ -58,12 +72,46 @@ export function openDevice(spec: DeviceSpec): OpenDevice {
   }
 }
 
+/** @throws TunTapError EBUSY when somebody holds it already */
+function openQueues(spec: DeviceSpec): number[] {
+  const link = linkIndex(spec.ifname)
+  const was = link < 0 ? undefined : infoOf(link)
+  // One of a single queue (of an earlier version of noid) the kernel refuses itself.
+  if (was?.multiQueue && was.queues > 0) throw new TunTapError(`open ${spec.ifname}`, EBUSY)
+  const several = was === undefined ? availableParallelism() > 1 : was.multiQueue
+  const first = openOwnTap(spec, several)
+  const second = several ? openStreams(spec.ifname) : undefined
+  return second === undefined ? [first] : [first, second]
+}
+
+function infoOf(link: number): Pick<RouteSocket, 'multiQueue' | 'queues'> | undefined {
+  const netlink = new RouteSocket()
+  try {
+    return netlink.linkInfo(link) < 0 ? undefined : netlink
+  } finally {
+    netlink.close()
+  }
+}
+
+/** The queue for long streams, if there can be one. */
+function openStreams(name: string): number | undefined {
+  let fd: number | undefined
+  try {
+    ;({ fd } = openTap({ name, vnetHdr: true, multiQueue: true, napi: true, sendBuffer: WAITING }))
+    if (setThreaded(name) >= 0) return fd
+  } catch (e) {
+    if (!(e instanceof TunTapError)) throw e
+  }
+  if (fd !== undefined) close(fd)
+  return undefined
+}
+
 /**
  * SIOCSIFTXQLEN asks for rights over the whole machine (net/core/dev_ioctl.c), rtnetlink only for rights over the namespace: where
  * the first is refused, iproute2 does it. Without iproute2 the queue is the kernel's 500 frames.
  */
-function openOwnTap(spec: DeviceSpec): number {
-  const options = { name: spec.ifname, mac: spec.mac, mtu: spec.mtu, vnetHdr: true, persist: true }
+function openOwnTap(spec: DeviceSpec, multiQueue: boolean): number {
+  const options = { name: spec.ifname, mac: spec.mac, mtu: spec.mtu, vnetHdr: true, persist: true, multiQueue }
   try {
     return openTap({ ...options, txQueueLen: QUEUE }).fd
   } catch (e) {

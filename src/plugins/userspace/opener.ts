@@ -4,6 +4,7 @@
  * `nsenter --preserve-credentials -U -n ... node opener.ts <DeviceSpec as JSON>`, with a unix socket as descriptor 3. A daemon without
  * privileges cannot enter a user namespace itself: Node has several threads (setns(2): EINVAL). The answer is one line of JSON with the descriptor attached.
  */
+import { CLONE_NEWNS, unshare } from '../../sys/netns.ts'
 import { sendWithFds } from '../../sys/scm.ts'
 import { type DeviceSpec, openDevice } from './device.ts'
 
@@ -12,6 +13,8 @@ export type OpenerAnswer =
   | { readonly error: string; readonly code: string }
 
 const SOCKET = 3
+// Who sees the namespace's sysfs (sys/netdev.ts setThreaded) must own the mounts around it. Without, there is one queue.
+unshare(CLONE_NEWNS)
 const tell = (a: OpenerAnswer, fds: readonly number[]) => sendWithFds(SOCKET, Buffer.from(JSON.stringify(a)), fds)
 
 try {

@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { AGEING } from '../../../src/netstack/switch/fdb.ts'
+import { WAY, type Way } from '../../../src/netstack/switch/port.ts'
 import { arp, BROADCAST_MAC, GATEWAY_MAC, icmp, packet, raw, TestNet, tcp, udp } from '../net.ts'
 
 const lan = () => {
@@ -276,17 +277,17 @@ test('what one port may make the switch copy is bounded; frames for one VM and t
 
 test('only a frame for one VM stays as it is; what a port put off and lost is counted for it', () => {
   const { net, web, db } = lan()
-  const stays: boolean[] = []
+  const ways: (Way | undefined)[] = []
   const { port } = db
   const { transmit } = port
-  port.transmit = (off: number, len: number, s?: boolean) => {
-    stays.push(s === true)
+  port.transmit = (off: number, len: number, way?: Way) => {
+    ways.push(way)
     return transmit.call(port, off, len)
   }
   web.send(udp({ to: db.ip, dstMac: db.mac }))
   web.send(udp({ to: '192.168.100.255:9', dstMac: BROADCAST_MAC }))
   db.send(arp({ target: '192.168.100.1' }))
-  assert.deepEqual(stays, [true, false, false])
+  assert.deepEqual(ways, [WAY.stays, WAY.now, WAY.now])
   const rows = () => net.network.stats().ports.find((p) => p.vm === 'db')
   const before = rows()?.framesOut ?? 0
   net.network.lost(db.index, -11, 60)
