@@ -11,6 +11,7 @@
  * The host's name server is 8.8.8.8 of the laboratory (inet/services.ts): it can be silenced, slowed, or made to deny.
  * `ip netns exec` shows /etc/netns/NAME/resolv.conf as /etc/resolv.conf, so host and guests have files of their own.
  */
+import assert from 'node:assert/strict'
 import { type ChildProcess, execFile, execFileSync, type SpawnOptions, spawn } from 'node:child_process'
 import {
   chmodSync,
@@ -112,19 +113,38 @@ export class Place {
     return child
   }
 
+  /** The same, and what it has said so far. */
+  hear(
+    argv: readonly string[],
+    options: SpawnOptions = {},
+  ): { readonly child: ChildProcess; readonly said: { out: string; err: string } } {
+    const child = this.start(argv, options)
+    const said = { out: '', err: '' }
+    child.stdout?.on('data', (d) => (said.out += d))
+    child.stderr?.on('data', (d) => (said.err += d))
+    return { child, said }
+  }
+
+  /**
+   * What comes back of a datagram. It may be lost and a busy machine be late: then it is said again.
+   * @param to the far end in socat's words: "UDP:192.0.2.1:7"
+   */
+  echo(to: string, text: string): Promise<string> {
+    const argv = ['socat', '-t1', '-b65000', '-', to]
+    const once = async () => (await this.run(argv, { input: text, timeoutMs: 20_000 })).stdout
+    return eventually(`${text.length} bytes come back from ${to}`, once)
+  }
+
   /** tcpdump here, listening already. `end` waits until what must be seen was seen, a little more for what must not, and tells all. */
   async tcpdump(...argv: string[]): Promise<{ end(must: RegExp): Promise<string> }> {
-    const child = this.start(['tcpdump', '-U', '-l', '-n', ...argv])
-    const text = { seen: '', said: '' }
-    child.stdout?.on('data', (d) => (text.seen += d))
-    child.stderr?.on('data', (d) => (text.said += d))
-    await eventually('tcpdump listens', () => text.said.includes('listening on'))
+    const { child, said } = this.hear(['tcpdump', '-U', '-l', '-n', ...argv])
+    await eventually('tcpdump listens', () => said.err.includes('listening on'))
     return {
       end: async (must) => {
-        await eventually(`${must}`, () => must.test(text.seen)).catch(() => {})
+        await eventually(`${must}`, () => must.test(said.out)).catch(() => {})
         await sleep(500)
         child.kill('SIGKILL')
-        return text.seen
+        return said.out
       },
     }
   }
@@ -404,5 +424,13 @@ function kill(pid: number): void {
 }
 
 export { eventually }
+
+/** Waits until what `probe` gives is this; in the end the difference is told. */
+export async function becomes<T>(what: string, probe: () => Promise<T> | T, expected: T): Promise<void> {
+  await eventually(what, async () => {
+    assert.deepEqual(await probe(), expected)
+    return true
+  })
+}
 
 export const repository = root

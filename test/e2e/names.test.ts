@@ -56,16 +56,16 @@ describe('names', { skip: missing('dig') }, () => {
   })
 
   test('an answer is cached, also that there is none; its TTL counts down', async () => {
-    await queries()
     const ttl = async () => Number(/example\.com\.\s+(\d+)\s+IN\s+A\s/.exec(await dig('www.example.com'))?.[1])
     const first = await ttl()
+    await dig('gone.example.com')
+    // Once, or again where the machine was too busy to answer in time: from here on no more.
+    assert.ok(((await queries())['gone.example.com A'] ?? 0) >= 1)
+    await dig('gone.example.com')
     await new Promise((r) => setTimeout(r, 1100))
     assert.ok((await ttl()) < first)
-    await dig('gone.example.com')
-    await dig('gone.example.com')
     const asked = await queries()
-    assert.ok((asked['www.example.com A'] ?? 0) <= 1, JSON.stringify(asked))
-    assert.equal(asked['gone.example.com A'], 1)
+    for (const name of ['www', 'gone']) assert.equal(asked[`${name}.example.com A`], undefined)
   })
 
   test('VMs by name, short and long, and back', async () => {

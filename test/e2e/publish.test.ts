@@ -36,6 +36,9 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
     (
       await from.run(['socat', '-T3', '-', `TCP:${address}:${port},connect-timeout=3`], { timeoutMs: 6000 })
     ).stdout.trim()
+  // What must answer may take its time on a busy machine; what must not is asked once.
+  const greets = async (from: Place, address: string, port: number, expected: string) =>
+    assert.equal(await eventually(`${address}:${port} answers`, () => greeting(from, address, port)), expected)
 
   test('published before the VM exists; served when it does', async () => {
     assert.deepEqual(await agent.publish(spec('p1', 8080)), { hostPort: 8080 })
@@ -43,12 +46,12 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
     await agent.join(net, web, 10)
     web.start(['socat', 'TCP-LISTEN:80,fork,reuseaddr', 'SYSTEM:echo $SOCAT_PEERADDR'])
     await eventually('the VM listens', async () => (await web.sh('ss -Hlnt | wc -l')) === '1')
-    assert.equal(await greeting(lab.inet, '10.77.0.2', 8080), '203.0.113.2')
+    await greets(lab.inet, '10.77.0.2', 8080, '203.0.113.2')
   })
 
   test("the client's address: its own, or .254 for loopback", async () => {
-    assert.equal(await greeting(lab.host, '127.0.0.1', 8080), '192.168.107.254')
-    assert.equal(await greeting(lab.host, '10.77.0.2', 8080), '10.77.0.2')
+    await greets(lab.host, '127.0.0.1', 8080, '192.168.107.254')
+    await greets(lab.host, '10.77.0.2', 8080, '10.77.0.2')
   })
 
   test('a port again is the same port; host port 0 picks one and keeps it', async () => {
@@ -56,7 +59,7 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
     const { hostPort } = await agent.publish(spec('p0', 0))
     assert.ok(hostPort > 1023)
     assert.deepEqual(await agent.publish(spec('p0', 0)), { hostPort })
-    assert.equal(await greeting(lab.inet, '10.77.0.2', hostPort), '203.0.113.2')
+    await greets(lab.inet, '10.77.0.2', hostPort, '203.0.113.2')
     await agent.unpublish('p0')
     assert.equal(await greeting(lab.inet, '10.77.0.2', hostPort), '')
   })
@@ -75,7 +78,7 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
 
   test('one address only', async () => {
     await agent.publish(spec('lo', 8090, { hostAddress: '127.0.0.1' }))
-    assert.equal(await greeting(lab.host, '127.0.0.1', 8090), '192.168.107.254')
+    await greets(lab.host, '127.0.0.1', 8090, '192.168.107.254')
     assert.equal(await greeting(lab.inet, '10.77.0.2', 8090), '')
     await agent.unpublish('lo')
   })
@@ -84,9 +87,9 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
     const bytes = 200 << 20
     web.start(['socat', 'TCP-LISTEN:81,fork,reuseaddr', `SYSTEM:head -c ${bytes} /dev/zero`])
     await agent.publish(spec('big', 8100, { guestPort: 81 }))
-    const download = lab.inet.sh('socat -u TCP:10.77.0.2:8100 - | wc -c', 60_000)
+    const download = lab.inet.sh('socat -u TCP:10.77.0.2:8100 - | wc -c')
     for (let i = 0; i < 11; i++) await agent.publish(spec(`r${i}`, 8200 + i))
-    for (let i = 0; i < 11; i++) assert.equal(await greeting(lab.inet, '10.77.0.2', 8200 + i), '203.0.113.2')
+    for (let i = 0; i < 11; i++) await greets(lab.inet, '10.77.0.2', 8200 + i, '203.0.113.2')
     for (let i = 0; i < 11; i++) await agent.unpublish(`r${i}`)
     assert.equal(await download, String(bytes))
     assert.equal(await lab.host.sh('ss -Hlnt "sport >= 8200 and sport <= 8210"'), '')
@@ -103,13 +106,13 @@ describe('publish', { skip: missing('socat', 'curl', 'ss') }, () => {
   test('a published port can be reached from another network, as a service of the host', async () => {
     const far = lab.guest('far')
     await agent.join(other, far, 10)
-    assert.match(await greeting(far, '10.77.0.2', 8080), /^\d+\.\d+\.\d+\.\d+$/)
+    assert.match(await eventually('it answers', () => greeting(far, '10.77.0.2', 8080)), /^\d+\.\d+\.\d+\.\d+$/)
   })
 
   test('gc takes back what no attachment owns', async () => {
     await agent.publish(spec('left', 8400, { attachment: 'nobody' }))
     await agent.call({ verb: 'gc', network: net.id, valid: [`${net.id}-10`] })
     assert.equal(await lab.host.sh('ss -Hlnt sport = 8400'), '')
-    assert.equal(await greeting(lab.inet, '10.77.0.2', 8080), '203.0.113.2')
+    await greets(lab.inet, '10.77.0.2', 8080, '203.0.113.2')
   })
 })

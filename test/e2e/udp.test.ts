@@ -5,6 +5,7 @@ import { type Agent, network } from './agent-client.ts'
 import { EXAMPLE, eventually, Lab, missing, type Place } from './lab.ts'
 
 const net = network(106)
+const ECHO = `UDP:${EXAMPLE}:7`
 let lab: Lab
 let agent: Agent
 let vm: Place
@@ -20,29 +21,21 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
   after(async () => {
     await lab?.remove()
   })
-  /** What comes back. A datagram may be lost and a busy machine be late: then it is said again. */
-  const echo = async (from: Place, to: string, text: string, more = ''): Promise<string> => {
-    for (let times = 0; times < 5; times++) {
-      const argv = ['socat', '-t1', '-b65000', '-', `UDP:${to}${more}`]
-      const { stdout } = await from.run(argv, { input: text, timeoutMs: 20_000 })
-      if (stdout !== '') return stdout
-    }
-    return ''
-  }
 
   test('an echo, small and as large as the path takes in one piece', async () => {
-    assert.equal(await echo(vm, `${EXAMPLE}:7`, 'hello'), 'hello')
-    assert.equal((await echo(vm, `${EXAMPLE}:7`, 'x'.repeat(1300))).length, 1300)
+    assert.equal(await vm.echo(ECHO, 'hello'), 'hello')
+    assert.equal((await vm.echo(ECHO, 'x'.repeat(1300))).length, 1300)
   })
 
   test('datagrams of several fragments, both ways', async () => {
     for (const n of [1473, 4000, 20_000, 60_000])
-      assert.equal((await echo(vm, `${EXAMPLE}:7`, 'f'.repeat(n))).length, n, `${n} bytes`)
+      assert.equal((await vm.echo(ECHO, 'f'.repeat(n))).length, n, `${n} bytes`)
   })
 
   test('a closed port is refused by ICMP', async () => {
-    const r = await vm.run(['socat', '-t2', '-', `UDP:${EXAMPLE}:99`], { input: 'anybody?', timeoutMs: 20_000 })
-    assert.match(r.stderr, /refused/)
+    const argv = ['socat', '-t2', '-', `UDP:${EXAMPLE}:99`]
+    const ask = async () => (await vm.run(argv, { input: 'anybody?', timeoutMs: 20_000 })).stderr
+    await eventually('it is refused', async () => /refused/.test(await ask()))
   })
 
   test('a stream of datagrams arrives', async () => {
@@ -55,10 +48,10 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
       return value('InDatagrams') + value('RcvbufErrors')
     }
     const before = await arrived()
-    const out = await vm.sh(`iperf3 -u -b 50M -l 1300 -t 2 -J -c ${EXAMPLE}`, 60_000)
+    const out = await vm.sh(`iperf3 -u -b 5M -l 1300 -t 4 -J -c ${EXAMPLE}`, 60_000)
     const { sum } = (JSON.parse(out) as { end: { sum: { packets: number; lost_packets: number } } }).end
     const came = (await arrived()) - before
-    // A nic's queue holds most of a second of this.
+    // A nic's queue holds all of this: nothing is lost while the machine has others to serve.
     assert.ok(sum.packets > 1000 && came > sum.packets * 0.95, `${came} came: ${JSON.stringify(sum)}`)
   })
 
@@ -69,7 +62,7 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
         .concat("'"),
       60_000,
     )
-    assert.equal(await echo(vm, `${EXAMPLE}:7`, 'still'), 'still')
+    assert.equal(await vm.echo(ECHO, 'still'), 'still')
     const { flows } = await agent.stats(net.id)
     assert.ok(flows.length <= 4096, `${flows.length} flows`)
   })
@@ -91,12 +84,13 @@ describe('udp', { skip: missing('socat', 'ss', 'iperf3') }, () => {
     })
     assert.equal(hostPort, 5353)
     const [first, second] = await Promise.all([
-      echo(lab.inet, '10.77.0.2:5353', 'from-one', ',sourceport=4001'),
-      echo(lab.inet, '10.77.0.2:5353', 'from-two', ',sourceport=4002'),
+      lab.inet.echo('UDP:10.77.0.2:5353,sourceport=4001', 'from-one'),
+      lab.inet.echo('UDP:10.77.0.2:5353,sourceport=4002', 'from-two'),
     ])
-    assert.equal(first, '203.0.113.2 4001\nfrom-one')
-    assert.equal(second, '203.0.113.2 4002\nfrom-two')
-    assert.match(await echo(lab.host, '127.0.0.1:5353', 'local'), /^192\.168\.106\.254 \d+\nlocal$/)
+    // An answer that was late comes to the next try as well: its port is the same.
+    assert.match(first, /^(203\.0\.113\.2 4001\nfrom-one)+$/)
+    assert.match(second, /^(203\.0\.113\.2 4002\nfrom-two)+$/)
+    assert.match(await lab.host.echo('UDP:127.0.0.1:5353', 'local'), /^192\.168\.106\.254 \d+\nlocal$/)
     await agent.unpublish('u1')
     assert.equal(await lab.host.sh('ss -Hlnu sport = 5353'), '')
   })

@@ -38,17 +38,6 @@ describe('IPv6: transfer', { skip: missing('curl', 'socat', 'iptables', 'ip6tabl
     const sent = `curl -sS --fail ${WEB}/bytes/${bytes} -o - | curl -sS --fail -T - -X POST ${WEB}/hash`
     assert.equal(await vm.sh(sent, 240_000), expected)
   }
-  /** What comes back. A datagram may be lost and a busy machine be late: then it is said again. */
-  const echo = async (to: string, text: string): Promise<string> => {
-    for (let times = 0; times < 5; times++) {
-      const { stdout } = await vm.run(['socat', '-t1', '-b65000', '-', `UDP6:${to}`], {
-        input: text,
-        timeoutMs: 20_000,
-      })
-      if (stdout !== '') return stdout
-    }
-    return ''
-  }
 
   test('256 MiB arrive with the same hash, both ways', () => both(256 * MIB))
 
@@ -89,7 +78,7 @@ describe('IPv6: transfer', { skip: missing('curl', 'socat', 'iptables', 'ip6tabl
   test('UDP: small, as large as the path takes, in fragments', async () => {
     // The path takes 1400; between there and 1500 the guest is told, and cuts by itself.
     for (const n of [5, 1300, 1400, 1440, 4000, 20_000, 60_000])
-      assert.equal((await echo(`[${EXAMPLE6}]:7`, 'f'.repeat(n))).length, n, `${n} bytes`)
+      assert.equal((await vm.echo(`UDP6:[${EXAMPLE6}]:7`, 'f'.repeat(n))).length, n, `${n} bytes`)
   })
 
   test('UDP within the network and to a published port, in fragments too', async () => {
@@ -97,14 +86,12 @@ describe('IPv6: transfer', { skip: missing('curl', 'socat', 'iptables', 'ip6tabl
     await agent.join(net, other, 11)
     for (const bind of ['', `,bind=[${P}::11]`])
       other.start(['socat', `UDP6-RECVFROM:${bind === '' ? 7 : 8},fork${bind}`, 'PIPE'])
-    for (const n of [5, 1400, 4000]) assert.equal((await echo(`[${P}::11]:8`, 'n'.repeat(n))).length, n, `${n} bytes`)
+    for (const n of [5, 1400, 4000])
+      assert.equal((await vm.echo(`UDP6:[${P}::11]:8`, 'n'.repeat(n))).length, n, `${n} bytes`)
     const guest = { guestAddress: '192.168.124.11', guestAddress6: `${P}::11`, guestPort: 7 }
     const wish = { id: 'u', attachment: `${net.id}-11`, proto: 'udp', hostAddress: '*', hostPort: 7007 } as const
     await agent.publish({ ...wish, ...guest })
-    for (const n of [5, 1400, 4000]) {
-      const argv = ['socat', '-t2', '-b65000', '-', `UDP6:[${HOST6}]:7007`]
-      const { stdout } = await lab.inet.run(argv, { input: 'p'.repeat(n), timeoutMs: 20_000 })
-      assert.equal(stdout.length, n, `${n} bytes`)
-    }
+    for (const n of [5, 1400, 4000])
+      assert.equal((await lab.inet.echo(`UDP6:[${HOST6}]:7007`, 'p'.repeat(n))).length, n, `${n} bytes`)
   })
 })
