@@ -43,15 +43,7 @@ class Cli {
   }
   /** Runs beside us; what it has printed so far. */
   start(argv: readonly string[]) {
-    const child = this.#host.start(argv, { env: this.env })
-    const said = { out: '', err: '' }
-    child.stdout?.on('data', (d: Buffer) => {
-      said.out += d
-    })
-    child.stderr?.on('data', (d: Buffer) => {
-      said.err += d
-    })
-    return { child, said }
+    return this.#host.hear(argv, { env: this.env })
   }
 }
 
@@ -141,8 +133,8 @@ for (const who of ['root', 'an ordinary user'])
     })
 
     test('a pipe that nobody reads: the traffic goes on, and Ctrl-C tells what was missed', async () => {
-      const noid = cli.argv(['capture', 'web', '-w', '-', '--seconds', '15']).join(' ')
-      const { child, said } = cli.start(['sh', '-c', `${noid} | { sleep 30; }`])
+      const noid = cli.argv(['capture', 'web', '-w', '-']).join(' ')
+      const { child, said } = cli.start(['sh', '-c', `${noid} | { sleep 1000; }`])
       await eventually('it captures', () => said.err.includes('capturing web'))
       cli.start(cli.argv(['exec', 'db', '--', 'sh', '-c', 'nc -l -p 7000 >/dev/null']))
       const sent = await eventually(
@@ -153,6 +145,8 @@ for (const who of ['root', 'an ordinary user'])
         120_000,
       )
       assert.ok(sent)
+      const capture = lab.processes().find((p) => p.argv.startsWith(process.execPath) && p.argv.includes('capture web'))
+      process.kill(capture?.pid as number, 'SIGINT')
       await eventually('it ends', () => /captured, \d+ missed/.test(said.err))
       assert.match(said.err, /captured, [1-9]\d* missed/)
       child.kill('SIGKILL')

@@ -12,7 +12,7 @@ import type { Network, Vm } from '../../src/api/contract.ts'
 import { runsAs } from '../users.ts'
 import { Cli } from './command-line.ts'
 import { block } from './inet/blocks.ts'
-import { EXAMPLE, eventually, Lab, missing } from './lab.ts'
+import { becomes, EXAMPLE, eventually, Lab, missing } from './lab.ts'
 import { thePage } from './page.ts'
 
 const NOBODY = 65_534
@@ -125,7 +125,7 @@ for (const who of ['root', 'an ordinary user'])
         // Nothing of it is in the way of the next one.
         if (i === 3) await cli.noid('create', name, '--port', `${8500 + i}:80`)
       }
-      assert.equal(await lab.host.sh("ss -Hlnt 'sport >= 8500 and sport < 8503'"), '')
+      await becomes('nobody listens', () => lab.host.sh("ss -Hlnt 'sport >= 8500 and sport < 8503'"), '')
     })
 
     test('ports: a range, UDP, host port 0; added and removed while it runs', async () => {
@@ -161,12 +161,16 @@ for (const who of ['root', 'an ordinary user'])
       const greet = (port: number) =>
         lab.host.start(['socat', `TCP-LISTEN:${port},bind=127.0.0.1,fork,reuseaddr`, 'SYSTEM:echo here'])
       const services = [greet(9100), greet(9200)]
+      for (const port of [9100, 9200])
+        await eventually('it listens', async () => (await lab.host.sh(`ss -Hlnt sport = ${port}`)) !== '')
       const n = await cli.json<Network>('network', 'create', 'allowed', '--allow-host', '9100')
       await cli.noid('create', 'asks', '--network', 'allowed')
-      const ask = (port: number) => out('asks', 'socat', '-T2', '-', `TCP:${n.hostAddress}:${port},connect-timeout=2`)
-      assert.equal(await ask(9100), 'here')
-      assert.notEqual(await ask(9200), 'here')
-      assert.equal(await out('asks', 'socat', '-T2', '-', 'TCP:host.noid.internal:9100,connect-timeout=2'), 'here')
+      const ask = (host: string, port: number) =>
+        out('asks', 'socat', '-T2', '-', `TCP:${host}:${port},connect-timeout=2`)
+      const address = n.hostAddress as string
+      assert.equal(await eventually('it answers', () => ask(address, 9100)), 'here')
+      assert.notEqual(await ask(address, 9200), 'here')
+      assert.equal(await eventually('it answers by name', () => ask('host.noid.internal', 9100)), 'here')
       await cli.noid('destroy', 'asks')
       await cli.noid('network', 'remove', 'allowed')
       for (const s of services) s.kill('SIGKILL')
@@ -186,10 +190,7 @@ for (const who of ['root', 'an ordinary user'])
       assert.equal((await cli.fails('create', 'z', '--port', 'eighty:80')).code, 2)
       assert.match((await cli.fails('create', 'z', '--network-backend', 'nothing')).text, /no network backend/)
       assert.match((await cli.fails('exec', 'nobody', '--', 'true')).text, /no VM named/)
-      await eventually('as before', async () => {
-        assert.deepEqual(await there(), before)
-        return true
-      })
+      await becomes('as before', there, before)
     })
 
     test('destroy leaves nothing', async () => {
@@ -197,9 +198,6 @@ for (const who of ['root', 'an ordinary user'])
       for (const n of await cli.json<Network[]>('network', 'list')) await cli.noid('network', 'remove', n.name)
       await cli.noid('daemon', 'stop')
       assert.ok(existsSync(lab.dir))
-      await eventually('as before', async () => {
-        assert.deepEqual(await lab.snapshot(), clean)
-        return true
-      })
+      await becomes('as before', () => lab.snapshot(), clean)
     })
   })

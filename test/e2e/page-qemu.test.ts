@@ -12,7 +12,7 @@ import type { Network, Vm } from '../../src/api/contract.ts'
 import { Images } from '../../src/images/index.ts'
 import { debianSkip, sharedImages } from '../images/shared.ts'
 import { Cli } from './command-line.ts'
-import { eventually, Lab, missing, repository } from './lab.ts'
+import { becomes, eventually, Lab, missing, repository } from './lab.ts'
 import { thePage } from './page.ts'
 
 const skip = missing('curl', 'qemu-system-x86_64', 'qemu-img') || debianSkip()
@@ -68,7 +68,11 @@ describe('the page on QEMU', { skip }, () => {
     assert.match(dead as string, /ended unexpectedly/)
     await cli.noid('start', 'vm-2')
     await cli.run('exec', 'vm-2', '--', 'poweroff')
-    await eventually('it is seen', async () => (await cli.json<Vm>('info', 'vm-2')).problem === 'it shut itself down')
+    await eventually(
+      'it is seen',
+      async () => (await cli.json<Vm>('info', 'vm-2')).problem === 'it shut itself down',
+      240_000,
+    )
     await cli.noid('destroy', 'vm-2')
     const always = await cli.json<Vm>('create', 'vm-2', '--restart', 'always')
     process.kill(always.pid as number, 'SIGKILL')
@@ -87,10 +91,7 @@ describe('the page on QEMU', { skip }, () => {
     await cli.noid('destroy', '--all')
     for (const n of await cli.json<Network[]>('network', 'list')) await cli.noid('network', 'remove', n.name)
     await cli.noid('daemon', 'stop')
-    await eventually('as before', async () => {
-      assert.deepEqual(await lab.snapshot(), clean)
-      return true
-    })
+    await becomes('as before', () => lab.snapshot(), clean)
   })
 })
 

@@ -8,20 +8,21 @@ import { createHash, randomBytes } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { StatsAnswer } from '../../src/dataplane/protocol.ts'
 import { Cpio } from '../../src/images/cpio.ts'
 import { Images } from '../../src/images/index.ts'
 import { joinParts } from '../../src/images/initrd.ts'
-import { DUAL, Lab, PATIENCE_MS, skipWithoutRoot } from '../dataplane/lab.ts'
+import { DUAL, Lab, skipWithoutRoot } from '../dataplane/lab.ts'
 import { sharedImages } from '../images/shared.ts'
-import { missing } from './lab.ts'
+import { eventually, missing } from './lab.ts'
 
 const skip = skipWithoutRoot || missing('qemu-system-x86_64', 'socat')
 const ADDRESS = '192.168.100.10'
 const ADDRESS6 = 'fd00:77::10'
 const MAC = '52:54:00:00:00:10'
 const BYTES = 8 << 20
+/** A kernel that is emulated, on a busy machine. */
+const BOOT_MS = 300_000
 
 /** It takes its address, says what its driver and the back-end agreed on, and gives back what it is sent. */
 const INIT = `#!/bin/busybox sh
@@ -76,7 +77,7 @@ for (const kind of ['vhost-user', 'dgram'] as const)
           ? ['-netdev', `dgram,id=n,local.type=unix,local.path=${peer},remote.type=unix,remote.path=${path}`]
           : ['-chardev', `socket,id=v,path=${path},reconnect=1`, '-netdev', 'vhost-user,id=n,chardev=v']
       // vectors=0: without KVM, QEMU 7.2.22 dies in msix_set_vector_notifiers when a vhost nic on PCI starts; on mmio (microvm) it does not.
-      qemu = spawn(
+      const guest = spawn(
         'qemu-system-x86_64',
         [
           ...['-nodefaults', '-no-user-config', '-display', 'none', '-accel', 'tcg,tb-size=64', '-cpu', 'max'],
@@ -86,15 +87,13 @@ for (const kind of ['vhost-user', 'dgram'] as const)
         ],
         { stdio: ['ignore', 'pipe', 'inherit'] },
       )
+      qemu = guest
       let said = ''
-      qemu.stdout?.on('data', (d: Buffer) => {
+      guest.stdout.on('data', (d: Buffer) => {
         said += d
       })
-      for (
-        const end = Date.now() + PATIENCE_MS;
-        !said.includes('GUEST-UP') && Date.now() < end && qemu.signalCode === null;
-      )
-        await sleep(50)
+      const ended = () => guest.exitCode !== null || guest.signalCode !== null
+      await eventually('the guest is up, or QEMU has ended', () => said.includes('GUEST-UP') || ended(), BOOT_MS)
       assert.match(said, /GUEST-UP/)
       assert.match(said, /MTU 1400/)
       lab.sockets.look()

@@ -4,7 +4,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, describe, test } from 'node:test'
 import { type Agent, network } from './agent-client.ts'
-import { EXAMPLE, eventually, Lab, missing, type Place } from './lab.ts'
+import { becomes, EXAMPLE, eventually, Lab, missing, type Place } from './lab.ts'
 
 const net = network(109)
 let lab: Lab
@@ -105,7 +105,7 @@ describe('survive', { skip: missing('dig', 'curl', 'socat', 'ss') }, () => {
     const hung = planePid()
     process.kill(hung, 'SIGSTOP')
     await agent.stats(net.id).catch(() => {})
-    await eventually('it works again', works, 30_000)
+    await eventually('it works again', works)
     assert.notEqual(planePid(), hung)
   })
 
@@ -118,7 +118,7 @@ describe('survive', { skip: missing('dig', 'curl', 'socat', 'ss') }, () => {
     await agent.deleteNetwork(net.id)
     await agent.kill()
     await vm.remove()
-    assert.deepEqual(await lab.snapshot(), clean)
+    await becomes('as before', () => lab.snapshot(), clean)
   })
 
   test('a network whose directory was removed ends by itself', async () => {
@@ -127,6 +127,6 @@ describe('survive', { skip: missing('dig', 'curl', 'socat', 'ss') }, () => {
     await agent.createNetwork(lone)
     await agent.kill()
     await lab.host.sh(`rm -r ${join(agent.home, 'run', lone.id)}`)
-    await eventually('gone', async () => JSON.stringify(await lab.snapshot()) === JSON.stringify(clean), 30_000)
+    await becomes('as before', () => lab.snapshot(), clean)
   })
 })

@@ -2,7 +2,7 @@
 import assert from 'node:assert/strict'
 import { after, before, describe, test } from 'node:test'
 import { type Agent, dual } from './agent-client.ts'
-import { DNS6, EXAMPLE6, eventually, HOST6, Lab, missing, type Place } from './lab.ts'
+import { becomes, DNS6, EXAMPLE6, eventually, HOST6, Lab, missing, type Place } from './lab.ts'
 
 const one = dual(133)
 const two = dual(134)
@@ -167,7 +167,7 @@ describe('IPv6 on bridges', {
       guestAddress6: `${P1}::10`,
     })
     for (const to of ['::1', HOST6, `${P1}::254`]) assert.ok(await serves(lab.host, to, 8086), to)
-    assert.match(await asks(lab.router, HOST6, 8086), /2001:0?db8:0?0?77:.*1\]/)
+    assert.match(await eventually('it answers', () => asks(lab.router, HOST6, 8086)), /2001:0?db8:0?0?77:.*1\]/)
     assert.ok(await serves(at('b'), HOST6, 8086))
     assert.ok(await serves(at('u'), HOST6, 8086))
     await agent.unpublish('p6')
@@ -228,10 +228,6 @@ icmp('${victim}', '${own}', '${P1}::11', '${P1}::12', struct.pack('!BBHHH', 128,
     await agent.detach(`${net.id}-10`, net.id)
     await agent.deleteNetwork(net.id)
     // Not at that instant: the other networks look at the host's links again when one has gone.
-    const same = async () => {
-      assert.deepEqual(await state(), before)
-      return true
-    }
-    await eventually('the host is as it was', same, 10_000)
+    await becomes('the host is as it was', state, before)
   })
 })
