@@ -10,7 +10,7 @@ for (const [kind, least] of [
 ] as const)
   test(`${kind}: small frames from nic to nic: a turn allocates the same whatever it carries`, (t) => {
     const script = fileURLToPath(new URL('./heap.ts', import.meta.url))
-    const out = execFileSync(process.execPath, ['--expose-gc', script, kind], { encoding: 'utf8', timeout: 120_000 })
+    const out = execFileSync(process.execPath, ['--expose-gc', script, kind], { encoding: 'utf8', timeout: 300_000 })
     const found = JSON.parse(out) as { perTurn: number; framesPerTurn: number; arrived: number } | null
     if (found === null) return t.skip('io_uring is not allowed here')
     assert.equal(found.arrived, 1)

@@ -37,6 +37,8 @@ import { CONFIG, udp } from '../netstack/net.ts'
 import { Driver, GUEST, HEADER, WRITE } from './vhost/driver.ts'
 
 const FRAMES = 200_000
+/** A compiler that a busy machine made late allocates a megabyte in one of these; what a frame costs is in each. */
+const TRIES = 3
 
 const arena = new Arena(new ArrayBuffer(64 << 20))
 const reactor = new Reactor(1024)
@@ -171,11 +173,16 @@ const allocated = (): number =>
 // Words of a guest's memory are BigInts until then.
 for (let k = 0; k < 60; k++) run(20_000)
 globalThis.gc?.()
-arrived = turns = 0
-const before = allocated()
-run(FRAMES)
-console.log(
-  JSON.stringify({ perTurn: (allocated() - before) / turns, framesPerTurn: FRAMES / turns, arrived: arrived / FRAMES }),
-)
+arrived = 0
+let perTurn = Number.POSITIVE_INFINITY
+let framesPerTurn = Number.POSITIVE_INFINITY
+for (let n = 0; n < TRIES; n++) {
+  turns = 0
+  const before = allocated()
+  run(FRAMES)
+  perTurn = Math.min(perTurn, (allocated() - before) / turns)
+  framesPerTurn = Math.min(framesPerTurn, FRAMES / turns)
+}
+console.log(JSON.stringify({ perTurn, framesPerTurn, arrived: arrived / (TRIES * FRAMES) }))
 rmSync(dir, { recursive: true, force: true })
 process.exit(0)
