@@ -7,7 +7,6 @@
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import type {
   Attachment,
   AttachRequest,
@@ -19,6 +18,7 @@ import type {
   NicKind,
 } from '../contract.ts'
 import { Guest } from './guest.ts'
+import { patiently } from './patience.ts'
 
 export interface KitOptions {
   /** What the cases are called by, where one backend is held against the kit more than once. */
@@ -184,26 +184,22 @@ export class Environment {
     for (const id of [...this.#networks.keys()]) await attempt(() => this.removeNetwork(id))
     for (const g of this.#guests) await attempt(() => g.close())
     await attempt(() => this.backend.close())
-    const left = await processesLeft(this.#dir)
+    await attempt(() => patiently(() => noProcesses(this.#dir)))
     rmSync(this.#dir, { recursive: true, force: true })
     if (failed.length > 0) throw failed[0]
-    if (left.length > 0) throw new Error(`processes left behind: ${left.join('; ')}`)
   }
 }
 
-/** Command lines that name the case's directory: what the backend started for it. A process that is just ending has a moment. */
-async function processesLeft(dir: string): Promise<string[]> {
-  for (let t = 0; ; t++) {
-    const left = readdirSync('/proc').flatMap((pid) => {
-      if (!/^\d+$/.test(pid)) return []
-      try {
-        const line = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim()
-        return line.includes(dir) ? [`${line.slice(0, 120)} (pid ${pid})`] : []
-      } catch {
-        return []
-      }
-    })
-    if (left.length === 0 || t === 50) return left
-    await sleep(20)
-  }
+/** No command line names the case's directory: what the backend started for it has ended. */
+function noProcesses(dir: string): void {
+  const left = readdirSync('/proc').flatMap((pid) => {
+    if (!/^\d+$/.test(pid)) return []
+    try {
+      const line = readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ').trim()
+      return line.includes(dir) ? [`${line.slice(0, 120)} (pid ${pid})`] : []
+    } catch {
+      return []
+    }
+  })
+  if (left.length > 0) throw new Error(`processes left behind: ${left.join('; ')}`)
 }

@@ -1,10 +1,11 @@
 /**
  * What of the host a backend could leave behind, as sorted lines: links, addresses, routes, rules, switches, mounts, listening ports.
  *
- * Never does: judging; `compareHost` throws with what came and what went.
+ * Never does: judging; `compareHost` throws with what came and what went, `asBefore` when it is so for longer than a while.
  */
 import { execFileSync } from 'node:child_process'
 import { existsSync, readdirSync, readFileSync } from 'node:fs'
+import { patiently } from './patience.ts'
 
 export type HostState = Readonly<Record<string, readonly string[]>>
 
@@ -95,3 +96,6 @@ export function compareHost(before: HostState, after: HostState): void {
   }
   if (said.length > 0) throw new Error(`the host is not as it was before: ${said.join(' | ')}`)
 }
+
+/** The host is as it was. What goes with the last thread of a process that was ended goes a moment later. */
+export const asBefore = (before: HostState): Promise<void> => patiently(() => compareHost(before, hostState()))

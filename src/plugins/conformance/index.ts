@@ -16,7 +16,7 @@ import { backendSources } from '../sources.ts'
 import type { Case, Group } from './case.ts'
 import { control } from './control.ts'
 import { Environment, type KitOptions } from './environment.ts'
-import { compareHost, hostState } from './host-state.ts'
+import { asBefore, hostState } from './host-state.ts'
 import { ipv6 } from './ipv6.ts'
 import { traffic } from './traffic.ts'
 
@@ -42,7 +42,7 @@ export async function runCase(c: Case, d: BackendDescriptor, o: KitOptions = {})
   } finally {
     await e.close()
   }
-  compareHost(before, hostState())
+  await asBefore(before)
 }
 
 /** The backend of a name, found as the daemon finds it, with nothing of the daemon. @throws NoidError BACKEND_UNKNOWN, BACKEND_UNAVAILABLE */

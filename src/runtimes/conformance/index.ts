@@ -6,7 +6,7 @@
  * The last test closes it all and fails when anything is left: a process, a link, a rule, a mount of the host.
  * Never does: looking inside a runtime. What is not in src/runtimes/contract.ts cannot be asked here.
  */
-import { compareHost, hostState } from '../../plugins/conformance/host-state.ts'
+import { asBefore, hostState } from '../../plugins/conformance/host-state.ts'
 import type { RuntimeDescriptor } from '../contract.ts'
 import { cases } from './cases.ts'
 import { Environment, type KitOptions } from './environment.ts'
@@ -35,6 +35,6 @@ export function runtimeConformance(
   test(`${label}: nothing is left`, { timeout: CASE_MS }, async () => {
     if (opened === undefined) return
     await (await opened).close()
-    compareHost(before, hostState())
+    await asBefore(before)
   })
 }

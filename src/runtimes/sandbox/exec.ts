@@ -194,9 +194,9 @@ function endWhenIdle(o: Readable): void {
   timer.unref()
 }
 
-/** Signal the command's process group; nsenter itself lives on to tell how the command ended. */
+/** Signal the command's process group, once there is a command; nsenter itself lives on to tell how it ended. */
 async function deliver(child: ChildProcess, signal: number, ended: () => boolean): Promise<void> {
-  for (let i = 0; i < 200 && !ended(); i++) {
+  while (!ended()) {
     const pid = childrenOf(child.pid as number)[0]
     if (pid !== undefined) {
       try {

@@ -44,7 +44,7 @@ export const MOST_TASKS = 4096
 /** Of processor time, in microseconds: the kernel's own default. */
 const PERIOD_US = 100_000
 const OURS = 'noid'
-const GONE_MS = 2000
+const GONE_MS = 10_000
 
 const read = (path: string): string => {
   try {
