@@ -14,7 +14,7 @@ import { ensureModules, ensureTools, environment, node, root } from './setup.mjs
 /** Rooms whose tests only compute; every other one touches the machine. */
 const COMPUTES = ['netstack', 'sim', 'dhcp-packet', 'walls.test.ts']
 /** No file takes a third of this when it is well, also on a busy machine. */
-const FILE_MS = 10 * 60_000
+const FILE_MS = 30 * 60_000
 /** From asking a file to end (its labs are removed then) to ending it. */
 const GRACE_MS = 10_000
 /** Node's closing block of one file: one is printed for all of them. */

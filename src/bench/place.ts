@@ -7,7 +7,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 
 const COMMAND_MS = 60_000
-const READY_MS = 10_000
+const READY_MS = 60_000
 const CHUNK = 64 << 20
 
 /** What a finished program said. */

@@ -65,7 +65,7 @@ const HOLD_S = 2
 const SO_SNDTIMEO = 21
 /** udp-count ends after so long without a datagram, and gives up waiting for the first. */
 const SILENCE_MS = 300
-const PATIENCE_MS = 4000
+const PATIENCE_MS = 30_000
 
 const say = (v: unknown): void => {
   process.stdout.write(`${JSON.stringify(v)}\n`)

@@ -53,7 +53,8 @@ export function installedPlugins(dir: string): Installed[] {
     })
 }
 
-export async function backendSources(env: NodeJS.ProcessEnv = process.env): Promise<Source[]> {
+/** @param hookMs a plug-in's hook must have answered by then; undefined: its own limit */
+export async function backendSources(env: NodeJS.ProcessEnv = process.env, hookMs?: number): Promise<Source[]> {
   try {
     const plugins = installedPlugins(pluginsDir(env))
     if (plugins.length === 0) return [builtin]
@@ -61,7 +62,7 @@ export async function backendSources(env: NodeJS.ProcessEnv = process.env): Prom
     return [
       builtin,
       ...plugins.map(
-        ({ name, root }): Source => ({ from: name, backends: () => new Plugin(name, root).descriptors() }),
+        ({ name, root }): Source => ({ from: name, backends: () => new Plugin(name, root, hookMs).descriptors() }),
       ),
     ]
   } catch (e) {

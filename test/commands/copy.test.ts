@@ -33,7 +33,7 @@ beforeEach(() => {
   dir = mkdtempSync(join(top, 'c-'))
 })
 
-describe('noid cp', { timeout: 120_000 }, () => {
+describe('noid cp', { timeout: 400_000 }, () => {
   let fake: Fake
   before(async () => {
     fake = await fakeDaemon()

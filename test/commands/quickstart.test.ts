@@ -9,6 +9,7 @@ import { join } from 'node:path'
 import { describe, test } from 'node:test'
 import type { Report } from '../../src/cli/quickstart/run.ts'
 import { freeNames } from '../../src/cli/quickstart/run.ts'
+import { eventually } from '../eventually.ts'
 import { BIN } from './fake.ts'
 
 const NOBODY = 65_534
@@ -44,14 +45,14 @@ const kinds = [
 
 for (const { who, uid, as, skip } of kinds) {
   describe(`quickstart as ${who}`, { skip }, () => {
-    test('everything works, nothing is left', { timeout: 300_000 }, async () => {
+    test('everything works, nothing is left', { timeout: 600_000 }, async () => {
       const home = mkdtempSync(join(tmpdir(), 'noid-quick-'))
       if (root) chownSync(home, uid, uid)
       const env = { ...process.env, NOID_HOME: home, HOME: home, NOID_HOST: '', NODE_TEST_CONTEXT: undefined }
       const noid = (...args: string[]) =>
         new Promise<{ code: number; stdout: string; stderr: string }>((resolve) => {
           const [file = '', ...rest] = [...as, process.execPath, BIN, ...args]
-          execFile(file, rest, { env, cwd: home, timeout: 280_000 }, (e, stdout, stderr) =>
+          execFile(file, rest, { env, cwd: home, timeout: 580_000 }, (e, stdout, stderr) =>
             resolve({ code: e === null ? 0 : Number(e.code ?? 1), stdout, stderr }),
           )
         })
@@ -71,7 +72,7 @@ for (const { who, uid, as, skip } of kinds) {
         assert.deepEqual(JSON.parse((await noid('network', 'list', '--json')).stdout), [])
         assert.equal((await noid('daemon', 'stop')).code, 0)
         assert.deepEqual(mounts(home), [])
-        assert.deepEqual(processes(home), [])
+        await eventually('its processes are gone', () => processes(home).length === 0)
         assert.deepEqual(readdirSync(join(home, 'state', 'vms')), [])
         assert.equal(existsSync(join(home, 'run', 'noid.sock')), false)
       } finally {

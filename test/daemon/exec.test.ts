@@ -157,16 +157,21 @@ test('exec: a client that goes while the command does not read its stdin hangs t
   const lab = new Lab(t)
   await lab.up()
   await lab.create('web')
-  const flag = `${lab.paths.stateDir}/hung-up`
+  const [ready, flag] = ['ready', 'hung-up'].map((f) => `${lab.paths.stateDir}/${f}`) as [string, string]
   const { socket } = await begin(lab, [
     'sh',
     '-c',
-    `trap 'echo gone > ${flag}; exit' HUP; while :; do sleep 0.05; done`,
+    `trap 'echo gone > ${flag}; exit' HUP; echo > ${ready}; while :; do sleep 0.05; done`,
   ])
-  await sleep(300)
+  await eventually('it waits for the signal', () => existsSync(ready))
   const block = encodeFrame(frameType.stdin, Buffer.alloc(1 << 20))
   for (let i = 0; i < 8; i++) socket.write(block)
-  await sleep(300)
+  let left = 0
+  await eventually('nobody takes the rest', () => {
+    const was = left
+    left = socket.writableLength
+    return left > 0 && left === was
+  })
   socket.destroy()
   await eventually('the command is hung up', () => existsSync(flag))
 })

@@ -20,10 +20,13 @@ import type {
 } from '../../src/plugins/contract.ts'
 import type { Obituary, Runtime, RuntimeDescriptor, StartedNic } from '../../src/runtimes/contract.ts'
 import { isRunning, processStat } from '../../src/sys/process.ts'
+import { eventually } from '../eventually.ts'
 
 /** How the fakes misbehave, read from a file before each call, so that a test can change it while the daemon runs. */
 export interface Mood {
   readonly failAttach?: boolean
+  /** An attach makes what it makes, and ends by its signal alone. */
+  readonly hangAttach?: boolean
   readonly failStart?: boolean
   readonly hangStatus?: boolean
   readonly failDetach?: boolean
@@ -94,12 +97,17 @@ class FakeBackend implements NetworkBackend {
   async deleteNetwork(id: string) {
     this.#w.drop(`net-${id}`)
   }
-  async attach(r: Parameters<NetworkBackend['attach']>[0]): Promise<Attachment> {
+  async attach(...[r, signal]: Parameters<NetworkBackend['attach']>): Promise<Attachment> {
     this.#w.called(`attach ${r.name}`)
     this.#w.put(`.attach-${r.name}`, JSON.stringify(r))
     await sleep(this.#w.mood.slowMs ?? 1)
     this.#w.put(`att-${r.network}-${r.id}`)
     if (this.#w.mood.failAttach) throw new Error('the fake does not attach')
+    if (this.#w.mood.hangAttach) {
+      await eventually('its signal', () => signal.aborted)
+      this.#w.called(`attach ${r.name} ended: ${(signal.reason as Error).message}`)
+      throw signal.reason
+    }
     return {
       id: r.id,
       network: r.network,

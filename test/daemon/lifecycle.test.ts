@@ -293,13 +293,22 @@ test('one daemon serves a store; a second ends by itself, and a stale socket is 
   assert.equal(third.exitCode, 0)
 })
 
+/** The client of this answer goes while the backend attaches; the backend hears of that, and not of its time limit. */
+async function leavesDuringAttach(lab: Lab, m: { destroy(): unknown }): Promise<void> {
+  await eventually('the backend is attaching', () => lab.world.list().some((f) => f.startsWith('att-')))
+  m.destroy()
+  const ended = await eventually('the attach ends', () =>
+    lab.world.calls().find((c) => c.startsWith('attach web ended')),
+  )
+  assert.equal(ended, 'attach web ended: cancelled')
+}
+
 test('a client that leaves during create has it undone', async (t) => {
   const lab = new Lab(t)
   await lab.up()
-  lab.world.mood = { slowMs: 400 }
+  lab.world.mood = { hangAttach: true }
   const m = await send({ socket: lab.paths.socket }, 'POST', '/v1/vms', { name: 'web' })
-  await eventually('the runtime was asked', () => lab.world.calls().some((c) => c === 'attach web'))
-  m.destroy()
+  await leavesDuringAttach(lab, m)
   await eventually('it is undone', async () => (await lab.client.vms()).length === 0)
   await eventually('nothing is left', () => lab.world.list().length === 0)
 })
@@ -308,10 +317,9 @@ test('a client that leaves during start leaves the VM stopped', async (t) => {
   const lab = new Lab(t)
   await lab.up()
   await lab.create('web', { start: false })
-  lab.world.mood = { slowMs: 400 }
+  lab.world.mood = { hangAttach: true }
   const m = await send({ socket: lab.paths.socket }, 'POST', '/v1/vms/web/start', {})
-  await eventually('the backend was asked', () => lab.world.calls().some((c) => c === 'attach web'))
-  m.destroy()
+  await leavesDuringAttach(lab, m)
   await eventually('it is stopped', async () => (await lab.client.vm('web')).state === 'stopped')
   assert.equal((await lab.client.vm('web')).problem, null)
   assert.deepEqual(

@@ -26,6 +26,7 @@ import {
   SOCK_RAW,
   socket,
 } from '../../src/sys/socket.ts'
+import { eventually } from '../eventually.ts'
 import { skipWithoutRoot } from './lab.ts'
 
 const prefix = `nt${randomBytes(3).toString('hex')}`
@@ -260,7 +261,7 @@ describe('IPv6 through routers', { skip: skipWithoutRoot }, () => {
     })
   })
 
-  test('a default route without an address to go by is no route; with one it is', () => {
+  test('a default route without an address to go by is no route; with one it is', async () => {
     const ns = `${prefix}-bare`
     make(ns)
     try {
@@ -270,7 +271,7 @@ describe('IPv6 through routers', { skip: skipWithoutRoot }, () => {
         ip(ns, 'link', 'set', dev, 'up')
       }
       ip(ns, '-6', 'route', 'add', 'default', 'via', 'fe80::1', 'dev', 'eth0')
-      assert.match(ip(ns, '-6', 'addr', 'show', 'dev', 'eth0'), /fe80::/)
+      await eventually('an address of its link', () => /fe80::/.test(ip(ns, '-6', 'addr', 'show', 'dev', 'eth0')))
       inNetns(`/run/netns/${ns}`, () => assert.equal(lab().route('2001:db8::1'), 'unreachable'))
       ip(ns, 'addr', 'add', '2001:db8:5::2/64', 'dev', 'eth0', 'nodad')
       inNetns(`/run/netns/${ns}`, () => assert.equal(lab().route('2001:db8::1'), 'outside'))

@@ -101,7 +101,7 @@ const contents = (dir: string): string[] =>
 /** Of the first test, for those after it. */
 let ownStore: string
 
-describe('images are built', { skip, timeout: 300_000 }, () => {
+describe('images are built', { skip, timeout: 900_000 }, () => {
   before(() => new Images(sharedImages(), quiet).resolve('tiny'))
   after(() => {
     for (const c of started) c.kill('SIGKILL')
@@ -277,7 +277,7 @@ describe('images are built', { skip, timeout: 300_000 }, () => {
   })
 })
 
-describe('debian', { skip, timeout: 400_000 }, () => {
+describe('debian', { skip, timeout: 1_200_000 }, () => {
   test('its disk has what the page wants, and no secret; a second build is none', async () => {
     const images = new Images(sharedImages(), quiet)
     // What an earlier noid has left there may be of another recipe.

@@ -45,7 +45,7 @@ async function json<T>(...args: string[]): Promise<T> {
   return JSON.parse(r.out) as T
 }
 
-describe('noid image', { skip, timeout: 300_000 }, () => {
+describe('noid image', { skip, timeout: 900_000 }, () => {
   before(async () => {
     await new Images(sharedImages(), () => {}).resolve('tiny')
     ownStore(env.NOID_IMAGES_DIR)

@@ -123,7 +123,7 @@ async function boot(image: BootImage, typed: string, ...also: string[]): Promise
   return said
 }
 
-describe("images of one's own", { skip, timeout: 600_000 }, () => {
+describe("images of one's own", { skip, timeout: 1_200_000 }, () => {
   before(async () => {
     await new Images(sharedImages(), quiet).resolve('tiny')
     images = new Images(ownStore(at('store')), quiet)

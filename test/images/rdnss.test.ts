@@ -29,12 +29,13 @@ while True:
 /** In a namespace of its own: a cable with the guest's end g0 and the router's end r0. */
 function ask(...advertisements: string[]): { out: string; code: number | null } {
   const script = `
+soon() { for i in $(seq 300); do eval "$1" && return; sleep 0.2; done; }
 ip link add g0 type veth peer name r0
 for i in g0 r0; do sysctl -qw net.ipv6.conf.$i.accept_dad=0; ip link set $i up; done
-for i in 1 2 3 4 5 6 7 8 9 10; do [ "$(ip -6 addr show scope link up | grep -c 'inet6 fe80')" = 2 ] && break; sleep 0.2; done
+soon '[ "$(ip -6 addr show scope link up | grep -c "inet6 fe80")" = 2 ]'
 python3 -c "$ROUTER" "$@" >ready 2>&1 &
 router=$!
-for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do [ -s ready ] && break; sleep 0.2; done
+soon '[ -s ready ]'
 perl "$ASK" g0; code=$?
 kill $router
 exit $code`
@@ -51,7 +52,7 @@ exit $code`
     ],
     {
       encoding: 'utf8',
-      timeout: 60_000,
+      timeout: 180_000,
       env: { ...process.env, ROUTER, ASK: join(GUEST_DIR, 'rdnss.pl') },
     },
   )

@@ -27,6 +27,7 @@ import {
   socket,
   UDP_SEGMENT,
 } from '../../src/sys/socket.ts'
+import { eventually } from '../eventually.ts'
 
 const root = process.getuid?.() === 0
 const skip = root ? false : 'needs root for namespaces and devices'
@@ -153,7 +154,7 @@ describe('devices in namespaces', { skip }, () => {
     })
   })
 
-  test('a packet socket on a veth passes gso metadata both ways and does not see its own frames', () => {
+  test('a packet socket on a veth passes gso metadata both ways and does not see its own frames', async () => {
     ip('link', 'add', 'eth0', 'netns', a, 'type', 'veth', 'peer', 'name', 'far', 'netns', b)
     const outside = `/run/netns/${b}`
     const { fd, own } = inNetns(outside, () => {
@@ -167,6 +168,12 @@ describe('devices in namespaces', { skip }, () => {
       assert.equal(setLinkUp('eth0'), 0)
       assert.equal(addRoute('eth0', '0.0.0.0', 0, '10.1.1.254'), 0)
     })
+    // Until the kernel has noticed the carrier, in its own time, it throws away what is sent.
+    for (const [ns, link] of [
+      [a, 'eth0'],
+      [b, 'far'],
+    ] as const)
+      await eventually(`${link} has a carrier`, () => ip('-n', ns, 'link', 'show', link).includes('state UP'))
     ip('netns', 'exec', a, 'ip', 'neigh', 'add', '10.1.1.9', 'lladdr', '02:00:00:00:00:09', 'dev', 'eth0')
     inNetns(inside, () => sendSegmented(20_000, 1000))
     const s = new Scratch(70_000)

@@ -33,7 +33,7 @@ if (skip === false) {
   execFileSync('mount', ['-t', 'sysfs', 'sysfs', '/sys'])
   if (dnsmasq) {
     // The far end of the LAN, with a DHCP server.
-    const lan = spawn('unshare', ['--net', 'sh', '-c', 'echo ready; exec sleep 600'], {
+    const lan = spawn('unshare', ['--net', 'sh', '-c', 'echo ready; exec sleep 3600'], {
       stdio: ['ignore', 'pipe', 'inherit'],
     })
     await new Promise((resolve) => lan.stdout.once('data', resolve))

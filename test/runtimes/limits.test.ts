@@ -36,7 +36,7 @@ const groupsOf = (id: string): string[] =>
     .map((h) => join(h.top, 'noid', id))
     .filter((g) => existsSync(g))
 
-describe('the limits of a VM', { skip: noGroups, timeout: 400_000 }, () => {
+describe('the limits of a VM', { skip: noGroups, timeout: 1_200_000 }, () => {
   it('are what was asked for, and gone with it', async () => {
     await using l = await lab({ cpus: 2, memMib: 128 })
     const h = await l.runtime.prepare(l.vm, never)
@@ -178,7 +178,7 @@ describe('where control groups are found', () => {
   })
 })
 
-describe('the rights of a VM', { skip, timeout: 60_000 }, () => {
+describe('the rights of a VM', { skip, timeout: 1_200_000 }, () => {
   let l: Lab
   let h: VmHandle
   // include/uapi/linux/capability.h

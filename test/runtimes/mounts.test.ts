@@ -22,7 +22,7 @@ function source(name: string): string {
   return path
 }
 
-describe('directories of the host in a sandbox', { skip, timeout: 120_000 }, () => {
+describe('directories of the host in a sandbox', { skip, timeout: 400_000 }, () => {
   it('are read and written as their owner’s, also after a restart', async () => {
     const shared = source('shared')
     const fixed = source('fixed')

@@ -78,15 +78,16 @@ describe('which machine', () => {
     chmodSync(path, 0o755)
     return path
   }
-  const machines = (d: string, trial: string, flags: string, device = '/dev/null') => {
+  const machines = (d: string, trial: string, flags: string, o: { device?: string; trialMs?: number } = {}) => {
     writeFileSync(join(d, 'cpuinfo'), `processor\t: 0\nflags\t\t: fpu ${flags} sse2\n`)
     return new Machines({
       file: join(d, 'machine.json'),
       bootId: 'this-boot',
       program: program(d, trial),
       cpuinfo: join(d, 'cpuinfo'),
-      device,
-      trialMs: 2_000,
+      device: '/dev/null',
+      trialMs: 30_000,
+      ...o,
     })
   }
 
@@ -102,13 +103,13 @@ describe('which machine', () => {
   })
 
   test('a trial that hangs is ended, one that fails is no KVM either', async () => {
-    const m = machines(fresh(), 'exec sleep 600', 'svm')
+    const m = machines(fresh(), 'exec sleep 600', 'svm', { trialMs: 2_000 })
     assert.match((await m.find()).why as string, /trial guest/)
     assert.equal((await machines(fresh(), 'exit 1', 'svm').find()).kvm, false)
   })
 
   test('a device that cannot be opened is told', async () => {
-    assert.match((await machines(fresh(), ':', 'vmx', '/no/kvm').find()).why as string, /\/no\/kvm/)
+    assert.match((await machines(fresh(), ':', 'vmx', { device: '/no/kvm' }).find()).why as string, /\/no\/kvm/)
   })
 
   test('what was found is kept for this boot and this program', async () => {

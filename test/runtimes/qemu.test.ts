@@ -13,7 +13,7 @@ import { ownHost } from '../plugins/own-host.ts'
 import { qemuSkip } from './qemu-lab.ts'
 
 const skip = missing() || qemuSkip() || ownHost()
-const timeout = 600_000
+const timeout = 900_000
 process.env.NOID_IMAGES_DIR = sharedImages()
 
 const said: string[] = []
@@ -33,7 +33,7 @@ const templates = (e: Environment): string[] => {
 }
 
 async function template(e: Environment): Promise<string> {
-  for (let t = 0; t < 1200; t++) {
+  for (let t = 0; t < 4000; t++) {
     const [one] = templates(e)
     if (one !== undefined) return join(e.directories.state, 'templates', one)
     if (t % 400 === 0) await e.down(await e.up())

@@ -22,7 +22,7 @@ import {
   outsideAddress,
 } from './host.ts'
 
-const STEP_MS = 15_000
+const STEP_MS = 30_000
 const NAME_AGAIN_MS = 500
 const GUEST_PORT = 8080
 /** Seconds of sending in each direction. */

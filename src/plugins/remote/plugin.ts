@@ -44,6 +44,7 @@ interface Waiting {
 export class Plugin {
   readonly name: string
   readonly #root: string
+  readonly #hookMs: number
   readonly #waiting = new Map<number, Waiting>()
   readonly #contexts = new Map<string, BackendContext>()
   readonly #networks = new Map<string, Map<NetworkId, NetworkSpec>>()
@@ -52,9 +53,10 @@ export class Plugin {
   #calls = 0
   #list: unknown
 
-  constructor(name: string, root: string) {
+  constructor(name: string, root: string, hookMs = HOOK_MS) {
     this.name = name
     this.#root = root
+    this.#hookMs = hookMs
   }
 
   /** What its hook returns, with `load` put back: descriptors, unchecked. */
@@ -92,7 +94,8 @@ export class Plugin {
       serialization: 'json',
     })
     const { promise, resolve, reject } = Promise.withResolvers<ChildProcess>()
-    const late = setTimeout(() => reject(new Error(`its hook gave no answer within ${HOOK_MS / 1000} s`)), HOOK_MS)
+    const ms = this.#hookMs
+    const late = setTimeout(() => reject(new Error(`its hook gave no answer within ${ms / 1000} s`)), ms)
     child.on('error', reject)
     child.on('exit', (code, signal) => {
       reject(new Error(`its process ended (${signal ?? code})`))

@@ -6,11 +6,11 @@ import { type AddressInfo, connect, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
-import { setTimeout as sleep } from 'node:timers/promises'
 import { holdersIn, procAddress } from '../../../src/plugins/host/holder.ts'
 import { addressesOverlap, bindPublished } from '../../../src/plugins/host/publisher.ts'
 import { answers, parseResolvConf, Resolvers, readResolvers } from '../../../src/plugins/host/resolvers.ts'
 import { close } from '../../../src/sys/fd.ts'
+import { eventually } from '../../eventually.ts'
 
 test('resolv.conf: addresses in order, once each; anything else is passed over', () => {
   assert.deepEqual(
@@ -47,7 +47,7 @@ test('a server counts as there when it answers anything', async () => {
   const s = createSocket('udp4')
   s.on('message', (m, from) => s.send(m, from.port, from.address))
   await new Promise<void>((resolve) => s.bind(0, '127.0.0.1', resolve))
-  assert.equal(await answers('127.0.0.1', s.address().port), true)
+  assert.equal(await answers('127.0.0.1', s.address().port, 30_000), true)
   const { port } = s.address()
   s.close()
   assert.equal(await answers('127.0.0.1', port), false, 'refused')
@@ -60,9 +60,7 @@ test('a resolv.conf that is written, replaced or removed is noticed', async () =
   const r = new Resolvers((servers) => seen.push(servers.join()), files)
   try {
     assert.deepEqual(await r.current(), [], 'offline is a state like others')
-    const until = async (n: number) => {
-      for (let i = 0; i < 400 && seen.length < n; i++) await sleep(10)
-    }
+    const until = (n: number) => eventually(`${n} changes`, () => seen.length >= n)
     writeFileSync(files.conf, 'nameserver 192.0.2.1\n')
     await until(1)
     writeFileSync(`${files.conf}.new`, 'nameserver 192.0.2.2\n')

@@ -77,7 +77,7 @@ async function running(guest: Guest, client: AgentClient) {
   return s
 }
 
-describe('the host against its guest', { timeout: 60_000 }, () => {
+describe('the host against its guest', { timeout: 240_000 }, () => {
   const broken: Record<string, (g: Guest) => void> = {
     'an unknown frame': (g) => g.say(200, 1),
     'a frame of the host’s own kind': (g) => g.say(ask.exec, 1),
@@ -207,7 +207,7 @@ function readTextsOrNot(b: Buffer): void {
   }
 }
 
-describe('the agent against its host', { skip: hasPerl ? false : 'needs perl', timeout: 120_000 }, () => {
+describe('the agent against its host', { skip: hasPerl ? false : 'needs perl', timeout: 400_000 }, () => {
   it('lives through seeded garbage and answers the next one', async () => {
     await using p = await Port.open()
     p.wire.resume()

@@ -71,7 +71,7 @@ export class Port implements AsyncDisposable {
     return port
   }
 
-  connect(ms = 5_000): Promise<AgentClient> {
+  connect(ms = 60_000): Promise<AgentClient> {
     return AgentClient.connect(this.path, AbortSignal.timeout(ms), 'test')
   }
 

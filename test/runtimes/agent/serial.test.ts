@@ -47,7 +47,7 @@ function view(d: Duplex): () => string {
   return () => seen
 }
 
-describe('the serial line', { timeout: 60_000 }, () => {
+describe('the serial line', { timeout: 240_000 }, () => {
   it('shows the log’s end first, then what comes, to all; and is let go with the last', async () => {
     await using c = await chardev()
     c.say(`${'old line\n'.repeat(20_000)}login: `)
