@@ -20,6 +20,7 @@ export interface Limits {
   readonly flowsPerVm: number
   /** TCP flows of one VM whose host side is not connected yet. */
   readonly halfOpenPerVm: number
+  /** UDP flows that one VM has begun, and as many that clients of its published ports have. */
   readonly udpFlowsPerVm: number
   readonly pingFlowsPerVm: number
   /** MAC addresses that one port may have learned. */

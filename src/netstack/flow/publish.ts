@@ -43,8 +43,8 @@ interface Published {
 
 /** What the UDP relay does with a client's datagrams, beyond a relay's contract. */
 export interface UdpFlows extends Relay {
-  /** Room for a flow of this port? Gives up the oldest if need be. */
-  makeRoom(port: number): boolean
+  /** Room for a flow of this port? Gives up another one if need be (share.ts). */
+  makeRoom(port: number, direction: number): boolean
   /** `len` bytes lie behind the UDP header at egress' l4at: send them to flow `i`'s guest. */
   toGuest(i: number, len: number, segment: number): void
   /** An error about a datagram of the shared socket is of no use: take it off the queue. */
@@ -207,7 +207,7 @@ export class Publishes {
   }
 
   #begin(p: Published, index: number, port: number): number {
-    if (!this.#udp.makeRoom(port)) return -1
+    if (!this.#udp.makeRoom(port, IN)) return -1
     const i = this.#insert(p, index, port, UDP)
     if (i >= 0) this.#udp.accept(i)
     return i

@@ -1,49 +1,59 @@
 /**
  * A VM's share of one datagram relay's flows: when it is used up, the VM's own oldest flow of that relay makes room for the next one.
  *
+ * What the VM began and what clients of its published ports began are two shares (RFC 4787 §4.3: a mapping in use stays): whoever may send to a
+ * published port could otherwise end everything that the VM has begun. Among clients, whom the VM never answered goes first.
+ *
  * Nobody says that a flow of datagrams has ended, so a VM that begins many must not be refused for those that are over. Flows of TCP are never given
  * up like this: they have ends (gateway/admission.ts).
  *
- * Owns: the count of each VM. Never does: ending a flow (its relay's `abort`, which must come to `ended`).
+ * Owns: the counts of each VM. Never does: ending a flow (its relay's `abort`, which must come to `ended`).
  */
 import { DROP, type Drop } from '../trace/drops.ts'
 import type { RelayContext } from './context.ts'
 import type { Relay } from './relay.ts'
+import { IN, OUT } from './table.ts'
 
 export class Share {
   readonly #x: RelayContext
   readonly #proto: number
   readonly #most: number
   readonly #evicted: Drop
-  readonly #perPort: Int32Array
+  readonly #answered: Uint8Array
+  /** By port and direction. */
+  readonly #counts: Int32Array
 
   /**
    * @param proto the flows of the table that are meant
-   * @param most of them for each VM
+   * @param most of them for each VM in each direction
    * @param evicted the DROP that counts one that was given up
+   * @param answered the relay's column: 1 for a flow whose other end has answered
    */
-  constructor(x: RelayContext, proto: number, most: number, evicted: Drop) {
+  constructor(x: RelayContext, proto: number, most: number, evicted: Drop, answered: Uint8Array) {
     this.#x = x
     this.#proto = proto
     this.#most = most
     this.#evicted = evicted
-    this.#perPort = new Int32Array(x.limits.ports)
+    this.#answered = answered
+    this.#counts = new Int32Array(x.limits.ports * 2)
   }
 
   begun(i: number): void {
-    this.#perPort[this.#x.flows.port[i]]++
+    const { port, direction } = this.#x.flows
+    this.#counts[port[i] * 2 + direction[i]]++
   }
 
   ended(i: number): void {
-    this.#perPort[this.#x.flows.port[i]]--
+    const { port, direction } = this.#x.flows
+    this.#counts[port[i] * 2 + direction[i]]--
   }
 
-  /** Is there room for one more of this switch port? False (counted): others' flows fill the VM's whole share of the table. */
-  makeRoom(port: number, relay: Pick<Relay, 'abort'>): boolean {
+  /** Is there room for one more of this switch port? False (counted): other flows fill the VM's whole share of the table. */
+  makeRoom(port: number, direction: number, relay: Pick<Relay, 'abort'>): boolean {
     const { flows, limits, drops } = this.#x
-    if (this.#perPort[port] < this.#most && flows.ofPort(port) < limits.flowsPerVm) return true
-    let i = flows.oldest(port)
-    while (i >= 0 && flows.proto[i] !== this.#proto) i = flows.newer(i)
+    const usedUp = this.#counts[port * 2 + direction] >= this.#most
+    if (!usedUp && flows.ofPort(port) < limits.flowsPerVm) return true
+    const i = usedUp || direction === IN ? this.#leastOf(port, direction) : this.#leastOfBoth(port)
     if (i < 0) {
       drops.count(port, DROP['flow-limit'])
       return false
@@ -51,5 +61,23 @@ export class Share {
     drops.count(port, this.#evicted)
     relay.abort(i)
     return true
+  }
+
+  /** The VM's own flow goes before strangers' only when there are none of theirs. */
+  #leastOfBoth(port: number): number {
+    const i = this.#leastOf(port, IN)
+    return i >= 0 ? i : this.#leastOf(port, OUT)
+  }
+
+  /** The flow of this relay that is given up first, or −1. */
+  #leastOf(port: number, direction: number): number {
+    const { flows } = this.#x
+    let oldest = -1
+    for (let i = flows.oldest(port); i >= 0; i = flows.newer(i)) {
+      if (flows.proto[i] !== this.#proto || flows.direction[i] !== direction) continue
+      if (direction === OUT || this.#answered[i] === 0) return i
+      if (oldest < 0) oldest = i
+    }
+    return oldest
   }
 }

@@ -5,11 +5,12 @@
  */
 import type { RelayContext } from '../flow/context.ts'
 import type { Relay } from '../flow/relay.ts'
+import { OUT } from '../flow/table.ts'
 import { DROP } from '../trace/drops.ts'
 
 /** A relay whose flows are given up, the oldest first, when a VM has too many. */
 export interface Evicting extends Relay {
-  makeRoom(port: number): boolean
+  makeRoom(port: number, direction: number): boolean
 }
 
 export interface Relays {
@@ -20,8 +21,8 @@ export interface Relays {
 
 /** Counted when not. */
 export function room(x: RelayContext, relays: Relays, relay: Relay, port: number): boolean {
-  if (relay === relays.udp) return relays.udp.makeRoom(port)
-  if (relay === relays.ping) return relays.ping.makeRoom(port)
+  if (relay === relays.udp) return relays.udp.makeRoom(port, OUT)
+  if (relay === relays.ping) return relays.ping.makeRoom(port, OUT)
   if (x.flows.ofPort(port) < x.limits.flowsPerVm) return true
   x.drops.count(port, DROP['flow-limit'])
   return false

@@ -40,14 +40,14 @@ export class PingRelay implements Relay {
     this.#x = x
     this.#b = x.arena.bytes
     this.#hops = new Hops(x)
-    this.#share = new Share(x, ICMP, x.limits.pingFlowsPerVm, DROP['ping-evicted'])
     this.#answered = new Uint8Array(x.flows.capacity)
+    this.#share = new Share(x, ICMP, x.limits.pingFlowsPerVm, DROP['ping-evicted'], this.#answered)
     this.#sequence = new Uint16Array(x.flows.capacity)
     this.#offender = x.arena.alloc(16)
   }
 
-  makeRoom(port: number): boolean {
-    return this.#share.makeRoom(port, this)
+  makeRoom(port: number, direction: number): boolean {
+    return this.#share.makeRoom(port, direction, this)
   }
 
   open(i: number, f: Frame): void {

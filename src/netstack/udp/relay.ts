@@ -63,13 +63,13 @@ export class UdpRelay implements UdpFlows {
     this.#b = x.arena.bytes
     this.#answered = new Uint8Array(x.flows.capacity)
     this.#hops = new Hops(x)
-    this.#share = new Share(x, UDP, x.limits.udpFlowsPerVm, DROP['udp-evicted'])
+    this.#share = new Share(x, UDP, x.limits.udpFlowsPerVm, DROP['udp-evicted'], this.#answered)
     this.#offender = x.arena.alloc(16)
     this.#joined = x.arena.alloc(65536)
   }
 
-  makeRoom(port: number): boolean {
-    return this.#share.makeRoom(port, this)
+  makeRoom(port: number, direction: number): boolean {
+    return this.#share.makeRoom(port, direction, this)
   }
 
   open(i: number, f: Frame): void {

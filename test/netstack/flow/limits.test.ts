@@ -31,6 +31,58 @@ test('nothing to give up: new flows are refused', () => {
   assert.equal(web.drops('flow-limit'), 2)
 })
 
+/** A published UDP port, and what sends to it from elsewhere: the k-th stranger. */
+function publishUdp(net: TestNet, guestAddress: string): (k: number) => void {
+  const s = net.host.make('udp-bound', '')
+  const spec = { id: 'p', proto: 'udp', sock: s.id, guestAddress, guestPort: 5353 } as const
+  net.network.publish({ ...spec, hostAddress: '0.0.0.0', hostPort: 5353 })
+  return (k) => {
+    net.host.arrive(s.id, Buffer.from('x'), { peer: `203.0.113.${k}:1000` })
+    net.deliver()
+  }
+}
+
+test('strangers at a published port: what the VM has begun stays, and whom it answered stays longer than others', () => {
+  const net = new TestNet({ limits: { udpFlowsPerVm: 4 } })
+  const web = net.vm('web')
+  const stranger = publishUdp(net, web.ip)
+  const peers = (): string[] => net.network.stats().flows.map((f) => f.peer)
+  web.send(udp({ to: '8.8.8.8:9000' }))
+  const [own] = net.host.open('udp')
+  stranger(1)
+  web.send(udp({ from: 5353, to: '203.0.113.1:1000' }))
+  for (let k = 2; k <= 20; k++) stranger(k)
+  assert.equal(own.closed, false)
+  assert.equal(web.drops('udp-evicted'), 16)
+  assert.deepEqual(peers().sort(), [
+    '203.0.113.18:1000',
+    '203.0.113.19:1000',
+    '203.0.113.1:1000',
+    '203.0.113.20:1000',
+    '8.8.8.8:9000',
+  ])
+  // Where all were answered, the oldest goes.
+  for (let k = 18; k <= 20; k++) web.send(udp({ from: 5353, to: `203.0.113.${k}:1000` }))
+  stranger(21)
+  assert.ok(!peers().includes('203.0.113.1:1000'))
+})
+
+test('strangers fill all that a VM may have: its own next flow takes the place of one of theirs', () => {
+  const net = new TestNet({ limits: { flowsPerVm: 4 } })
+  const web = net.vm('web')
+  const stranger = publishUdp(net, web.ip)
+  web.send(tcp({ to: '8.8.8.8:80' }), udp({ to: '8.8.8.8:9000' }))
+  for (let k = 1; k <= 5; k++) stranger(k)
+  web.send(udp({ to: '8.8.8.8:9001' }))
+  assert.deepEqual(
+    net.network
+      .stats()
+      .flows.map((f) => `${f.direction} ${f.peer}`)
+      .sort(),
+    ['in 203.0.113.5:1000', 'out 8.8.8.8:80', 'out 8.8.8.8:9000', 'out 8.8.8.8:9001'],
+  )
+})
+
 test('the network’s table is full', () => {
   const net = new TestNet({ limits: { flows: 4 } })
   const web = net.vm('web')
