@@ -7,7 +7,7 @@
  */
 
 import type { Arena } from '../netstack/arena.ts'
-import type { Ref, Sock } from '../netstack/host.ts'
+import { ECONNABORTED, type Ref, type Sock } from '../netstack/host.ts'
 import { close } from '../sys/fd.ts'
 import { addressOf } from '../sys/libc.ts'
 import { AF_INET, AF_INET6, familyOf, isMapped, SOCK_NONBLOCK, socket } from '../sys/socket.ts'
@@ -87,6 +87,11 @@ export class Sockets {
     this.wantsWrite[fd] = 0
     this.#open++
     return fd
+  }
+
+  /** Enter a client that was accepted, or turn it away: the kernel has taken it off its queue already. */
+  takeClient(fd: number, six: number): Sock {
+    return this.take(fd, six, KIND.tcp, 0) < 0 ? -ECONNABORTED : fd
   }
 
   /** Enter a descriptor that the daemon handed over. */

@@ -129,7 +129,7 @@ export class TcpSockets {
     const fd = acceptFrom(listener, s.arena.bytes, peer)
     if (fd < 0) return fd
     this.peerPort = peerPort
-    const sock = s.take(fd, s.six[listener] as number, KIND.tcp, 0)
+    const sock = s.takeClient(fd, s.six[listener] as number)
     return sock < 0 ? sock : this.#prepare(sock)
   }
 

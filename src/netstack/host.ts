@@ -7,8 +7,8 @@
  * index of the host's link in bytes 4 to 7), ports are numbers. No call allocates.
  *
  * Readiness is edge-triggered: after `watch(sock, ref)` the reactor calls `network.ready(ref, events)`, on every new
- * arrival and, once a send came up short or `armWrite` was called, when there is space again. After `close` no event of
- * that socket is delivered any more, not even one already collected.
+ * arrival and, once a send came up short or `armWrite` was called, when there is space again; what is there when `watch` is
+ * called, also once more, is told like an arrival. After `close` no event of that socket is delivered any more, not even one already collected.
  */
 import type { Arena } from './arena.ts'
 
@@ -30,6 +30,7 @@ export const EPIPE = 32
 export const EMSGSIZE = 90
 export const ENETDOWN = 100
 export const ENETUNREACH = 101
+export const ECONNABORTED = 103
 export const ECONNRESET = 104
 export const ENOBUFS = 105
 export const ENOTCONN = 107
@@ -89,7 +90,10 @@ export interface Host {
   tcpConnect(dst: number, l4port: number): Sock
   /** After tcpConnect: it has succeeded already (the far end is on this machine), nothing need be waited for. */
   connected: boolean
-  /** Accept from a listener; the client's address goes to the 16 bytes at `peer`, its port to `peerPort`. */
+  /**
+   * Accept from a listener; the client's address goes to the 16 bytes at `peer`, its port to `peerPort`. −EAGAIN: nobody waits. −ECONNABORTED:
+   * this client is gone, others may wait. Anything else: nobody can be accepted now, and whoever waits goes on waiting.
+   */
   tcpAccept(listener: Sock, peer: number): Sock
   peerPort: number
   /** Bytes taken, or −errno; −EAGAIN when no space. */

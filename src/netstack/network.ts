@@ -409,6 +409,7 @@ export class Network {
       this.#gateway.tick(now)
       this.#probe?.tick(now)
       this.#switch.tick(now)
+      this.#publishes.tick()
     }
     this.#local.turn(this.#readyLocal)
   }

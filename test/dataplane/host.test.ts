@@ -3,12 +3,13 @@
  * raw ICMP socket, and that no event outlives its socket.
  */
 import assert from 'node:assert/strict'
+import { closeSync, openSync } from 'node:fs'
 import { after, describe, test } from 'node:test'
 import { DataPlaneHost } from '../../src/dataplane/host.ts'
 import { makeArena } from '../../src/dataplane/memory.ts'
 import { Reactor } from '../../src/dataplane/reactor.ts'
 import { Arena } from '../../src/netstack/arena.ts'
-import { FAILED, READABLE, ROUTE, WRITABLE } from '../../src/netstack/host.ts'
+import { FAILED, HANGUP, READABLE, ROUTE, WRITABLE } from '../../src/netstack/host.ts'
 import { close } from '../../src/sys/fd.ts'
 import {
   AF_INET,
@@ -27,10 +28,11 @@ import {
 } from '../../src/sys/socket.ts'
 
 const EAGAIN = 11
+const ECONNABORTED = 103
 const ECONNREFUSED = 111
 
-function lab(peekOffset?: readonly [boolean, boolean]) {
-  const reactor = new Reactor(4096)
+function lab(peekOffset?: readonly [boolean, boolean], descriptors = 4096) {
+  const reactor = new Reactor(descriptors)
   const arena = makeArena(4)
   const host = new DataPlaneHost(reactor, arena, () => {}, peekOffset && { peekOffset })
   const events: { ref: number; events: number }[] = []
@@ -233,6 +235,47 @@ describe('TCP', () => {
     host.close(first)
     assert.equal(host.udpConnect(dst, 9), first)
     for (const s of socks) host.close(s)
+  })
+
+  test('a listener that is watched once more tells of who waits still', () => {
+    const l = lab()
+    const { fd, port } = bound(SOCK_STREAM)
+    listen(fd)
+    l.address('127.0.0.1')
+    l.host.watch(l.host.adoptListener(fd), 5)
+    const c = l.host.tcpConnect(l.dst, port)
+    l.until(5, READABLE)
+    l.host.watch(fd, 6)
+    l.until(6, READABLE)
+    l.host.close(l.host.tcpAccept(fd, l.far))
+    l.host.close(c)
+    l.host.sockets.later.all()
+  })
+
+  test('clients for whom there are no descriptors are turned away one by one', () => {
+    const l = lab(undefined, 512)
+    const { fd, port } = bound(SOCK_STREAM)
+    listen(fd)
+    l.host.adoptListener(fd)
+    l.address('127.0.0.1')
+    const clients = Array.from({ length: 3 }, (_, k) => {
+      const c = l.host.tcpConnect(l.dst, port)
+      l.host.watch(c, k)
+      return c
+    })
+    const taken: number[] = []
+    while ((taken.at(-1) ?? 0) < l.host.sockets.limit) taken.push(openSync('/dev/null', 'r'))
+    assert.deepEqual(
+      [1, 2, 3, 4].map(() => l.host.tcpAccept(fd, l.far)),
+      [-ECONNABORTED, -ECONNABORTED, -ECONNABORTED, -EAGAIN],
+    )
+    for (const each of taken) closeSync(each)
+    for (const [k, c] of clients.entries()) {
+      if (k === 0) l.until(k, HANGUP)
+      assert.equal(l.host.tcpPeek(c, l.a, 1, 0), 0)
+      l.host.close(c)
+    }
+    l.host.sockets.later.all()
   })
 })
 

@@ -8,9 +8,12 @@
  * where the VM has that and uses it, whichever of its addresses the port was published for. A TCP client that is refused there is led to the other family, under the
  * host's address: `localhost` is ::1 first, and many a server listens on 0.0.0.0 alone; the client cannot try by itself, as the host's kernel has
  * accepted it already.
+ *
+ * Events are told by edges: a listener whose queue was not emptied, because the host had nothing left to accept with, is watched anew from `tick`. Nobody
+ * else would say that clients wait.
  */
 import type { Arena } from '../arena.ts'
-import { FAILED, type Host, type Sock } from '../host.ts'
+import { EAGAIN, ECONNABORTED, FAILED, type Host, type Sock } from '../host.ts'
 import type { Bindings } from '../switch/bindings.ts'
 import type { Ports } from '../switch/ports.ts'
 import { DROP } from '../trace/drops.ts'
@@ -39,6 +42,8 @@ interface Published {
   readonly sock: Sock
   readonly guest: Address
   readonly guestPort: number
+  /** TCP: clients may wait that could not be accepted. */
+  waiting: boolean
 }
 
 /** What the UDP relay does with a client's datagrams, beyond a relay's contract. */
@@ -111,6 +116,7 @@ export class Publishes {
       sock: p.sock,
       guest: parseIp(p.guestAddress),
       guestPort: p.guestPort,
+      waiting: false,
     }
     this.#host.watch(p.sock, this.#ref(index))
   }
@@ -137,13 +143,29 @@ export class Publishes {
     return p.proto === TCP ? this.#accept(p, index) : this.#receive(p, index)
   }
 
+  /** Every second: who could not be accepted is looked for again. */
+  tick(): void {
+    for (let index = 0; index < this.#published.length; index++) {
+      const p = this.#published[index]
+      if (p === null || !p.waiting) continue
+      p.waiting = false
+      this.#host.watch(p.sock, this.#ref(index))
+    }
+  }
+
   // -- TCP ----------------------------------------------------------------------------------------------------------
 
   #accept(p: Published, index: number): boolean {
     const { host, flows, drops, limits } = this.#x
     for (let n = 0; n < limits.acceptsPerTurn; n++) {
       const sock = host.tcpAccept(p.sock, this.#client)
-      if (sock < 0) return false
+      if (sock === -EAGAIN) return false
+      if (sock < 0) {
+        drops.count(this.#ports.withAddress(p.guest), DROP['host-socket'])
+        if (sock === -ECONNABORTED) continue
+        p.waiting = true
+        return false
+      }
       const port = this.#guestOf(p)
       const i = port < 0 ? -1 : this.#insert(p, index, port, TCP)
       if (i < 0) {

@@ -158,6 +158,48 @@ test('a client that connects again from the same port: the old connection gives 
   ])
 })
 
+/** A host that has nothing to accept with, or turns each client away. */
+class ShortHost extends MemoryHost {
+  short = 0
+  override tcpAccept(listener: number, peer: number): number {
+    if (this.short === 0 || (this.sockets.get(listener)?.backlog.length ?? 0) === 0)
+      return super.tcpAccept(listener, peer)
+    if (this.short === errno.ECONNABORTED) this.close(super.tcpAccept(listener, peer))
+    return -this.short
+  }
+}
+
+test('clients of a published port while the host is short of descriptors', () => {
+  const host = new ShortHost()
+  const net = new TestNet({ host })
+  const web = net.vm('web')
+  const listener = host.make('listener', '')
+  const spec = { id: 'p', proto: 'tcp', sock: listener.id, guestAddress: web.ip, guestPort: 80 } as const
+  net.network.publish({ ...spec, hostAddress: '0.0.0.0', hostPort: 8080 })
+  const clients = (...ports: number[]) => {
+    const all = ports.map((port) => host.client(listener.id, `203.0.113.9:${port}`))
+    net.deliver()
+    return all
+  }
+  host.short = errno.ECONNABORTED
+  assert.deepEqual(
+    clients(1, 2, 3).map((c) => c.closed),
+    ['close', 'close', 'close'],
+  )
+  assert.equal(web.drops('host-socket'), 3)
+  host.short = 24
+  const waiting = clients(4, 5, 6)
+  net.advance(3000)
+  assert.equal(net.network.stats().flows.length, 0)
+  host.short = 0
+  net.advance(1000)
+  assert.deepEqual(
+    waiting.map((c) => c.closed),
+    [false, false, false],
+  )
+  assert.equal(net.network.stats().flows.length, 3)
+})
+
 test('one turn of a busy socket is bounded', () => {
   const net = new TestNet({ limits: { datagramsPerTurn: 8 } })
   const web = net.vm('web')
