@@ -1,8 +1,8 @@
 /**
- * What one VM may cost the DHCP servers: messages that are looked into, and reports that reach the store.
+ * What one VM may cost the DHCP servers: messages that are looked into, reports that reach the store, warnings that reach the log.
  *
- * Owns: an allowance for each port (a burst, then so many per second), and the state and time of its last report, so that a client which keeps
- * asking does not keep the store writing. Never does: reading a clock.
+ * Owns: an allowance for each port (a burst, then so many per second), what was told of it last and when, and what is still to be told, so that a
+ * client which keeps asking, or changes its mind without end, does not keep the store writing. Never does: reading a clock.
  */
 import type { Host } from '../host.ts'
 import type { Lease } from './leases.ts'
@@ -11,6 +11,7 @@ import type { Lease } from './leases.ts'
 const BURST = 30
 const RATE = 10
 const REPORT_INTERVAL = 1000
+const WARN_INTERVAL = 60_000
 
 export class Ration {
   readonly #allowance = new Map<number, { left: number; at: number }>()
@@ -34,31 +35,64 @@ export class Ration {
   }
 }
 
+/** What is said of a port's lease. */
+interface Report {
+  readonly address: string
+  readonly state: string
+  /** 0 when the state is not bound. */
+  readonly expiresAt: number
+}
+
+interface Told extends Report {
+  readonly at: number
+  /** What has become of it since, to be told as soon as the store may be bothered again. */
+  next: Report | undefined
+}
+
 export class Reports {
   readonly #host: Host
-  readonly #last = new Map<number, { state: string; at: number }>()
+  readonly #told = new Map<number, Told>()
+  readonly #declinedAt = new Map<number, number>()
 
   constructor(host: Host) {
     this.#host = host
   }
 
-  /** A lease changed: the control plane is told, of the same state not more than once a second. */
+  /** A lease changed: the control plane is told, not more than once a second, and of the last state in any case. */
   lease(l: Lease): void {
     const now = this.#host.now()
-    const last = this.#last.get(l.port)
-    if (last !== undefined && last.state === l.state && now - last.at < REPORT_INTERVAL) return
-    this.#last.set(l.port, { state: l.state, at: now })
+    const told = this.#told.get(l.port)
+    const report = { address: l.address, state: l.state, expiresAt: l.state === 'bound' ? l.expiresAt : 0 }
+    if (told === undefined || now - told.at >= REPORT_INTERVAL) this.#tell(l.port, report, now)
+    else told.next = told.state === l.state && told.address === l.address ? undefined : report
+  }
+
+  #tell(port: number, report: Report, now: number): void {
+    this.#told.set(port, { ...report, at: now, next: undefined })
+    const { address, state, expiresAt } = report
+    this.#host.notify({ type: 'lease', port, address, state, expiresInMs: expiresAt > 0 ? expiresAt - now : null })
+  }
+
+  /** The client says that somebody else uses its address: people are told, once a minute. */
+  declined(l: Lease): void {
+    const now = this.#host.now()
+    const at = this.#declinedAt.get(l.port)
+    if (at !== undefined && now - at < WARN_INTERVAL) return
+    this.#declinedAt.set(l.port, now)
     this.#host.notify({
-      type: 'lease',
-      port: l.port,
-      address: l.address,
-      state: l.state,
-      expiresInMs: l.state === 'bound' ? l.expiresAt - now : null,
+      type: 'warning',
+      message: `${l.name} says that its address ${l.address} is in use by somebody else`,
     })
   }
 
+  tick(now: number): void {
+    for (const [port, { next, at }] of this.#told)
+      if (next !== undefined && now - at >= REPORT_INTERVAL) this.#tell(port, next, now)
+  }
+
   forget(port: number): void {
-    this.#last.delete(port)
+    this.#told.delete(port)
+    this.#declinedAt.delete(port)
   }
 }
 

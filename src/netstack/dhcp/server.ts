@@ -7,7 +7,7 @@
  * Never does: relaying (a message with giaddr is dropped), talking to ports that have no address, answering for other
  * servers, trusting the client about anything but what it wants to be sent.
  * Invariants: nothing that arrives throws; every message that is not answered is counted with a reason; a port's messages
- * are rationed, so that a guest which floods costs little and cannot flood the store that leases are reported to.
+ * are rationed, so that a guest which floods costs little and floods neither the store that leases are reported to nor the log.
  */
 import { DhcpError, decode, encode, type Packet } from '#dhcp-packet'
 import type { Datagram, DatagramService, Reply } from '../gateway/service.ts'
@@ -79,6 +79,7 @@ export class DhcpServer implements DatagramService {
 
   tick(now: number): void {
     this.#leases.tick(now)
+    this.#reports.tick(now)
   }
 
   receive(d: Datagram): void {
@@ -114,10 +115,7 @@ export class DhcpServer implements DatagramService {
         if (p.options.serverId !== this.#network.services) return 'dhcp-other-server'
         if (p.options.requestedAddress !== l.address) return 'dhcp-not-its-own'
         this.#leases.decline(l, now)
-        this.#host.notify({
-          type: 'warning',
-          message: `${l.name} says that its address ${l.address} is in use by somebody else`,
-        })
+        this.#reports.declined(l)
         return undefined
       case 'RELEASE':
         if (p.options.serverId !== this.#network.services) return 'dhcp-other-server'

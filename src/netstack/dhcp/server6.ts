@@ -95,6 +95,7 @@ export class Dhcp6Server implements DatagramService {
 
   tick(now: number): void {
     this.#leases.tick(now)
+    this.#reports.tick(now)
   }
 
   receive(d: Datagram): void {
@@ -178,10 +179,7 @@ export class Dhcp6Server implements DatagramService {
         if (mine && p.type === 'RELEASE') this.#leases.release(l)
         else if (mine) {
           this.#leases.decline(l, now)
-          this.#host.notify({
-            type: 'warning',
-            message: `${l.name} says that its address ${l.address} is in use by somebody else`,
-          })
+          this.#reports.declined(l)
         }
         return this.#send(l, p, client, 'REPLY', { status: OK, ia: unknown(ia, l.address) })
       }

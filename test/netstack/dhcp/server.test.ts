@@ -329,6 +329,43 @@ describe('what is not answered', () => {
     assert.ok(w.ask({ messageType: 'DISCOVER' }))
   })
 
+  it('a client that changes its mind without end: the store hears of it once a second, and what came of it', () => {
+    const release = () => w.ask({ messageType: 'RELEASE', serverId: network.services }, { ciaddr: ADDRESS })
+    const leases = () => w.events.flatMap((e) => (e.type === 'lease' ? [e] : []))
+    for (let s = 0; s < 60; s++) {
+      for (let k = 0; k < 5; k++) {
+        w.ask({ messageType: 'REQUEST', requestedAddress: ADDRESS })
+        release()
+      }
+      w.server.tick((w.clock += 1000))
+    }
+    assert.ok(leases().length <= 61, `${leases().length}`)
+    assert.equal(w.state, 'reserved')
+    assert.equal(leases().at(-1)?.state, 'reserved')
+    // What is as it was told needs no telling.
+    w.clock += 1000
+    w.lease()
+    release()
+    w.ask({ messageType: 'REQUEST', requestedAddress: ADDRESS })
+    const before = leases().length
+    assert.equal(leases().at(-1)?.state, 'bound')
+    w.server.tick((w.clock += 1000))
+    assert.equal(leases().length, before)
+  })
+
+  it('a client that declines without end: people are told once a minute', () => {
+    const decline = () => w.ask({ messageType: 'DECLINE', serverId: network.services, requestedAddress: ADDRESS })
+    for (let s = 0; s < 59; s++) {
+      for (let k = 0; k < 10; k++) decline()
+      w.server.tick((w.clock += 1000))
+    }
+    const warnings = () => w.events.filter((e) => e.type === 'warning').length
+    assert.equal(warnings(), 1)
+    w.clock += 1000
+    decline()
+    assert.equal(warnings(), 2)
+  })
+
   it('an answer longer than the client can take is made to fit, or counted', () => {
     w = new World({ domain: `${'d'.repeat(60)}.${'e'.repeat(60)}.internal` })
     const clientId = new Uint8Array(100)

@@ -226,6 +226,11 @@ describe('a client that holds an address', () => {
     assert.equal(w.ask('DECLINE', { serverId, ia: [ia(ADDRESS)] })?.options.status?.code, statusCodes.success)
     assert.equal(w.state, 'declined')
     assert.match(JSON.stringify(w.events.at(-1)), /web says that its address fd12:3456:789a:1::10 is in use/)
+    w.ask('DECLINE', { serverId, ia: [ia(ADDRESS)] })
+    assert.equal(w.events.filter((e) => e.type === 'warning').length, 1)
+    // It was told as bound a moment ago.
+    w.server.tick(w.clock + 1000)
+    assert.equal((w.events.at(-1) as { state?: string }).state, 'declined')
     assert.equal(w.ask('SOLICIT', { ia: [ia()] }), undefined)
     assert.equal(w.drop, 'dhcp-declined')
     w.clock += 10_000
