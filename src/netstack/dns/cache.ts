@@ -108,8 +108,7 @@ export class Cache {
   /** Keep an answer that scanAnswer accepted, if it may be kept at all. */
   put(b: Uint8Array, q: Query, a: Answer, now: number): void {
     if (a.truncated || a.ttl <= 0) return
-    const negative = a.rcode !== 0 || be16(b, 6) === 0
-    const life = Math.min(a.ttl * 1000, negative ? MAX_NEGATIVE_LIFE : MAX_LIFE)
+    const life = Math.min(a.ttl * 1000, a.negative ? MAX_NEGATIVE_LIFE : MAX_LIFE)
     this.#entries.set(q.hash, entryOf(b, q, a, now, life))
   }
 

@@ -18,7 +18,18 @@ export const FLAG = { QR: 0x8000, AA: 0x0400, TC: 0x0200, RD: 0x0100, RA: 0x0080
 const OPCODE = 0x7800
 
 export const RCODE = { NOERROR: 0, FORMERR: 1, SERVFAIL: 2, NXDOMAIN: 3, NOTIMP: 4, REFUSED: 5 } as const
-export const TYPE = { A: 1, NS: 2, SOA: 6, PTR: 12, AAAA: 28, OPT: 41, IXFR: 251, AXFR: 252, ANY: 255 } as const
+export const TYPE = {
+  A: 1,
+  NS: 2,
+  CNAME: 5,
+  SOA: 6,
+  PTR: 12,
+  AAAA: 28,
+  OPT: 41,
+  IXFR: 251,
+  AXFR: 252,
+  ANY: 255,
+} as const
 export const CLASS_IN = 1
 
 /** Extended errors (RFC 8914 §4). */
@@ -171,7 +182,9 @@ export function nameText(q: Query): string {
 export class Answer {
   rcode = 0
   truncated = false
-  /** The least TTL of all records, by the rules of RFC 2181 §8; of a negative answer RFC 2308 §5's. 0: not to be kept. */
+  /** It says that there is nothing: no such name, or nothing of the type, aliases on the way there aside (RFC 2308 §2.1, 2.2). */
+  negative = false
+  /** The least TTL of all records, by the rules of RFC 2181 §8; of a negative answer no more than RFC 2308 §5's. 0: not to be kept. */
   ttl = 0
   /** Offsets, from the message's begin, of the TTLs. */
   ttls: number[] = []
@@ -194,8 +207,10 @@ export function scanAnswer(a: Answer, b: Uint8Array, len: number, end: number): 
   const answers = be16(b, 6)
   const authority = be16(b, 8)
   const total = answers + authority + be16(b, 10)
+  const asked = be16(b, end - 4)
+  let found = false
   let least = Infinity
-  let negative = 0
+  let nothing = 0
   let o = end
   for (let i = 0; i < total; i++) {
     const start = o
@@ -215,12 +230,13 @@ export function scanAnswer(a: Answer, b: Uint8Array, len: number, end: number): 
     const ttl = Math.max(0, be32(b, name + 4))
     a.ttls.push(name + 4)
     least = Math.min(least, ttl)
+    if (i < answers && (type === asked || asked === TYPE.ANY)) found = true
     if (type === TYPE.SOA && i >= answers && i < answers + authority && o - name - 10 >= 22)
-      negative = Math.min(ttl, Math.max(0, be32(b, o - 4)))
+      nothing = Math.min(ttl, Math.max(0, be32(b, o - 4)))
   }
   if (!a.hasOpt) a.bare = o
-  const isNegative = a.rcode === RCODE.NXDOMAIN || answers === 0
-  a.ttl = a.rcode !== RCODE.NOERROR && a.rcode !== RCODE.NXDOMAIN ? 0 : isNegative ? negative : least
+  a.negative = a.rcode === RCODE.NXDOMAIN || !found
+  a.ttl = a.rcode !== RCODE.NOERROR && a.rcode !== RCODE.NXDOMAIN ? 0 : a.negative ? Math.min(nothing, least) : least
   if (a.ttl === Infinity) a.ttl = 0
   return true
 }

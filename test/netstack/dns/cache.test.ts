@@ -59,6 +59,50 @@ it('keeps NXDOMAIN and NODATA apart, by the SOA’s minimum', () => {
   assert.equal(w.asked.length, 5)
 })
 
+it('keeps that an alias leads to nothing for no longer than the alias or the SOA’s minimum, and not without SOA', () => {
+  const alias = (ttl: number): Packet['answers'] => [
+    { type: 'CNAME', name: 'www.example.com', ttl, data: 'x.example.net' },
+  ]
+  const lives: [life: number, answers: Packet['answers'], more: Parameters<typeof w.answer>[2]][] = [
+    [5, alias(5), { rcode: 3, authorities: soa(3600, 3600) }],
+    [30, alias(3600), { authorities: soa(3600, 30) }],
+    [3600, alias(86_400), { authorities: soa(86_400, 86_400) }],
+    [0, alias(3600), {}],
+    [0, alias(3600), { rcode: 3 }],
+  ]
+  for (const [life, answers, more] of lives) {
+    w = new World()
+    w.upstream = (q) => w.answer(q, answers, more)
+    const ask = () => w.ask({ name: 'www.example.com', type: 'AAAA' })
+    ask()
+    if (life > 0) {
+      w.wait(life * 1000 - 1, 60_000)
+      ask()
+      assert.equal(w.asked.length, 1, `${life} s`)
+      w.wait(1)
+    }
+    ask()
+    assert.equal(w.asked.length, 2, `${life} s`)
+  }
+})
+
+it('an alias that was asked for itself, or that leads somewhere, is no negative answer', () => {
+  const alias: Packet['answers'] = [{ type: 'CNAME', name: 'www.example.com', ttl: 7200, data: 'x.example.net' }]
+  for (const [type, answers] of [
+    ['CNAME', alias],
+    ['ANY', alias],
+    ['A', [...alias, ...a(7200)!]],
+  ] as const) {
+    w = new World()
+    w.upstream = (q) => w.answer(q, [...answers])
+    const ask = () => w.ask({ name: 'www.example.com', type })
+    ask()
+    w.wait(7_199_000, 60_000)
+    ask()
+    assert.equal(w.asked.length, 1, type)
+  }
+})
+
 it('does not keep negative answers without SOA, failures, what was truncated, or a TTL of 0', () => {
   const cases: ((q: Asked) => Packet)[] = [
     (q) => w.answer(q, []),
@@ -127,7 +171,7 @@ it('is emptied when the servers change', () => {
 it('is bounded in entries and bytes', () => {
   const blob = Buffer.alloc(1100)
   w.upstream = (q) => w.answer(q, [{ type: 'NULL' as 'TXT', name: 'x', ttl: 300, data: blob } as never])
-  for (let i = 0; i < 9000; i++) w.send(query({ name: `n${i}.example`, edns: {} }), 1 + (i & 1))
+  for (let i = 0; i < 9000; i++) w.send(query({ name: `n${i}.example`, type: 'NULL', edns: {} }), 1 + (i & 1))
   const s = w.dns.stats()
   assert.ok(s.cached < 8192 && s.cached > 5000, String(s.cached))
   assert.ok(s.cachedBytes <= 8 * 1024 * 1024)
