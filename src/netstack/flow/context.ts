@@ -12,7 +12,7 @@ import type { FlowTable } from './table.ts'
 
 /** Limits of a network. Every one has a counter of how often it was reached (trace/drops). */
 export interface Limits {
-  /** Flows of the whole network; a power of two. */
+  /** Flows of the whole network; a power of two. The last eighth is for VMs with few (share.ts). */
   readonly flows: number
   /** Switch ports at most. */
   readonly ports: number

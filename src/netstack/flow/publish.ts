@@ -22,6 +22,7 @@ import * as ipv6 from '../wire/ipv6.ts'
 import type { RelayContext } from './context.ts'
 import { type Subnets, setFar, shownPort, showsItself, TRIES } from './nat.ts'
 import type { Relay } from './relay.ts'
+import { refusal } from './share.ts'
 import { IN, TCP, UDP } from './table.ts'
 import { findAny, insertAny } from './tuple.ts'
 
@@ -156,25 +157,19 @@ export class Publishes {
   // -- TCP ----------------------------------------------------------------------------------------------------------
 
   #accept(p: Published, index: number): boolean {
-    const { host, flows, drops, limits } = this.#x
+    const { host, flows, limits } = this.#x
     for (let n = 0; n < limits.acceptsPerTurn; n++) {
       const sock = host.tcpAccept(p.sock, this.#client)
       if (sock === -EAGAIN) return false
       if (sock < 0) {
-        drops.count(this.#ports.withAddress(p.guest), DROP['host-socket'])
+        this.#x.drops.count(this.#ports.withAddress(p.guest), DROP['host-socket'])
         if (sock === -ECONNABORTED) continue
         p.waiting = true
         return false
       }
       const port = this.#guestOf(p)
-      const i = port < 0 ? -1 : this.#insert(p, index, port, TCP)
+      const i = port < 0 ? -1 : this.#admit(p, index, port)
       if (i < 0) {
-        host.tcpReset(sock)
-        continue
-      }
-      if (flows.ofPort(port) > limits.flowsPerVm) {
-        drops.count(port, DROP['flow-limit'])
-        flows.remove(i)
         host.tcpReset(sock)
         continue
       }
@@ -183,6 +178,16 @@ export class Publishes {
       this.#tcp.accept(i)
     }
     return true
+  }
+
+  /** A flow for the client at #client, or −1 (counted). */
+  #admit(p: Published, index: number, port: number): number {
+    this.#find(p, index, port)
+    if (this.#stale >= 0) this.#tcp.abort(this.#stale)
+    const why = refusal(this.#x, port)
+    if (why === 0) return this.#insert(p, index, port, TCP)
+    this.#x.drops.count(port, why)
+    return -1
   }
 
   /**
@@ -201,6 +206,7 @@ export class Publishes {
     const { family } = this.#guest.set(flows.guest0[i], flows.guest1[i], flows.guest2[i], flows.guest3[i])
     // It was led to the other one to begin with, or has been since.
     if (family !== from.family || !this.#lead(port, other(family))) return false
+    this.#find(p, index, port)
     const j = this.#insert(p, index, port, TCP)
     if (j < 0) return false
     flows.sock[j] = flows.sock[i]
@@ -326,15 +332,13 @@ export class Publishes {
     )
   }
 
+  /** A flow for the client that #find looked for, or −1 (counted). */
   #insert(p: Published, index: number, port: number, proto: number): number {
     const { flows, host, drops } = this.#x
-    const clientPort = this.#fromPort
-    this.#find(p, index, port)
     if (this.#shownPort < 0) {
       drops.count(port, DROP['publish-ports'])
       return -1
     }
-    if (this.#stale >= 0) this.#tcp.abort(this.#stale)
     const i = insertAny(flows, port, proto, this.#guest, p.guestPort, this.#shown, this.#shownPort, IN, host.now())
     if (i < 0) {
       drops.count(port, DROP['flow-table-full'])
@@ -342,7 +346,7 @@ export class Publishes {
     }
     const { w0, w1, w2, w3 } = this.#from
     setFar(flows, i, w0, w1, w2, w3)
-    flows.farPort[i] = clientPort
+    flows.farPort[i] = this.#fromPort
     flows.publish[i] = index
     flows.sock[i] = proto === UDP ? p.sock : -1
     return i

@@ -4,6 +4,9 @@
  * What the VM began and what clients of its published ports began are two shares (RFC 4787 §4.3: a mapping in use stays): whoever may send to a
  * published port could otherwise end everything that the VM has begun. Among clients, whom the VM never answered goes first.
  *
+ * When the network's table is nearly full, its last eighth is for VMs with few flows, so that some busy ones leave the others theirs; who has more
+ * makes room for the next flow as if its share were used up.
+ *
  * Nobody says that a flow of datagrams has ended, so a VM that begins many must not be refused for those that are over. Flows of TCP are never given
  * up like this: they have ends (gateway/admission.ts).
  *
@@ -13,6 +16,18 @@ import { DROP, type Drop } from '../trace/drops.ts'
 import type { RelayContext } from './context.ts'
 import type { Relay } from './relay.ts'
 import { IN, OUT } from './table.ts'
+
+/** Flows of a VM that the last eighth of the table is for: a page and its names. */
+const FEW = 32
+
+/** Why one more flow of this switch port has no room, or 0. */
+export function refusal({ flows, limits }: RelayContext, port: number): Drop {
+  const { count, capacity } = flows
+  const own = flows.ofPort(port)
+  if (own >= limits.flowsPerVm) return DROP['flow-limit']
+  if (count < capacity - (capacity >> 3)) return 0
+  return own < FEW && count < capacity ? 0 : DROP['flow-table-full']
+}
 
 export class Share {
   readonly #x: RelayContext
@@ -48,14 +63,15 @@ export class Share {
     this.#counts[port[i] * 2 + direction[i]]--
   }
 
-  /** Is there room for one more of this switch port? False (counted): other flows fill the VM's whole share of the table. */
+  /** Is there room for one more of this switch port? False (counted): other flows fill what the VM may have. */
   makeRoom(port: number, direction: number, relay: Pick<Relay, 'abort'>): boolean {
-    const { flows, limits, drops } = this.#x
+    const { drops } = this.#x
     const usedUp = this.#counts[port * 2 + direction] >= this.#most
-    if (!usedUp && flows.ofPort(port) < limits.flowsPerVm) return true
+    const why = refusal(this.#x, port)
+    if (!usedUp && why === 0) return true
     const i = usedUp || direction === IN ? this.#leastOf(port, direction) : this.#leastOfBoth(port)
     if (i < 0) {
-      drops.count(port, DROP['flow-limit'])
+      drops.count(port, why)
       return false
     }
     drops.count(port, this.#evicted)

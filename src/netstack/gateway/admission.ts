@@ -5,8 +5,8 @@
  */
 import type { RelayContext } from '../flow/context.ts'
 import type { Relay } from '../flow/relay.ts'
+import { refusal } from '../flow/share.ts'
 import { OUT } from '../flow/table.ts'
-import { DROP } from '../trace/drops.ts'
 
 /** A relay whose flows are given up, the oldest first, when a VM has too many. */
 export interface Evicting extends Relay {
@@ -23,7 +23,7 @@ export interface Relays {
 export function room(x: RelayContext, relays: Relays, relay: Relay, port: number): boolean {
   if (relay === relays.udp) return relays.udp.makeRoom(port, OUT)
   if (relay === relays.ping) return relays.ping.makeRoom(port, OUT)
-  if (x.flows.ofPort(port) < x.limits.flowsPerVm) return true
-  x.drops.count(port, DROP['flow-limit'])
-  return false
+  const why = refusal(x, port)
+  if (why !== 0) x.drops.count(port, why)
+  return why === 0
 }

@@ -74,7 +74,7 @@ const CATALOGUE = [
   ['unreachable', 'the host has no route to the destination'],
   // -- limits
   ['flow-limit', 'the VM has as many flows as it may have'],
-  ['flow-table-full', 'the network has as many flows as it may have'],
+  ['flow-table-full', 'the network has as many flows as it may have; the last of them are for VMs with few'],
   ['half-open-limit', 'too many connections of the VM wait for an answer from outside'],
   ['udp-evicted', 'the oldest idle UDP flow was given up for a new one'],
   ['ping-evicted', 'the oldest ping flow was given up for a new one'],

@@ -83,11 +83,51 @@ test('strangers fill all that a VM may have: its own next flow takes the place o
   )
 })
 
-test('the network’s table is full', () => {
+test('the network’s table is full: datagrams make room for the VM’s own, connections are refused', () => {
   const net = new TestNet({ limits: { flows: 4 } })
   const web = net.vm('web')
   for (let p = 1; p <= 6; p++) web.send(udp({ to: `8.8.8.8:${p}` }))
-  assert.equal(web.drops('flow-table-full'), 2)
+  assert.equal(web.drops('udp-evicted'), 2)
+  web.send(tcp({ to: '8.8.8.8:80' }))
+  assert.equal(web.drops('flow-table-full'), 1)
+  const db = net.vm('db')
+  db.send(udp({ to: '8.8.8.8:53' }))
+  assert.equal(db.drops('flow-table-full'), 1)
+  assert.equal(net.network.stats().flows.length, 4)
+})
+
+test('some VMs with very many flows leave the others theirs', () => {
+  const net = new TestNet({ limits: { flows: 512, halfOpenPerVm: 512 } })
+  const [busy, busier] = [net.vm('busy'), net.vm('busier')]
+  for (let p = 1; p <= 100; p++) busy.send(udp({ to: `8.8.8.8:${1000 + p}` }))
+  for (let p = 1; p <= 400; p++) busier.send(tcp({ to: `8.8.8.8:${p}` }))
+  assert.equal(busier.drops('flow-table-full'), 400 - (512 - 64 - 100))
+  // Datagrams of who has many take the place of its own.
+  busy.send(udp({ to: '8.8.8.8:1000' }))
+  assert.equal(busy.drops('udp-evicted'), 1)
+  // Who has few has what it asks for, names over TCP among it.
+  const calm = net.vm('calm')
+  for (let p = 1; p <= 30; p++) calm.send(tcp({ to: `8.8.8.8:${p}` }))
+  calm.send(udp({ to: '8.8.8.8:1' }), tcp({ from: 5000, to: '192.168.100.2:53' }))
+  assert.equal(calm.drops('flow-table-full'), 0)
+  assert.equal(net.network.stats().flows.length, 512 - 64 + 32)
+  calm.send(tcp({ to: '8.8.8.8:31' }))
+  assert.equal(calm.drops('flow-table-full'), 1)
+  // Clients of a published port are flows of the VM.
+  const listener = net.host.make('listener', '')
+  const spec = {
+    id: 'p',
+    proto: 'tcp',
+    sock: listener.id,
+    guestPort: 80,
+    hostAddress: '0.0.0.0',
+    hostPort: 8080,
+  } as const
+  net.network.publish({ ...spec, guestAddress: busy.ip })
+  const refused = net.host.client(listener.id, '203.0.113.9:1')
+  net.deliver()
+  assert.equal(refused.closed, 'reset')
+  assert.equal(busy.drops('flow-table-full'), 1)
 })
 
 test('the host gives no socket: counted, and nothing is left', () => {
