@@ -33,7 +33,7 @@ export const TYPE = {
 export const CLASS_IN = 1
 
 /** Extended errors (RFC 8914 §4). */
-export const EDE = { BLOCKED: 15, NO_REACHABLE_AUTHORITY: 22, NETWORK_ERROR: 23 } as const
+export const EDE = { OTHER: 0, BLOCKED: 15, NO_REACHABLE_AUTHORITY: 22, NETWORK_ERROR: 23 } as const
 
 /** EDNS options that do not change the answer: cookie, keepalive, padding. */
 const HARMLESS: readonly number[] = [10, 11, 12]

@@ -181,10 +181,10 @@ export class DnsServer implements DatagramService, StreamService {
     } else this.#ask(q, d.port, undefined, d)
   }
 
-  accept(port: number, send: (bytes: Uint8Array) => boolean, close: () => void): StreamHandler {
+  accept(port: number, send: (bytes: Uint8Array) => boolean, close: () => void, more: () => void): StreamHandler {
     let open = 0
     for (const s of this.#streams) if (s.port === port) open++
-    const stream = new GuestStream(port, this.#s.host.now(), send, close, {
+    const stream = new GuestStream(port, this.#s.host.now(), send, close, more, {
       query: (m) => this.#query(stream, m),
       gone: () => this.#streams.delete(stream),
       now: () => this.#s.host.now(),
@@ -265,6 +265,11 @@ export class DnsServer implements DatagramService, StreamService {
     const most = mine < FEW_PER_PORT ? MAX_CROWDED : MAX_IN_FLIGHT
     if (mine >= MAX_PER_PORT || (joined === undefined && this.#upstream.outstanding >= most)) {
       this.#s.drop(port, 'dns-too-many')
+      // A datagram's sender asks again by itself; on a stream nothing is ever lost, and each question is waited for.
+      if (stream !== undefined) {
+        const text = 'too many questions of this VM'
+        stream.answer(this.#out, dns.writeError(this.#out, q, dns.RCODE.SERVFAIL, dns.EDE.OTHER, text))
+      }
       return
     }
     this.#inFlight.set(port, mine + 1)

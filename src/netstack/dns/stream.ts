@@ -21,8 +21,11 @@ export class DnsStream {
     return this.#filled > 0
   }
 
-  /** Take bytes; `message` is called for each that is complete, with bytes valid during the call. */
-  push(bytes: Uint8Array, message: (m: Uint8Array) => void): void {
+  /**
+   * Take bytes; `message` is called for each that is complete, with bytes valid during the call, and says whether to go on. How many
+   * were taken: what is behind the last message that was wanted is not.
+   */
+  push(bytes: Uint8Array, message: (m: Uint8Array) => boolean): number {
     let o = 0
     while (o < bytes.length && !this.broken) {
       const want = this.#filled < 2 ? 2 : 2 + ((this.#buffer[0] << 8) | this.#buffer[1])
@@ -30,13 +33,14 @@ export class DnsStream {
       this.#buffer.set(bytes.subarray(o, o + n), this.#filled)
       this.#filled += n
       o += n
-      if (this.#filled < want) return
+      if (this.#filled < want) break
       if (want === 2) this.#begin()
       else {
         this.#filled = 0
-        message(this.#buffer.subarray(2, want))
+        if (!message(this.#buffer.subarray(2, want))) break
       }
     }
+    return o
   }
 
   #begin(): void {

@@ -297,7 +297,8 @@ export class Upstream<W> {
       const came = host.arena.bytes.slice(this.#scratch, this.#scratch + n)
       host.tcpConsume(e.sock, n)
       e.stream?.push(came, (m) => {
-        if (this.#exchanges[e.index] === e) this.#arrived(e, m)
+        this.#arrived(e, m)
+        return this.#exchanges[e.index] === e
       })
       if (e.stream?.broken && this.#exchanges[e.index] === e) {
         this.#lost(e)

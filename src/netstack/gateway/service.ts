@@ -58,7 +58,7 @@ export interface DatagramService {
 
 /** One accepted connection to a service (DNS over TCP): bytes arrive, answers are appended. Bounded by the caller's window. */
 export interface StreamHandler {
-  /** Bytes of the guest; returns how many were taken (all, unless the service wants to push back). */
+  /** Bytes of the guest; returns how many were taken. When less than all, nothing more is given until the service says `more`. */
   push(bytes: Uint8Array): number
   /** The guest's FIN, or a reset. */
   end(): void
@@ -66,5 +66,5 @@ export interface StreamHandler {
 
 export interface StreamService {
   /** `send` appends answer bytes (copied); false when the connection is gone or its buffer is full. `close` half-closes after them. */
-  accept(port: number, send: (bytes: Uint8Array) => boolean, close: () => void): StreamHandler
+  accept(port: number, send: (bytes: Uint8Array) => boolean, close: () => void, more: () => void): StreamHandler
 }

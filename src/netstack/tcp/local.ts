@@ -7,7 +7,8 @@
  *
  * Readiness: events are gathered, and given out by `turn`, which the network calls at the end of each of its turns, because a relay must
  * not be entered from within itself.
- * Bounds: STREAMS_MAX connections, ANSWERS_MAX bytes each; a guest that does not read its answers finds its window shut.
+ * Bounds: STREAMS_MAX connections, ANSWERS_MAX bytes each; a guest that does not read its answers, or asks more than the service takes, finds its
+ * window shut. What was not taken is the guest's to send again, as with any host socket.
  */
 
 import type { StreamHandler, StreamService } from '../gateway/service.ts'
@@ -32,6 +33,8 @@ class LocalStream {
   /** The service has no more to say. */
   finished = false
   gone = false
+  /** The service took less than it was given, and has not asked for more yet. */
+  stalled = false
   /** The service was told that the guest has ended. */
   told = false
   events = 0
@@ -43,6 +46,11 @@ class LocalStream {
 
   get held(): number {
     return this.to - this.from
+  }
+
+  /** Are bytes of the guest taken now? */
+  get open(): boolean {
+    return !this.stalled && this.held <= ANSWERS_MAX / 2
   }
 
   end(): void {
@@ -166,6 +174,10 @@ export class LocalStreams implements TcpHost {
         s.finished = true
         this.#tell(k, READABLE | HANGUP)
       },
+      () => {
+        s.stalled = false
+        if (s.open) this.#tell(k, WRITABLE)
+      },
     )
     this.#tell(k, WRITABLE)
     return 0
@@ -174,7 +186,7 @@ export class LocalStreams implements TcpHost {
   armWrite(sock: Sock): void {
     const s = this.#of(sock)
     if (s === undefined) this.#host.armWrite(sock)
-    else if (s.held <= ANSWERS_MAX / 2) this.#tell(sock - LOCAL_SOCK, WRITABLE)
+    else if (s.open) this.#tell(sock - LOCAL_SOCK, WRITABLE)
   }
 
   close(sock: Sock): void {
@@ -203,9 +215,9 @@ export class LocalStreams implements TcpHost {
     const s = this.#of(sock)
     if (s === undefined) return this.#host.tcpSend(sock, off, len)
     if (s.handler === undefined || s.finished) return -EPIPE
-    if (s.held > ANSWERS_MAX / 2) return -EAGAIN
+    if (!s.open) return -EAGAIN
     const n = s.handler.push(this.arena.bytes.subarray(off, off + len))
-    if (n < len) this.#tell(sock - LOCAL_SOCK, WRITABLE)
+    s.stalled = n < len
     return n > 0 ? n : -EAGAIN
   }
 
@@ -224,14 +236,14 @@ export class LocalStreams implements TcpHost {
     const full = s.held > ANSWERS_MAX / 2
     const n = Math.min(len, s.held)
     s.from += n
-    if (full && s.held <= ANSWERS_MAX / 2) this.#tell(sock - LOCAL_SOCK, WRITABLE)
+    if (full && s.open) this.#tell(sock - LOCAL_SOCK, WRITABLE)
     return n
   }
 
   tcpFree(sock: Sock): number {
     const s = this.#of(sock)
     if (s === undefined) return this.#host.tcpFree(sock)
-    return s.held > ANSWERS_MAX / 2 ? 0 : WINDOW
+    return s.open ? WINDOW : 0
   }
 
   tcpShutdown(sock: Sock): void {

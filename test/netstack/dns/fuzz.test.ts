@@ -136,7 +136,7 @@ it('a stream is the same messages in whatever pieces it comes', () => {
         const got: Uint8Array[] = []
         for (let o = 0, i = 0; o < all.length; i++) {
           const n = cuts[i % cuts.length]
-          s.push(all.subarray(o, o + n), (m) => got.push(m.slice()))
+          s.push(all.subarray(o, o + n), (m) => got.push(m.slice()) > 0)
           o += n
         }
         assert.deepEqual(got, messages)
@@ -160,6 +160,7 @@ it('any bytes on a stream are answered, closed or waited for', () => {
           assert.equal(closed, false, 'closed once')
           closed = true
         },
+        () => {},
       )
       for (const p of parts) assert.equal(h.push(p), p.length)
       w.settle()

@@ -144,6 +144,9 @@ describe('truncation', () => {
 class Stream {
   readonly answers: Uint8Array[] = []
   closed = false
+  /** Bytes that the service left with the guest. */
+  #left = new Uint8Array(0)
+  #stalled = false
   readonly #w: World
   readonly #handler
   #buffer: number[] = []
@@ -164,12 +167,21 @@ class Stream {
       () => {
         this.closed = true
       },
+      () => {
+        this.#stalled = false
+      },
     )
   }
 
+  /** As a guest's TCP does: what was not taken is given again when more is asked for. */
   push(b: Uint8Array): void {
-    this.#handler.push(b)
-    this.#w.settle()
+    this.#left = Uint8Array.from([...this.#left, ...b])
+    while (!this.#stalled && this.#left.length > 0) {
+      const taken = this.#handler.push(this.#left)
+      this.#stalled = taken < this.#left.length
+      this.#left = this.#left.subarray(taken)
+      this.#w.settle()
+    }
   }
 
   ask(q: Parameters<typeof query>[0]): void {
@@ -208,6 +220,46 @@ describe('streams', () => {
     w.settle()
     assert.equal(s.answers.length, 1)
     assert.ok(s.closed)
+  })
+
+  it('take 64 questions at once, and more when these have answers', () => {
+    const held: Asked[] = []
+    w.upstream = (a) => {
+      held.push(a)
+      return undefined
+    }
+    const release = (n: number): void => {
+      for (const a of held.splice(0, n)) w.inject(a.sock, dnsPacket.encode(w.answer(a, [])), true)
+      w.settle()
+      s.push(new Uint8Array(0))
+    }
+    const s = new Stream(w)
+    const all = Array.from({ length: 100 }, (_, k) => query({ name: `n${k}.example`, id: k }))
+    s.push(Buffer.concat(all.flatMap((m) => [Uint8Array.of(0, m.length), m])))
+    assert.equal(held.length, 64)
+    release(31)
+    assert.equal(held.length, 33)
+    release(1)
+    assert.equal(held.length, 32 + 32)
+    while (held.length > 0) release(10)
+    assert.deepEqual(
+      s.answers.map(idOf).sort((a, b) => a - b),
+      all.map((_, k) => k),
+    )
+    assert.equal(s.closed, false)
+  })
+
+  it('hear of each question that is beyond the VM’s share', () => {
+    w.upstream = () => undefined
+    for (let i = 0; i < 199; i++) w.send(query({ name: `x${i}.example`, id: i }))
+    const s = new Stream(w)
+    s.ask({ name: 'a.example', id: 1 })
+    s.ask({ name: 'b.example', id: 2, edns: {} })
+    assert.deepEqual(s.answers.map(idOf), [2])
+    assert.equal(rcodeOf(s.answers[0]), 2)
+    assert.deepEqual(w.drops, ['dns-too-many'])
+    w.wait(5000)
+    assert.deepEqual(s.answers.map(idOf), [2, 1])
   })
 
   it('fall back to UDP where upstream has no TCP, at once when it is refused and after a while when it is silent', () => {

@@ -61,6 +61,47 @@ test('the service may close first; answers come before the end', () => {
   assert.ok(fin.flags & FIN)
 })
 
+test('a service that takes less has the rest sent again when it asks for more', () => {
+  const taken: string[] = []
+  let room = 3
+  let more = () => {}
+  const service: StreamService = {
+    accept: (_port, _send, _close, again) => {
+      more = again
+      return {
+        push: (bytes) => {
+          const n = Math.min(room, bytes.length)
+          room -= n
+          if (n > 0) taken.push(Buffer.from(bytes.subarray(0, n)).toString())
+          return n
+        },
+        end: () => taken.push('end'),
+      }
+    },
+  }
+  const s = new Script({ world: { listen: { address: PEER, l4port: 80, service } } })
+  s.open()
+  s.send({ seq: 1, ack: 1, payload: 'abcdef' })
+  assert.deepEqual(
+    s.take().map((t) => t.ack),
+    [4],
+  )
+  // Nothing is asked of it until it wants to be asked.
+  s.send({ seq: 4, ack: 1, payload: 'def' })
+  s.send({ flags: FIN | 16, seq: 7, ack: 1 })
+  assert.ok(s.take().every((t) => t.ack === 4))
+  room = 10
+  s.world.turn()
+  s.none()
+  assert.deepEqual(taken, ['abc'])
+  more()
+  s.world.turn()
+  // Duplicate acknowledgments: the guest sends again without waiting for its timer.
+  assert.ok(s.take().filter((t) => t.ack === 4).length > 3)
+  s.send({ flags: FIN | 16, seq: 4, ack: 1, payload: 'def' })
+  assert.deepEqual(taken, ['abc', 'def', 'end'])
+})
+
 test('a reset ends the handler; an answer after that goes nowhere', () => {
   const later: (() => void)[] = []
   const service = shouter(later)
