@@ -162,7 +162,10 @@ export function sameName(a: Uint8Array, at: number, b: Uint8Array, bt: number, l
   return true
 }
 
-/** The question's name in lower case without a final dot; bytes that are no host name's characters are escaped as in zone files. */
+/**
+ * The question's name in lower case without a final dot; bytes that are no host name's characters are escaped as in zone files, by number (RFC 1035
+ * §5.1), so that each dot of the text parts two labels.
+ */
 export function nameText(q: Query): string {
   let text = ''
   let o = q.off + HEADER
@@ -170,8 +173,8 @@ export function nameText(q: Query): string {
     if (text !== '') text += '.'
     for (let i = o + 1; i <= o + n; i++) {
       const c = LOWER[q.bytes[i]]
-      if (c === 0x2e || c === 0x5c) text += `\\${String.fromCharCode(c)}`
-      else text += c > 0x20 && c < 0x7f ? String.fromCharCode(c) : `\\${String(c).padStart(3, '0')}`
+      const plain = c > 0x20 && c < 0x7f && c !== 0x2e && c !== 0x5c
+      text += plain ? String.fromCharCode(c) : `\\${String(c).padStart(3, '0')}`
     }
     o += n + 1
   }

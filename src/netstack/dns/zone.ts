@@ -7,13 +7,20 @@
  * A known name without records of the type (a VM that has only the other family) is NODATA, an unknown one NXDOMAIN, both with the zone's SOA
  * (RFC 2308).
  * On `isolated` a VM knows its own name and nobody else's.
- * Records are encoded by dns-packet, without compression, so that they can stand behind any question.
+ * Records are encoded by dns-packet, without compression, so that they can stand behind any question. Names in them are this zone's own: dns-packet takes
+ * text, and what a guest may have asked for below .localhost has none (a dot within a label, bytes that are no character). Its owner is the question.
  */
 import dnsPacket from 'dns-packet'
 import { type Address, parseIp } from '../wire/address.ts'
-import { put16 } from '../wire/bytes.ts'
-import { CLASS_IN, FLAG, nameText, type Query, RCODE, TYPE, writeHead, writeOpt } from './message.ts'
+import { put16, put32 } from '../wire/bytes.ts'
+import { CLASS_IN, FLAG, HEADER, nameText, type Query, RCODE, TYPE, writeHead, writeOpt } from './message.ts'
 import { Reverse4, Reverse6, type ReverseTree } from './reverse.ts'
+
+/** 127.0.0.1 and ::1. */
+const LOOPBACK = Uint8Array.of(127, 0, 0, 1)
+const LOOPBACK6 = new Uint8Array(16).fill(1, 15)
+/** A name that is the question's (RFC 1035 §4.1.4). */
+const QUESTION = 0xc000 | HEADER
 
 /** Seconds. Names move when a VM is made again; a client asks again soon. */
 const TTL = 5
@@ -114,7 +121,7 @@ export class Zone {
     if (q.class !== CLASS_IN && q.class !== TYPE.ANY) return 0
     const name = nameText(q)
     if (name.endsWith('.arpa')) return this.#answerReverse(out, q, port, name)
-    if (name === 'localhost' || name.endsWith('.localhost')) return this.#answerLoopback(out, q, name)
+    if (name === 'localhost' || name.endsWith('.localhost')) return this.#answerLoopback(out, q)
     const inside = name === this.#domain || name.endsWith(`.${this.#domain}`)
     const label = inside ? name.slice(0, -this.#domain.length - 1) : name
     const host = this.#visible(this.#byName.get(label), port)
@@ -165,10 +172,19 @@ export class Zone {
     return this.#write(out, q, RCODE.NOERROR, [], soa)
   }
 
-  #answerLoopback(out: Uint8Array, q: Query, name: string): number {
-    if (q.type === TYPE.A) return this.#write(out, q, RCODE.NOERROR, [{ type: 'A', name, ttl: TTL, data: '127.0.0.1' }])
-    if (q.type === TYPE.AAAA) return this.#write(out, q, RCODE.NOERROR, [{ type: 'AAAA', name, ttl: TTL, data: '::1' }])
-    return this.#write(out, q, RCODE.NOERROR, [], this.#soa('localhost'))
+  #answerLoopback(out: Uint8Array, q: Query): number {
+    const data = q.type === TYPE.A ? LOOPBACK : q.type === TYPE.AAAA ? LOOPBACK6 : undefined
+    if (data === undefined) return this.#write(out, q, RCODE.NOERROR, [], this.#soa('localhost'))
+    const n = writeHead(out, q, FLAG.AA | RCODE.NOERROR)
+    put16(out, 6, 1)
+    put16(out, n, QUESTION)
+    put16(out, n + 2, q.type)
+    put16(out, n + 4, CLASS_IN)
+    put32(out, n + 6, TTL)
+    put16(out, n + 10, data.length)
+    out.set(data, n + 12)
+    const end = n + 12 + data.length
+    return q.edns ? writeOpt(out, end, q) : end
   }
 
   #visible(h: Host | undefined, port: number): Host | undefined {

@@ -37,6 +37,35 @@ it('has names of its own', () => {
   assert.deepEqual(data('x.localhost', 'AAAA'), ['::1'])
 })
 
+/** A question for A by its labels, which need not be text. */
+function labels(...list: (string | Uint8Array)[]): Uint8Array {
+  const name = list.flatMap((l) => [l.length, ...Buffer.from(l)])
+  return Uint8Array.from([0, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, ...name, 0, 0, 1, 0, 1])
+}
+
+it('below .localhost any label is answered, with a well-formed record', () => {
+  for (const label of ['a.b', 'a\\', new Uint8Array(63).fill(255), new Uint8Array(10), 'x']) {
+    const q = labels(label, 'localhost')
+    const b = w.send(q)
+    assert.ok(b !== undefined)
+    const record = [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4, 127, 0, 0, 1]
+    assert.deepEqual([...b.subarray(4, 12)], [0, 1, 0, 1, 0, 0, 0, 0])
+    assert.deepEqual([...b.subarray(12)], [...q.subarray(12), ...record])
+  }
+  assert.equal(w.asked.length, 0)
+})
+
+it('a dot within a label parts no names: what only looks like one of this zone goes upstream', () => {
+  const seen: string[] = []
+  w.policy = (_port, name) => {
+    seen.push(name)
+    return undefined
+  }
+  for (const name of ['x.localhost', 'web.noid.internal', 'web\\']) w.send(labels(name))
+  assert.equal(w.asked.length, 3)
+  assert.deepEqual(seen, ['x\\046localhost', 'web\\046noid\\046internal', 'web\\092'])
+})
+
 it('AAAA of a VM is NODATA, never NXDOMAIN, with the SOA', () => {
   for (const name of ['web', 'web.noid.internal']) {
     const p = w.ask({ name, type: 'AAAA' })
