@@ -13,12 +13,14 @@
  * Invariant: nothing here allocates for an event.
  */
 
-import { FAILED, HANGUP, READABLE, type Ref, WRITABLE } from '../netstack/host.ts'
-import { EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, Epoll } from '../sys/epoll.ts'
+import { FAILED, HANGUP, READABLE, type Ref, URGENT, WRITABLE } from '../netstack/host.ts'
+import { EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP, Epoll } from '../sys/epoll.ts'
 import type { ControlReactor } from './control.ts'
 
 const EINTR = 4
 const ENFILE = 23
+/** What a host socket is watched for in any case. */
+const SOCKET = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 /** Events taken in one wait. */
 const BURST = 256
 
@@ -32,7 +34,7 @@ export class Reactor implements ControlReactor {
   /** Descriptors are 0 … capacity−1. */
   readonly capacity: number
   #lastSerial = 0
-  /** Told of a host socket's events: READABLE | WRITABLE | HANGUP | FAILED. Set once, at composition. */
+  /** Told of a host socket's events: READABLE | WRITABLE | HANGUP | FAILED | URGENT. Set once, at composition. */
   onSocket: (ref: Ref, events: number, fd: number) => void = () => {}
   /** A handler threw: what and in which descriptor's turn. The reactor goes on. */
   onFault: (error: unknown, fd: number) => void = (error) => {
@@ -77,14 +79,14 @@ export class Reactor implements ControlReactor {
   watchSocket(fd: number, ref: Ref, write: boolean): number {
     if (fd >= this.capacity) return -ENFILE
     this.#ref[fd] = ref
-    const events = EPOLLIN | EPOLLRDHUP | EPOLLET | (write ? EPOLLOUT : 0)
+    const events = write ? SOCKET | EPOLLOUT : SOCKET
     if (this.#serial[fd] !== 0) return this.#epoll.modify(fd, events, this.#register(fd))
     return this.#epoll.add(fd, events, this.#register(fd))
   }
 
   /** Poll it again: WRITABLE comes now if there is space, and with the next space if there is none. */
   armSocket(fd: number, write: boolean): void {
-    const events = EPOLLIN | EPOLLRDHUP | EPOLLET | (write ? EPOLLOUT : 0)
+    const events = write ? SOCKET | EPOLLOUT : SOCKET
     this.#epoll.modify(fd, events, this.#serial[fd] as number)
   }
 
@@ -126,7 +128,8 @@ export class Reactor implements ControlReactor {
             ((events & (EPOLLIN | EPOLLRDHUP)) !== 0 ? READABLE : 0) |
               ((events & EPOLLOUT) !== 0 ? WRITABLE : 0) |
               ((events & (EPOLLHUP | EPOLLRDHUP)) !== 0 ? HANGUP : 0) |
-              ((events & EPOLLERR) !== 0 ? FAILED : 0),
+              ((events & EPOLLERR) !== 0 ? FAILED : 0) |
+              ((events & EPOLLPRI) !== 0 ? URGENT : 0),
             fd,
           )
       } catch (error) {

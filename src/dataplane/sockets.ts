@@ -36,6 +36,8 @@ export class Sockets {
   readonly #foreign: Uint8Array
   /** TCP: where the kernel's peek offset (SO_PEEK_OFF) stands; UNSET while the option is off. */
   readonly peekOff: Int32Array
+  /** TCP without that option: 1 while there is more than a peek could reach. */
+  readonly more: Uint8Array
   /** TCP: how often something was sent, up to 2. */
   readonly sends: Uint8Array
   /** UDP: the UDP_SEGMENT that is set. */
@@ -56,6 +58,7 @@ export class Sockets {
     this.six = new Uint8Array(n)
     this.#foreign = new Uint8Array(n)
     this.peekOff = new Int32Array(n)
+    this.more = new Uint8Array(n)
     this.sends = new Uint8Array(n)
     this.segment = new Uint16Array(n)
     this.wantsWrite = new Uint8Array(n)
@@ -82,6 +85,7 @@ export class Sockets {
     this.six[fd] = six
     this.#foreign[fd] = foreign
     this.peekOff[fd] = UNSET
+    this.more[fd] = 0
     this.sends[fd] = 0
     this.segment[fd] = 0
     this.wantsWrite[fd] = 0

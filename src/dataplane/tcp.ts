@@ -9,12 +9,16 @@
  * Where the option does not work (a probe at start tells: it sends bytes to itself), a plain MSG_PEEK of everything up to the
  * wanted bytes goes to a bounded staging area, and what is beyond it waits until the guest acknowledges.
  *
+ * Urgent bytes (RFC 9293 §3.8.5) stay in the stream (SO_OOBINLINE, RFC 6093 §6): the kernel would leave one out without moving the peek offset, and
+ * sequence numbers and offsets would differ by one from there on. The mark itself is not passed on. A recv ends before it also then, so URGENT is
+ * told with what is readable (reactor.ts): whoever peeks goes on behind it.
+ *
  * Free send space: SO_MEMINFO tells what the kernel itself compares in sk_stream_memory_free (net/core/sock.h): sk_sndbuf, which
  * autotuning moves, less sk_wmem_queued, which counts payload with its overhead.
  */
 
 import type { Sock } from '../netstack/host.ts'
-import { close } from '../sys/fd.ts'
+import { close, unread } from '../sys/fd.ts'
 import { Scratch } from '../sys/libc.ts'
 import {
   AF_INET,
@@ -37,6 +41,7 @@ import {
   readMemory,
   recv,
   SO_KEEPALIVE,
+  SO_OOBINLINE,
   SO_PEEK_OFF,
   SOCK_NONBLOCK,
   SOCK_STREAM,
@@ -80,6 +85,7 @@ export class TcpSockets {
   #prepare(fd: Sock): Sock {
     // The guest's own keepalives end at the relay: a far end that has vanished is found here.
     setOption(fd, SOL_SOCKET, SO_KEEPALIVE, 1)
+    setOption(fd, SOL_SOCKET, SO_OOBINLINE, 1)
     return fd
   }
 
@@ -157,14 +163,22 @@ export class TcpSockets {
 
   #peekStaged(fd: Sock, off: number, len: number, skip: number): number {
     const want = Math.min(skip + len, STAGING)
-    if (want <= skip) return -EAGAIN
+    if (want <= skip) return this.#beyond(fd)
     // Before the peek, so that bytes which come with the FIN between the two are not taken for its absence.
     const finSeen = hasPeerClosed(tcpState(fd))
     const n = recv(fd, this.#base + this.#staging, want, MSG_PEEK)
     if (n < 0) return n
-    if (n <= skip) return finSeen ? 0 : -EAGAIN
+    // An urgent byte ends every peek from before it.
+    if (n <= skip) return unread(fd) > n ? this.#beyond(fd) : finSeen ? 0 : -EAGAIN
+    if (n === STAGING) this.#beyond(fd)
     this.#sockets.arena.bytes.copyWithin(off, this.#staging + skip, this.#staging + n)
     return n - skip
+  }
+
+  /** More is there than can be peeked now: it is told again when something has been consumed. */
+  #beyond(fd: Sock): number {
+    this.#sockets.more[fd] = 1
+    return -EAGAIN
   }
 
   consume(fd: Sock, len: number): number {
@@ -180,6 +194,10 @@ export class TcpSockets {
     }
     const at = s.peekOff[fd] as number
     if (at !== UNSET) s.peekOff[fd] = Math.max(0, at - taken)
+    if (s.more[fd] === 1) {
+      s.more[fd] = 0
+      s.reactor.armSocket(fd, true)
+    }
     return taken
   }
 

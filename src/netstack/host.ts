@@ -21,6 +21,8 @@ export const READABLE = 1
 export const WRITABLE = 2
 export const HANGUP = 4
 export const FAILED = 8
+/** TCP: the peer has marked a byte as urgent (RFC 9293 §3.8.5). A peek ends before it, though more is there. */
+export const URGENT = 16
 
 /** The errno values the engine itself decides on (asm-generic/errno.h). */
 export const EIO = 5
@@ -100,7 +102,8 @@ export interface Host {
   tcpSend(sock: Sock, off: number, len: number): number
   /**
    * Copy up to `len` unconsumed bytes to `off`, from `skip` bytes behind the first unconsumed one. 0: the peer's FIN is
-   * right there; −EAGAIN: nothing there yet. Nothing is consumed (SO_PEEK_OFF, socket(7)).
+   * right there; −EAGAIN: nothing there yet. Nothing is consumed (SO_PEEK_OFF, socket(7)). Urgent bytes are bytes of the stream
+   * (RFC 6093 §6). Fewer than `len`: there are no more, unless HANGUP or URGENT was told.
    */
   tcpPeek(sock: Sock, off: number, len: number, skip: number): number
   /** Forget the first `len` unconsumed bytes: the guest has acknowledged them. */

@@ -50,6 +50,14 @@ export function ioctl(fd: number, request: number, addr: number): number {
   return result(c.ioctl(fd, request, addr))
 }
 
+const FIONREAD = 0x541b
+
+/** Bytes that are there to be read (tcp(7): SIOCINQ), or −errno. */
+export function unread(fd: number): number {
+  const r = ioctl(fd, FIONREAD, scratch.address)
+  return r < 0 ? r : scratch.i32(0)
+}
+
 /** Always close-on-exec. `flags`: O_*. */
 export function open(path: string, flags: number, mode = 0): number {
   return result(c.open(path, flags | O_CLOEXEC, mode))

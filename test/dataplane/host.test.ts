@@ -21,9 +21,12 @@ import {
   IPPROTO_ICMP,
   IPPROTO_ICMPV6,
   listen,
+  SO_RCVBUFFORCE,
   SOCK_DGRAM,
   SOCK_RAW,
   SOCK_STREAM,
+  SOL_SOCKET,
+  setOption,
   socket,
 } from '../../src/sys/socket.ts'
 
@@ -143,6 +146,36 @@ describe('TCP', () => {
     assert.ok(c >= 0)
     assert.equal(l.host.connected, true)
     l.host.close(c)
+  })
+
+  test('staged: what lies beyond the staging area is told when something has been consumed', {
+    skip: process.getuid?.() === 0 ? false : 'needs root for a receive buffer of that size',
+  }, () => {
+    const l = lab([false, false])
+    const { fd, port } = bound(SOCK_STREAM)
+    assert.equal(setOption(fd, SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20), 0)
+    listen(fd)
+    l.address('127.0.0.1')
+    const c = l.host.tcpConnect(l.dst, port)
+    l.host.adoptListener(fd)
+    const s = l.host.tcpAccept(fd, l.far)
+    l.host.watch(c, 7)
+    l.host.watch(s, 8)
+    for (let left = 10 * 65536; left > 0; ) {
+      const n = l.host.tcpSend(c, l.a, Math.min(left, 65536))
+      if (n > 0) left -= n
+      else l.until(7, WRITABLE)
+    }
+    // As the engine does: fewer than asked for are all there are.
+    let there = 0
+    for (let n = 60_000; n === 60_000; there += n) n = l.host.tcpPeek(s, l.b, 60_000, there)
+    assert.equal(there, 8 * 65536)
+    l.reactor.dispatch(l.reactor.wait(0))
+    l.host.tcpConsume(s, 65536)
+    l.until(8, READABLE)
+    assert.equal(l.host.tcpPeek(s, l.b, 65536, there - 65536), 65536)
+    l.host.close(c)
+    l.host.close(s)
   })
 
   test('nobody answers: not connected, and no error yet', () => {

@@ -17,7 +17,7 @@ export interface Relay {
   accept(i: number): void
   /** A further packet of the guest. Parsed and guarded; its L4 checksum is trusted when partial, verified by the relay otherwise. */
   receive(i: number, f: Frame): void
-  /** Its host socket has something (READABLE | WRITABLE | HANGUP | FAILED). The relay works within its named budget; true: call again this turn. */
+  /** Its host socket has something (READABLE | WRITABLE | HANGUP | FAILED | URGENT). The relay works within its named budget; true: call again this turn. */
   ready(i: number, events: number): boolean
   /** Its timer fired. */
   expire(i: number): void

@@ -54,8 +54,8 @@ export const SACK = 4096
 /** The FIN that closed the guest's side came before ours: no TIME-WAIT (the guest has it). */
 export const GUEST_FIRST = 8192
 
-/** HANGUP was told: the host's end may be right behind what is there. */
-export const HOST_HANGUP = 32768
+/** HANGUP or URGENT was told: behind what a short peek had, the host's end or more may be there. */
+export const PEEK_ON = 32768
 
 /** Ranges that the scoreboard of a flow holds (scoreboard.ts). */
 export const RANGES = 8

@@ -17,7 +17,7 @@
  */
 import type { Relay } from '../flow/relay.ts'
 import type { Frame } from '../frame.ts'
-import { FAILED, HANGUP, READABLE, WRITABLE } from '../host.ts'
+import { FAILED, HANGUP, READABLE, URGENT, WRITABLE } from '../host.ts'
 import { DROP } from '../trace/drops.ts'
 import { finish, pseudo, sum } from '../wire/checksum.ts'
 import * as tcp from '../wire/tcp.ts'
@@ -29,7 +29,7 @@ import {
   FIN_SENT,
   GUEST_FIN,
   GUEST_FIRST,
-  HOST_HANGUP,
+  PEEK_ON,
   PERSISTING,
   READABLE_NOW,
   STATE,
@@ -241,7 +241,8 @@ export class TcpRelay implements Relay {
 
   ready(i: number, events: number): boolean {
     const c = this.#c
-    if ((events & (READABLE | HANGUP)) !== 0) c.flags[i] |= events & HANGUP ? READABLE_NOW | HOST_HANGUP : READABLE_NOW
+    if ((events & (READABLE | HANGUP)) !== 0)
+      c.flags[i] |= events & (HANGUP | URGENT) ? READABLE_NOW | PEEK_ON : READABLE_NOW
     switch (c.state[i]) {
       case STATE.connecting:
         this.#handshakes.connected(i, events)

@@ -18,7 +18,7 @@ import {
   FIN_ACKED,
   FIN_SENT,
   HOST_EOF,
-  HOST_HANGUP,
+  PEEK_ON,
   PERSISTING,
   READABLE_NOW,
   RECOVERING,
@@ -126,8 +126,9 @@ export class Sender {
       }
       this.#sent(i, nxt, n)
       streamed(c, this.#table, i, n)
-      // All there was: what comes later is told, and so is an end (with HANGUP), so there is no need to ask again.
-      if (n < len && (c.flags[i] & HOST_HANGUP) === 0) c.flags[i] &= ~READABLE_NOW
+      // All there was: what comes later is told, and so are an end (with HANGUP) and a byte before which a peek ends (URGENT), so there is
+      // no need to ask again.
+      if (n < len && (c.flags[i] & PEEK_ON) === 0) c.flags[i] &= ~READABLE_NOW
     }
   }
 
