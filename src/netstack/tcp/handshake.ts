@@ -5,11 +5,13 @@
  * kernel has accepted already, so a guest's refusal becomes a reset of the client. States and their way are in columns.ts.
  *
  * Hostile guests: half-open connections are bounded for each VM; a SYN within a handshake must be the one that began it or is challenged;
- * an acknowledgment of what was never sent is reset; a guest that never answers is given up.
+ * an acknowledgment of what was never sent is reset; a guest that never answers is given up; what policy has not allowed a guest is not connected to,
+ * whatever is left of a client's connection with the same ports.
  * Reading: RFC 9293 §3.5, §3.10.7.3; RFC 5961 §4; RFC 6191.
  *
  * A handshake that has ended well is told by the return value: what follows (data, the host's first bytes) is the relay's.
  */
+import { OUT } from '../flow/table.ts'
 import type { Frame } from '../frame.ts'
 import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
 import {
@@ -303,7 +305,10 @@ export class Handshakes {
       if (tcp.seq(b, f.l4) === c.rcvNxt[i]) this.#ends.remove(i)
       return
     }
-    if ((flags & (tcp.SYN | tcp.ACK)) === tcp.SYN && this.#anew(i, f)) {
+    // Of a published port's client policy has said nothing: it is no server. Challenged, the guest resets what it does not know (RFC 9293 §3.10.7.3), and
+    // its next SYN is judged as any other.
+    const { direction } = this.#x.flows
+    if ((flags & (tcp.SYN | tcp.ACK)) === tcp.SYN && direction[i] === OUT && this.#anew(i, f)) {
       // The flow's tuple, policy and NAT are the same.
       this.#alarms.end(i)
       c.state[i] = STATE.free

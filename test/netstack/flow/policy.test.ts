@@ -5,6 +5,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { ROUTE, type RouteKind } from '../../../src/netstack/host.ts'
 import type { DropName } from '../../../src/netstack/trace/drops.ts'
+import { ACK, FIN, RST, SYN } from '../../../src/netstack/wire/tcp.ts'
 import { icmp, TestNet, tcp, udp } from '../net.ts'
 
 const ROUTES: Record<string, RouteKind> = {
@@ -126,4 +127,43 @@ test('isolated: published ports do not reach a VM', () => {
   net.deliver()
   assert.equal(client.closed, 'reset')
   assert.deepEqual(web.lines(), [])
+})
+
+test('a client of a published port is no server: a guest’s SYN to where one was is judged as any other', () => {
+  for (const [client, rule] of [
+    ['127.0.0.1:54321', 'deny-loopback'],
+    ['192.168.101.10:54321', 'deny-network'],
+  ] as const) {
+    const net = new TestNet()
+    net.host.routes = (address) => ROUTES[address] ?? ROUTE.outside
+    const web = net.vm('web')
+    const sock = net.host.make('listener', '').id
+    const at = { guestAddress: web.ip, guestPort: 80, hostAddress: '0.0.0.0', hostPort: 8080 }
+    net.network.publish({ id: 'p', proto: 'tcp', sock, ...at })
+    const { id } = net.host.client(sock, client)
+    net.deliver()
+    const syn = web.take()[0]
+    assert.ok(syn?.ip && syn.tcp)
+    const to = `${syn.ip.src}:${syn.tcp.srcPort}`
+    const ack = syn.tcp.seq + 1
+    web.send(tcp({ to, from: 80, flags: SYN | ACK, seq: 5000, ack }))
+    net.host.tcpEnd(id)
+    net.deliver()
+    web.send(tcp({ to, from: 80, flags: FIN | ACK, seq: 5001, ack: ack + 1 }))
+    assert.deepEqual(
+      net.network.stats().flows.map((f) => f.state),
+      ['TIME-WAIT'],
+    )
+    web.take()
+    const sockets = net.host.sockets.size
+    web.send(tcp({ to, from: 80, flags: SYN, seq: 9000 }))
+    const challenge = web.take()[0]?.tcp
+    assert.deepEqual([challenge?.flags, challenge?.ack], [ACK, 5002])
+    // What a guest says to an acknowledgment of what it has not sent.
+    web.send(tcp({ to, from: 80, flags: RST, seq: 5002 }))
+    web.send(tcp({ to, from: 80, flags: SYN, seq: 9000 }))
+    assert.deepEqual(web.lines(), [`tcp ${to} > 192.168.100.10:80 RST+ACK`])
+    assert.equal(web.drops(rule), 1)
+    assert.equal(net.host.sockets.size, sockets)
+  }
 })
