@@ -10,8 +10,9 @@
  *
  * Hostile guests: RST and SYN within a connection must match exactly or are challenged (RFC 5961), acknowledgments of what was
  * never sent are refused, payload beyond the window is not looked at, half-open connections are bounded for each VM, and a guest that never
- * answers is given up after RETRIES_MAX. Reading: RFC 9293 §3.10; RFC 5961; RFC 7323 §4.3, §5.3 (a segment without timestamps where they were agreed on
- * is taken as it is; a guest's clock is never so old that it could have come round, because keepalives ask for it).
+ * answers is given up after RETRIES_MAX (one that keeps its window shut and says so is not: sender.ts). Reading: RFC 9293 §3.10; RFC 5961; RFC 7323
+ * §4.3, §5.3 (a segment without timestamps where they were agreed on is taken as it is; a guest's clock is never so old that it could have come round,
+ * because keepalives ask for it).
  *
  * Owns: what a segment, an event or a moment means in each state. Never does: policy, NAT, the flow's tuple.
  */

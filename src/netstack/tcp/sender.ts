@@ -28,7 +28,7 @@ import {
 } from './columns.ts'
 import type { TcpHost } from './context.ts'
 import { ackInRecovery, cwndGrow, cwndLostFlight, cwndStart, cwndTimeout, dupAck, frameMax } from './recovery.ts'
-import { rttBackOff, rttCompute, rttSample } from './rto.ts'
+import { RTO_MAX, rttBackOff, rttCompute, rttSample } from './rto.ts'
 import { hole, nextHole, pipe, sackAdvance, sackUpdate, sentAgain } from './scoreboard.ts'
 import type { Segments } from './segments.ts'
 import { streamed } from './stream.ts'
@@ -37,6 +37,8 @@ import { streamed } from './stream.ts'
 export const PUMP_FRAMES = 8
 /** Retransmissions in a row before the guest is given up: about two and a half minutes (RFC 9293 §3.8.3 asks for 100 s). */
 export const RETRIES_MAX = 10
+/** ms that a guest whose window is shut may say nothing, when it has had all retries: two probes' time. */
+const SILENCE = 2 * RTO_MAX
 /** ms without an acknowledgment after which the first segment is sent again: several under way, or one that may be acknowledged late. */
 const PROBE_LEAST = 10
 const PROBE_SINGLE = 50
@@ -304,12 +306,27 @@ export class Sender {
     return n < 0 ? n : DONE
   }
 
+  /**
+   * Has the guest been asked in vain for too long? One whose window is shut may have dropped what was under way, and acknowledges nothing new: while it
+   * says anything it is there (RFC 9293 §3.8.6.1).
+   */
+  #silent(i: number): boolean {
+    const c = this.#c
+    if (c.retries[i] < RETRIES_MAX) return false
+    return c.sndWnd[i] >= c.mss[i] || this.#host.now() - c.heard[i] > SILENCE
+  }
+
+  /** Counted no further than it matters: a column's byte must not come round. */
+  #retry(i: number): void {
+    if (this.#c.retries[i] < RETRIES_MAX) this.#c.retries[i]++
+  }
+
   /** The retransmission alarm rang. As `pump`, or GIVEN_UP: the guest does not answer any more. */
   timeout(i: number): number {
     const c = this.#c
     this.#alarms.rest(i)
     if (c.sndMax[i] !== c.sndUna[i]) {
-      if (c.retries[i] >= RETRIES_MAX) return GIVEN_UP
+      if (this.#silent(i)) return GIVEN_UP
       if (c.probes[i] < PROBES_MAX && c.retries[i] === 0 && c.srtt8[i] !== 0) {
         // An early probe: if that is what was lost, it costs a few ms instead of a timeout; if not, the guest answers.
         c.probes[i]++
@@ -325,7 +342,7 @@ export class Sender {
       c.flags[i] &= ~TIMING
       c.sndNxt[i] = c.sndUna[i]
       rttBackOff(c, i)
-      c.retries[i]++
+      this.#retry(i)
       this.#alarms.set(i, this.#host.now() + c.rto[i])
       // The window shut behind what is under way: one segment is its probe.
       if (c.sndWnd[i] < c.mss[i]) return this.#resend(i)
@@ -336,8 +353,8 @@ export class Sender {
   /** The persist timer rang: probe, or send what fits though it is silly. As `timeout`. */
   probe(i: number): number {
     const c = this.#c
-    if (c.retries[i] >= RETRIES_MAX) return GIVEN_UP
-    c.retries[i]++
+    if (this.#silent(i)) return GIVEN_UP
+    this.#retry(i)
     if (c.sndWnd[i] > 0) {
       this.#alarms.rest(i)
       return this.pump(i, true)

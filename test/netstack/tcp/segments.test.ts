@@ -279,6 +279,47 @@ test('a guest whose window stays shut is probed for as long as it answers, and g
   assert.ok(s.socket.reset)
 })
 
+for (const windows of [[0], [10], [0, 10]])
+  test(`a guest that drops what is under way and leaves a window of ${windows.join(' or ')} is asked for as long as it answers, and given up when it does not`, () => {
+    const gives = up(20_000)
+    const s = new Script({ remote: { ...NEVER, gives } })
+    s.open(10_000)
+    assert.ok(s.take(1).length > 0)
+    let said = 0
+    const drop = () => s.send({ seq: 1, ack: 1, window: windows[said++ % windows.length] })
+    const hours = (n: number) => {
+      let asked = 0
+      for (let seconds = 0; seconds < n * 3600; seconds++) {
+        const t = s.take(1000)
+        asked += t.length
+        if (t.length > 0) drop()
+      }
+      return asked
+    }
+    drop()
+    hours(1)
+    assert.equal(s.state, 'ESTABLISHED')
+    const asked = hours(1)
+    assert.ok(asked >= 60 && (windows.length > 1 || asked < 200), `${asked} in an hour`)
+    // It has memory again.
+    s.send({ seq: 1, ack: 1, window: 10_000 })
+    let next = 1
+    for (let turns = 0; next <= 10_000 && turns < 1000; turns++) {
+      for (const t of s.take(100))
+        if (t.seq === next) {
+          gives.check(t.raw.payload, 0, t.raw.payload.length, next - 1)
+          next += t.payload.length
+        }
+      s.send({ seq: 1, ack: next, window: 10_000 })
+    }
+    assert.equal(s.state, 'ESTABLISHED')
+    for (let n = 0; n < 3600; n++) if (s.take(1000).length > 0) s.send({ seq: 1, ack: next, window: windows[0] })
+    assert.equal(s.state, 'ESTABLISHED')
+    s.wait(300_000)
+    assert.equal(s.state, 'gone')
+    assert.ok(s.socket.reset)
+  })
+
 test('a guest that never acknowledges is given up; nothing is kept for it', () => {
   const s = opened({ remote: { ...NEVER, gives: new Stream(4, 5000) } })
   const sent = s.take(600_000)
