@@ -4,6 +4,7 @@
  */
 import assert from 'node:assert/strict'
 import { once } from 'node:events'
+import { writeFileSync } from 'node:fs'
 import { after, before, describe, test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { PublishSpec } from '../../src/plugins/contract.ts'
@@ -204,6 +205,62 @@ describe('publish on bridges', {
     await once(child, 'exit')
     await agent.unpublish('u1')
     assert.doesNotMatch(await lab.host.sh('conntrack -L -p udp 2>/dev/null'), /dport=5353/)
+  })
+
+  /** A server whose only connection gets its word when it is told to. */
+  const waiting = async (where: Place, port: number) => {
+    const told = `${lab.dir}/told-${port}`
+    where.start([
+      'socat',
+      `TCP-LISTEN:${port},reuseaddr`,
+      `SYSTEM:while [ ! -e ${told} ]; do sleep 0.05; done; echo later`,
+    ])
+    await eventually('it listens', async () => (await where.sh(`ss -Hlnt sport = ${port}`)) !== '')
+    return () => writeFileSync(told, '')
+  }
+  const connected = (port: number, from: string) =>
+    eventually(`a connection to ${port}`, async () =>
+      new RegExp(`ESTABLISHED src=${from} .*dport=${port} `).test(await lab.host.sh('conntrack -L -p tcp 2>/dev/null')),
+    )
+
+  test("a port that is opened and closed is nothing to others' connections to that port elsewhere", async () => {
+    const tell = await waiting(lab.inet, 8400)
+    const client = at('far').run(['socat', '-u', 'TCP:203.0.113.2:8400', '-'])
+    await connected(8400, '192.168.128.10')
+    await agent.publish(spec('same', 8400))
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8400), '203.0.113.2')
+    await agent.unpublish('same')
+    tell()
+    assert.equal((await client).stdout, 'later\n')
+  })
+
+  test('a connection to a program of the host that listens no more goes on, though its port is published', async () => {
+    lab.host.start(['socat', 'TCP-LISTEN:8401,reuseaddr', 'SYSTEM:read word; echo $word'])
+    await eventually('it listens', async () => (await lab.host.sh('ss -Hlnt sport = 8401')) !== '')
+    const told = `${lab.dir}/told`
+    const word = `while [ ! -e ${told} ]; do sleep 0.05; done; echo later`
+    const client = lab.inet.run(['sh', '-c', `(${word}) | socat -t30 - TCP:10.77.0.2:8401`])
+    await connected(8401, '203.0.113.2')
+    await eventually('it listens no more', async () => (await lab.host.sh('ss -Hlnt sport = 8401')) === '')
+    await agent.publish(spec('late', 8401))
+    assert.equal(await greeting(lab.inet, '10.77.0.2', 8401), '203.0.113.2')
+    writeFileSync(told, '')
+    assert.equal((await client).stdout, 'later\n')
+    await agent.unpublish('late')
+  })
+
+  test('a port published at two addresses is closed at one: connections at the other go on', async () => {
+    const tell = await waiting(at('peer'), 82)
+    const to = { attachment: `${net.id}-11`, guestAddress: '192.168.127.11', guestPort: 82 }
+    await agent.publish(spec('inner', 8402, { ...to, hostAddress: '127.0.0.1' }))
+    await agent.publish(spec('outer', 8402, { ...to, hostAddress: '10.77.0.2' }))
+    const client = lab.inet.run(['socat', '-u', 'TCP:10.77.0.2:8402', '-'])
+    await connected(8402, '203.0.113.2')
+    await agent.unpublish('inner')
+    tell()
+    assert.equal((await client).stdout, 'later\n')
+    await agent.unpublish('outer')
+    assert.doesNotMatch(await lab.host.sh('conntrack -L -p tcp 2>/dev/null'), /dport=8402/)
   })
 
   test('a guest that refuses resets the client', async () => {

@@ -27,6 +27,7 @@ import { DataPlaneProcess } from '../dataplane/process.ts'
 import { Supervisor } from '../dataplane/supervisor.ts'
 import { linkLocal } from './addresses6.ts'
 import { Claims } from './claims.ts'
+import { askedAt, type Family, forgetGuests, forgetPublished, forgetUnled } from './conntrack.ts'
 import { forward4, forward6 } from './forwarding.ts'
 import type { Guard, GuardedNetwork } from './guard.ts'
 import {
@@ -47,17 +48,7 @@ import {
   removePorts,
   servicesJoined,
 } from './links.ts'
-import {
-  applyGuards,
-  applyRules,
-  type Family,
-  forgetConnections,
-  forgetGuests,
-  guardRefusals,
-  keepRules,
-  removeRules,
-  rulesWhole,
-} from './netfilter.ts'
+import { applyGuards, applyRules, guardRefusals, keepRules, removeRules, rulesWhole } from './netfilter.ts'
 import { Published } from './published.ts'
 import type { RuleModel } from './rules.ts'
 import { Wish } from './wish.ts'
@@ -195,13 +186,14 @@ export class Bridge {
       if (had !== undefined && JSON.stringify(had.spec) === JSON.stringify(p)) return { hostPort: had.hostPort }
       if (had !== undefined) await this.#withdraw(p.id)
       const name = await this.#align(signal)
+      const spare = p.proto === 'tcp' ? await askedAt(p, this.#families, true) : undefined
       const bound = await this.#published.bind(p)
       this.#wish.publishes.set(p.id, { spec: p, hostPort: bound.hostPort })
       this.#wish.save()
       try {
         await this.#published.give(await this.#services(name, signal), { ...p, hostPort: bound.hostPort }, bound.fd)
         await applyRules(this.#model(name))
-        await forgetConnections(p.proto, bound.hostPort, this.#families)
+        await forgetUnled({ ...p, hostPort: bound.hostPort }, this.#families, spare)
       } catch (e) {
         await this.#withdraw(p.id)
         throw e
@@ -222,7 +214,7 @@ export class Bridge {
     this.#wish.save()
     await this.#supervisor.link?.request({ op: 'unpublish', id })
     if (this.#name !== undefined) await applyRules(this.#model(this.#name))
-    await forgetConnections(had.spec.proto, had.hostPort, this.#families)
+    await forgetPublished({ ...had.spec, hostPort: had.hostPort })
   }
 
   publisherOf(proto: 'tcp' | 'udp', address: string, port: number): string | undefined {
@@ -286,8 +278,7 @@ export class Bridge {
     return this.#serially(async () => {
       const link = this.#supervisor.stop()
       await removeNetwork(this.#spec.id, [...this.#wish.attachments.keys()], this.#wish.link)
-      for (const { spec, hostPort } of this.#wish.publishes.values())
-        await forgetConnections(spec.proto, hostPort, this.#families)
+      for (const { spec, hostPort } of this.#wish.publishes.values()) await forgetPublished({ ...spec, hostPort })
       await forgetGuests(this.#spec.subnet)
       if (this.#spec.ipv6 !== undefined) await forgetGuests(this.#spec.ipv6.subnet)
       await this.#process.end(link)

@@ -16,7 +16,6 @@ const TOOL_MS = 15_000
 const LOCK_WAIT = '10'
 /** Somebody else's rules may change between reading and writing. */
 const TRIES = 3
-export type Family = 'ipv4' | 'ipv6'
 
 /** Which packages the programs come from, for hints. */
 export const PROGRAMS = {
@@ -125,36 +124,4 @@ export async function removeRules(link: string): Promise<void> {
 export async function guardRefusals(n: GuardedNetwork, guards: readonly Guard[]): Promise<Refusals> {
   const { stdout } = await run('ebtables', ['-t', 'nat', '-L', '--Lc'], { timeout: TOOL_MS, maxBuffer: 64 << 20 })
   return refusals(n, guards, stdout)
-}
-
-/** Remove what matches from connection tracking. An entry that goes by itself meanwhile ends the program half way: then again. */
-async function forget(...match: string[]): Promise<void> {
-  for (let t = 0; t < TRIES; t++) {
-    try {
-      await run('conntrack', ['-D', ...match], { timeout: TOOL_MS })
-      return
-    } catch (e) {
-      // Some versions fail when there was nothing.
-      if (/\b0 flow entries/.test((e as { stderr?: string }).stderr ?? '')) return
-    }
-  }
-}
-
-/** Forget connections to a host port: they were made under a rule that is no more, or before there was one. */
-export async function forgetConnections(
-  proto: 'tcp' | 'udp',
-  hostPort: number,
-  families: readonly Family[],
-): Promise<void> {
-  for (const family of families) await forget('-f', family, '-p', proto, '--orig-port-dst', String(hostPort))
-}
-
-/**
- * Forget connections of VMs that go, by address or subnet: whoever has an address next must not inherit them. Answers of
- * translated connections (`--reply-src`) cannot be asked for by subnet: those of published ports are forgotten by port.
- */
-export async function forgetGuests(address: string): Promise<void> {
-  const family = address.includes(':') ? 'ipv6' : 'ipv4'
-  await forget('-f', family, '--orig-src', address)
-  await forget('-f', family, address.includes('/') ? '--orig-dst' : '--reply-src', address)
 }
