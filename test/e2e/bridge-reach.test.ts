@@ -80,6 +80,8 @@ describe('reach on bridges', {
     await lab?.remove()
   })
   const at = (name: string) => vm[name] as Place
+  const localnet = (gateway: string) =>
+    lab.host.sh(`cat /proc/sys/net/ipv4/conf/$(ip -o addr show to ${gateway} | awk '{print $2}')/route_localnet`)
   const reaches = async (from: Place, address: string, port: number) =>
     (
       await from.run(['socat', '-T1', '-', `TCP:${address}:${port},connect-timeout=1`], { timeoutMs: 15_000 })
@@ -210,8 +212,8 @@ describe('reach on bridges', {
   })
 
   test('nobody reaches 127.0.0.1 of the host while route_localnet is on: neither a VM nor the outside (CVE-2020-8558)', async () => {
-    const host = await lab.host.sh("ip -br link show type bridge | awk '/noid/ {print $1; exit}'")
-    assert.equal(await lab.host.sh(`cat /proc/sys/net/ipv4/conf/${host}/route_localnet`), '1')
+    assert.equal(await localnet('192.168.123.1'), '1')
+    assert.equal(await localnet('192.168.124.1'), '0', 'nothing of it needs the loopback')
     const mac = (await at('a').sh('ping -c1 -w20 192.168.123.1 >/dev/null; ip neigh show 192.168.123.1')).split(' ')[4]
     const own = await at('a').sh('cat /sys/class/net/eth0/address')
     const { child, said } = lab.host.hear(['socat', '-u', 'UDP-RECV:7000,bind=127.0.0.1', '-'])

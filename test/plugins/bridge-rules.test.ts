@@ -9,7 +9,16 @@ import {
   refusals,
   unguardText,
 } from '../../src/plugins/bridge/guard.ts'
-import { chains, type RuleModel, removeText, restoreText, takenBy, whole } from '../../src/plugins/bridge/rules.ts'
+import {
+  chains,
+  leadsLoopback,
+  type PortRule,
+  type RuleModel,
+  removeText,
+  restoreText,
+  takenBy,
+  whole,
+} from '../../src/plugins/bridge/rules.ts'
 
 const model: RuleModel = {
   link: 'noid3',
@@ -74,6 +83,19 @@ test('a jump that somebody removed is seen, and all of a chain are set again, in
   const meddled = once.replace(/^-A FORWARD -i noid3 .*NOID3-FWD\n/m, '')
   assert.equal(whole(all, meddled), false)
   assert.ok(whole(all, saved(restoreText(all, meddled), meddled)))
+})
+
+test('the loopback is led by a port at its addresses or everywhere, and by --allow-host; by nothing else', () => {
+  const [everywhere, elsewhere] = model.publishes as [PortRule, PortRule]
+  const leads = (more: Partial<RuleModel>) => leadsLoopback({ ...model, allowHostPorts: [], publishes: [], ...more })
+  assert.equal(leads({}), false)
+  assert.equal(leads({ publishes: [elsewhere] }), false)
+  assert.equal(leads({ publishes: [everywhere] }), true)
+  assert.equal(leads({ publishes: [{ ...everywhere, hostAddress: '127.0.0.1' }] }), true)
+  assert.equal(leads({ publishes: [{ ...everywhere, hostAddress: '::' }] }), false)
+  assert.equal(leads({ allowHostPorts: [9100] }), true)
+  const { four: _, ...six } = model
+  assert.equal(leadsLoopback(six), false)
 })
 
 test('who takes a port by a rule', () => {

@@ -27,12 +27,14 @@ import { DataPlaneProcess } from '../dataplane/process.ts'
 import { Resolvers } from '../host/resolvers.ts'
 import { Bridge, removeNetwork } from './bridge.ts'
 import { addresses, bridgeOf, portName, removePort } from './links.ts'
-import { PROGRAMS } from './netfilter.ts'
+import { installed, PROGRAMS } from './netfilter.ts'
 
 const run = promisify(execFile)
 const LEASE_SECONDS = 12 * 3600
 /** How soon a link that came up is noticed. */
 const LOOK_MS = 1000
+/** How soon rules that somebody removed are noticed. Reading all of a host's costs some 30 ms of a processor, seldom more. */
+const RULES_MS = 10_000
 
 const config = z.strictObject({
   /** How long a lease is good for, in seconds. */
@@ -50,6 +52,8 @@ export class BridgeBackend implements NetworkBackend {
   readonly #bridges = new Map<NetworkId, Bridge>()
   readonly #networkOfPublish = new Map<string, NetworkId>()
   #look: NodeJS.Timeout | undefined
+  #rulesLook: NodeJS.Timeout | undefined
+  #lookingAtRules = false
   #seen = ''
   readonly ports: PortPublisher
 
@@ -120,6 +124,7 @@ export class BridgeBackend implements NetworkBackend {
       })
     this.#bridges.set(n.id, bridge)
     this.#look ??= setInterval(() => this.#lookAround(), LOOK_MS).unref()
+    this.#rulesLook ??= setInterval(() => this.#lookAtRules(), RULES_MS).unref()
     try {
       await bridge.create(n, signal)
     } catch (e) {
@@ -178,6 +183,7 @@ export class BridgeBackend implements NetworkBackend {
   async close(): Promise<void> {
     this.#resolvers.close()
     clearInterval(this.#look)
+    clearInterval(this.#rulesLook)
     for (const b of this.#bridges.values()) b.close()
     this.#bridges.clear()
   }
@@ -194,6 +200,21 @@ export class BridgeBackend implements NetworkBackend {
       b.refresh().catch((e: Error) =>
         this.#ctx.log('warn', `the rules of ${b.name} could not be renewed: ${e.message}`),
       )
+  }
+
+  /** A firewall that starts anew removes everybody's rules without a word: then VMs are cut off, and reach what they must not. */
+  async #lookAtRules(): Promise<void> {
+    if (this.#lookingAtRules || this.#bridges.size === 0) return
+    this.#lookingAtRules = true
+    try {
+      const seen = await installed()
+      const done = await Promise.allSettled(Array.from(this.#bridges.values(), (b) => b.repair(seen)))
+      for (const d of done) if (d.status === 'rejected') throw d.reason
+    } catch (e) {
+      this.#ctx.log('warn', `rules that somebody may have removed could not be put back: ${(e as Error).message}`)
+    } finally {
+      this.#lookingAtRules = false
+    }
   }
 
   #bridge(id: NetworkId): Bridge {

@@ -46,11 +46,21 @@ import {
   removeBridge,
   removePort,
   removePorts,
+  routeLocalnet,
   servicesJoined,
 } from './links.ts'
-import { applyGuards, applyRules, guardRefusals, keepRules, removeRules, rulesWhole } from './netfilter.ts'
+import {
+  applyGuards,
+  applyRules,
+  guardRefusals,
+  type Installed,
+  installed,
+  keepRules,
+  removeRules,
+  rulesWhole,
+} from './netfilter.ts'
 import { Published } from './published.ts'
-import type { RuleModel } from './rules.ts'
+import { leadsLoopback, type RuleModel } from './rules.ts'
 import { Wish } from './wish.ts'
 
 /** Shared by all daemons of root in one network namespace: the switches are the namespace's. */
@@ -122,7 +132,7 @@ export class Bridge {
         const name =
           this.#supervisor.link !== undefined && this.#name !== undefined ? this.#name : await this.#align(signal)
         // A port is guarded before it is there.
-        await Promise.all([applyGuards(this.#guarded(name), this.#guards()), keepRules(this.#model(name))])
+        await this.#keep(name)
         await ensurePort(this.#spec, name, r)
         await this.#join(await this.#services(name, signal), r)
         signal.throwIfAborted()
@@ -159,9 +169,9 @@ export class Bridge {
       const name = await bridgeOf(this.#spec.id)
       if (r === undefined || name === undefined || (await portState(this.#spec, name, r)) !== 'whole')
         throw new NoidError('INTERNAL', { why: `the nic of ${r?.name ?? a.id} on ${this.name} is gone` })
-      if (!(await rulesWhole(this.#model(name), this.#guarded(name), this.#guards())))
+      if (!this.#rulesWhole(name, await installed()))
         throw new NoidError('INTERNAL', {
-          why: `somebody removed rules of ${this.name} from iptables or ebtables; they come back with the next change`,
+          why: `somebody removed rules of ${this.name} from iptables or ebtables; they come back within seconds`,
         })
       const hello = await (await this.#services(name, signal)).request<HelloAnswer>({ op: 'hello' })
       if (!hello.attachments.includes(a.id))
@@ -192,7 +202,7 @@ export class Bridge {
       this.#wish.save()
       try {
         await this.#published.give(await this.#services(name, signal), { ...p, hostPort: bound.hostPort }, bound.fd)
-        await applyRules(this.#model(name))
+        await this.#rule(name)
         await forgetUnled({ ...p, hostPort: bound.hostPort }, this.#families, spare)
       } catch (e) {
         await this.#withdraw(p.id)
@@ -213,7 +223,7 @@ export class Bridge {
     this.#published.forget(id)
     this.#wish.save()
     await this.#supervisor.link?.request({ op: 'unpublish', id })
-    if (this.#name !== undefined) await applyRules(this.#model(this.#name))
+    if (this.#name !== undefined) await this.#rule(this.#name)
     await forgetPublished({ ...had.spec, hostPort: had.hostPort })
   }
 
@@ -250,7 +260,23 @@ export class Bridge {
       if (this.#name === undefined || this.#supervisor.stopped) return
       const before = this.#hostAddresses.join()
       await this.#lookOutside()
-      if (this.#hostAddresses.join() !== before) await applyRules(this.#model(this.#name))
+      if (this.#hostAddresses.join() !== before) await this.#rule(this.#name)
+    })
+  }
+
+  /**
+   * Somebody may have removed rules: those are put back, and it is said.
+   * @param seen the host's rules a moment ago; one look is for all networks
+   */
+  async repair(seen: Installed): Promise<void> {
+    await this.#serially(async () => {
+      const name = this.#name
+      if (name === undefined || this.#supervisor.stopped) return
+      // What was seen may be older than the last verb.
+      if (this.#rulesWhole(name, seen) || this.#rulesWhole(name, await installed())) return
+      await this.#keep(name)
+      const message = `somebody removed rules of ${this.name} from iptables or ebtables; noid put them back`
+      this.#deps.ctx.notify({ type: 'warning', network: this.#spec.id, message })
     })
   }
 
@@ -307,7 +333,7 @@ export class Bridge {
       if (last !== undefined && !(await isBridge(last))) await removeRules(last)
     }
     await this.#lookOutside()
-    await Promise.all([applyGuards(this.#guarded(name), this.#guards()), keepRules(this.#model(name))])
+    await this.#keep(name)
     for (const r of this.#wish.attachments.values()) {
       signal.throwIfAborted()
       if (r.netns !== undefined && namespaceGone(r.netns)) continue
@@ -320,8 +346,26 @@ export class Bridge {
     }
     const warn = (message: string): void => this.#deps.ctx.notify({ type: 'warning', network: spec.id, message })
     // Theirs now: the rule must not take it away from them.
-    if (await this.#published.restore(link, hello.publishes, warn)) await keepRules(this.#model(name))
+    if (await this.#published.restore(link, hello.publishes, warn)) await this.#rule(name, keepRules)
     return name
+  }
+
+  /** The loopback's packets pass only while there are rules that lead them, and the one that refuses the others stands before. */
+  async #rule(name: string, write = applyRules): Promise<void> {
+    const model = this.#model(name)
+    const leads = leadsLoopback(model)
+    if (!leads) routeLocalnet(name, false)
+    await write(model)
+    if (leads) routeLocalnet(name, true)
+  }
+
+  /** Guards and rules that are missing. */
+  async #keep(name: string): Promise<void> {
+    await Promise.all([applyGuards(this.#guarded(name), this.#guards()), this.#rule(name, keepRules)])
+  }
+
+  #rulesWhole(name: string, i: Installed): boolean {
+    return rulesWhole(this.#model(name), this.#guarded(name), this.#guards(), i)
   }
 
   /** As conntrack calls them. */

@@ -9,7 +9,7 @@
  */
 import { execFile, spawn } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
 import { promisify } from 'node:util'
 import { openTap } from '#tun-tap'
@@ -111,8 +111,6 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
   if (name === undefined) throw new Error(`there are ${LINKS_MAX} links named noidN already`)
   sixth(name, n.ipv6 !== undefined)
   sysctl('ipv4', name, 'forwarding', 1)
-  // Only published ports and --allow-host use it; what comes from the network for 127/8 is dropped in table raw.
-  sysctl('ipv4', name, 'route_localnet', 1)
   sysctl('ipv4', name, 'send_redirects', 0)
   sysctl('ipv4', name, 'accept_redirects', 0)
   sysctl('ipv4', name, 'arp_ignore', 1)
@@ -131,6 +129,11 @@ export async function ensureBridge(n: NetworkSpec): Promise<string> {
     )
   }
   return name
+}
+
+/** May packets of the loopback pass by this bridge? One that is gone passes none. */
+export function routeLocalnet(bridge: string, on: boolean): void {
+  if (existsSync(`/proc/sys/net/ipv4/conf/${bridge}`)) sysctl('ipv4', bridge, 'route_localnet', on ? 1 : 0)
 }
 
 /** IPv6 of the bridge: the addresses that it is given, used at once, and no others; or none at all. */

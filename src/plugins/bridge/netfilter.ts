@@ -101,14 +101,25 @@ export const keepRules = (m: RuleModel): Promise<void> =>
 export const applyGuards = (n: GuardedNetwork, guards: readonly Guard[]): Promise<void> =>
   change('ebtables', (present) => guardText(n, guards, present))
 
-/** Is every rule of a network in place? */
-export async function rulesWhole(m: RuleModel, n: GuardedNetwork, guards: readonly Guard[]): Promise<boolean> {
+/** All rules of the host, everybody's, at one moment. */
+export interface Installed {
+  readonly four: string
+  readonly six: string
+  readonly bridge: string
+}
+
+export async function installed(): Promise<Installed> {
   const [four, six, bridge] = await Promise.all([
     saved(),
-    m.six === undefined ? undefined : saved('ip6tables'),
+    existsSync('/proc/net/if_inet6') ? saved('ip6tables').catch(() => '') : '',
     saved('ebtables'),
   ])
-  return whole(chains(m), four) && (six === undefined || whole(chains6(m), six)) && guarded(n, guards, bridge)
+  return { four, six, bridge }
+}
+
+/** Is every rule of a network among them? */
+export function rulesWhole(m: RuleModel, n: GuardedNetwork, guards: readonly Guard[], i: Installed): boolean {
+  return whole(chains(m), i.four) && (m.six === undefined || whole(chains6(m), i.six)) && guarded(n, guards, i.bridge)
 }
 
 /** Remove every rule of a link. Idempotent. */

@@ -6,7 +6,8 @@
  * the model, and repeating is harmless. What each network says of itself is enough: no rule lists other networks, so none can be stale. The one
  * list there is, the host's addresses on links that are not noid's, says what is allowed: an address that is new is refused until it is listed.
  *
- *   raw     PREROUTING   what comes from the network for or from the loopback is a martian, also while route_localnet is on (CVE-2020-8558)
+ *   raw     PREROUTING   what comes from the network for or from the loopback is a martian, also while route_localnet is on (CVE-2020-8558);
+ *                        it is on only for a network with a rule that leads to or from there (`leadsLoopback`)
  *   nat     PREROUTING, OUTPUT   published ports → the VM; the host's address with --allow-host → the host's loopback (IPv4)
  *           POSTROUTING  out of the network by masquerade; what was published and comes from the subnet or loopback as well
  *   mangle  FORWARD      MSS clamp, both ways; nothing published is for an isolated VM (here, so that no other network's chain comes before)
@@ -122,6 +123,15 @@ export const everywhere = (address: string): boolean => address === '*' || addre
 
 /** What iptables holds of a network. */
 export const chains = (m: RuleModel): readonly Chain[] => (m.four === undefined ? none(m, 'V4') : side(m, m.four, FOUR))
+
+/**
+ * Does a rule lead packets to or from the host's loopback? Then `route_localnet` must be on for the link, and only then may it be: while it is, the chain
+ * in table raw alone keeps VMs away from 127/8, and somebody may flush that.
+ */
+export const leadsLoopback = (m: RuleModel): boolean =>
+  m.four !== undefined &&
+  (m.allowHostPorts.length > 0 ||
+    m.publishes.some((p) => FOUR.guestOf(p) !== '' && (everywhere(p.hostAddress) || p.hostAddress.startsWith('127.'))))
 
 /** What ip6tables holds of a network. */
 export const chains6 = (m: RuleModel): readonly Chain[] => (m.six === undefined ? none(m, 'V6') : side(m, m.six, SIX))
