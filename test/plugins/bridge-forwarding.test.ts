@@ -1,11 +1,11 @@
-// IPv6 forwarding for a bridge, on kernels that have it by link and on those that have it for all links or none; and put back.
+// Forwarding for a bridge, IPv6's on kernels that have it by link and on those that have it for all links or none; and put back.
 import assert from 'node:assert/strict'
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { test } from 'node:test'
 import { Claims } from '../../src/plugins/bridge/claims.ts'
-import { forward6 } from '../../src/plugins/bridge/forwarding.ts'
+import { forward4, forward6 } from '../../src/plugins/bridge/forwarding.ts'
 
 function kernel(t: { after(fn: () => void): void }, switches: Record<string, string>) {
   const dir = mkdtempSync(join(tmpdir(), 'noid-forwarding-'))
@@ -17,7 +17,8 @@ function kernel(t: { after(fn: () => void): void }, switches: Record<string, str
   }
   const now = () =>
     Object.fromEntries(Object.keys(switches).map((key) => [key, readFileSync(join(conf, key), 'latin1').trim()]))
-  return { conf, now, claims: new Claims(join(dir, 'claims')) }
+  const set = (key: string, value: string) => writeFileSync(join(conf, key), value)
+  return { conf, now, set, claims: new Claims(join(dir, 'claims')) }
 }
 
 test('by link: the bridge and the ways out, and nothing else', (t) => {
@@ -46,3 +47,28 @@ test('all or none: a link that has its way out from router advertisements goes o
   k.claims.releaseAll('n2')
   assert.deepEqual(k.now(), was)
 })
+
+for (const [family, key] of [
+  ['IPv4', 'forwarding'],
+  ['IPv6', 'force_forwarding'],
+] as const)
+  test(`${family}: somebody sets the switch of all links meanwhile: his links go on forwarding; one that was set before is put back`, (t) => {
+    const was = { [`all/${key}`]: '0', [`eth0/${key}`]: '0' }
+    const k = kernel(t, { ...was, ...(family === 'IPv6' && { [`noid0/${key}`]: '0' }) })
+    const claim = () =>
+      family === 'IPv4'
+        ? forward4(k.claims, 'n1', ['eth0'], k.conf)
+        : forward6(k.claims, 'n1', 'noid0', ['eth0'], k.conf)
+    claim()
+    assert.equal(k.now()[`eth0/${key}`], '1')
+    // Docker starts.
+    k.set(`all/${key}`, '1')
+    k.claims.releaseAll('n1')
+    assert.equal(k.now()[`eth0/${key}`], '1')
+    // Forwarding is on, and this link was taken out of it by hand.
+    k.set(`eth0/${key}`, '0')
+    claim()
+    assert.equal(k.now()[`eth0/${key}`], '1')
+    k.claims.releaseAll('n1')
+    assert.equal(k.now()[`eth0/${key}`], '0')
+  })

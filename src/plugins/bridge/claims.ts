@@ -1,6 +1,7 @@
 /**
  * Switches of the host that several networks, of several daemons, need at once: each is claimed with a count and put back when the last
- * claim is gone, unless somebody else has changed it meanwhile.
+ * claim is gone, unless somebody else has changed it meanwhile, or relies on it: who sets the switch of all links (Docker and `ip_forward`) sets each
+ * link's, so one that was on already would be put back under him.
  *
  * Owns: <dir>/<key>.json: what the switch was before the first claim, and who holds it. The directory is shared by all of root's
  * daemons (/run/noid/claims) and gone with a reboot, as the switches are. Synchronous, under a lock directory.
@@ -14,8 +15,16 @@ interface Claim {
   readonly before: string
   /** What we set: another value means that somebody else has taken over. */
   readonly value: string
+  /** The switch of all links, as it was before the first claim. */
+  readonly all?: { readonly path: string; readonly before: string }
   readonly holders: readonly string[]
 }
+
+const valueAt = (path: string): string => readFileSync(path, 'utf8').trim()
+
+/** Has somebody set the switch of all links since, as we had set this one? */
+const reliedOn = ({ all, value }: Claim): boolean =>
+  all !== undefined && all.before !== value && valueAt(all.path) === value
 
 const LOCK_TRIES = 200
 const pause = new Int32Array(new SharedArrayBuffer(4))
@@ -27,12 +36,20 @@ export class Claims {
     this.#dir = dir
   }
 
-  /** Set the switch at `path` (below /proc/sys/net/ipv4/conf) to `value` as long as `holder` wants it. Idempotent. */
-  claim(path: string, value: string, holder: string): void {
+  /**
+   * Set the switch at `path` (below /proc/sys/net/ipv4/conf) to `value` as long as `holder` wants it. Idempotent.
+   * @param all the switch that sets this one, and that noid never sets itself
+   */
+  claim(path: string, value: string, holder: string, all?: string): void {
     this.#locked(() => {
       const was = readState<Claim>(this.#file(path))
-      const now = readFileSync(path, 'utf8').trim()
-      const c = was ?? { before: now, value, holders: [] }
+      const now = valueAt(path)
+      const c = was ?? {
+        before: now,
+        value,
+        holders: [],
+        ...(all === undefined ? {} : { all: { path: all, before: valueAt(all) } }),
+      }
       if (!c.holders.includes(holder)) writeState(this.#file(path), { ...c, holders: [...c.holders, holder] })
       if (now !== value) writeFileSync(path, value)
     })
@@ -53,7 +70,7 @@ export class Claims {
           continue
         }
         try {
-          if (c.before !== c.value && readFileSync(path, 'utf8').trim() === c.value) writeFileSync(path, c.before)
+          if (c.before !== c.value && valueAt(path) === c.value && !reliedOn(c)) writeFileSync(path, c.before)
         } catch {
           // The link is gone, and its switches with it.
         }
