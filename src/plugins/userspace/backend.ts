@@ -142,15 +142,17 @@ export class UserspaceBackend implements NetworkBackend {
   }
 
   async attach(r: AttachRequest, signal: AbortSignal): Promise<Attachment> {
-    const a = await this.#plane(r.network).attach(r, signal)
+    const plane = this.#plane(r.network)
+    // Whoever gave up waiting detaches while it is still being attached.
     this.#attachments.set(r.id, r.network)
-    return a
+    return plane.attach(r, signal)
   }
 
   async detach(id: AttachmentId, last: Attachment | undefined, signal: AbortSignal): Promise<void> {
     const network = last?.network ?? this.#attachments.get(id)
-    const plane = network === undefined ? undefined : this.#planes.get(network)
-    await plane?.detach(id, signal)
+    // A daemon that was killed told nobody of what it was attaching.
+    const planes = network === undefined ? [...this.#planes.values()] : [this.#planes.get(network)]
+    for (const p of planes) await p?.detach(id, signal)
     this.#attachments.delete(id)
   }
 

@@ -126,18 +126,18 @@ export class Plane {
         return attachmentOf(this.#spec, r, had.nic)
       if (this.#carriedNics.has(r.id)) await this.#drop(link, r.id)
       if (had && kindOf(had) !== chooseKind(r)) await removeNic(had.nic, this.#sockets)
-      return this.#handOver(link, r, had !== undefined && !nicGone(had.nic))
+      const made = await this.#handOver(link, r, had !== undefined && !nicGone(had.nic))
+      // Nobody waits for a nic that is new. One that was there before is its VM's, whoever asked again.
+      if (signal.aborted && had === undefined) await this.#forget(r.id, link)
+      signal.throwIfAborted()
+      return made
     })
   }
 
   detach(id: AttachmentId, signal: AbortSignal): Promise<void> {
     return this.#serially(async () => {
       signal.throwIfAborted()
-      if (this.#carriedNics.has(id)) await this.#drop(await this.#up(signal), id)
-      const had = this.#ledger.nics.get(id)
-      if (had) await removeNic(had.nic, this.#sockets)
-      this.#ledger.nics.delete(id)
-      this.#ledger.save()
+      await this.#forget(id, this.#carriedNics.has(id) ? await this.#up(signal) : undefined)
     })
   }
 
@@ -180,10 +180,7 @@ export class Plane {
       const removed: AttachmentId[] = []
       for (const id of new Set([...this.#carriedNics, ...this.#ledger.nics.keys()])) {
         if (id === HOST || valid.has(id)) continue
-        if (this.#carriedNics.has(id)) await this.#drop(link, id)
-        const had = this.#ledger.nics.get(id)
-        if (had) await removeNic(had.nic, this.#sockets)
-        this.#ledger.nics.delete(id)
+        await this.#forget(id, link)
         removed.push(id)
       }
       for (const id of new Set([...this.#carriedPublishes, ...this.#ledger.publishes.keys()])) {
@@ -370,6 +367,16 @@ export class Plane {
     }
     this.#carriedNics.add(r.id)
     return attachmentOf(this.#spec, r, opened.record)
+  }
+
+  /** @param link may be left out when it is not carried */
+  async #forget(id: AttachmentId, link: Link | undefined): Promise<void> {
+    if (link !== undefined && this.#carriedNics.has(id)) await this.#drop(link, id)
+    const had = this.#ledger.nics.get(id)
+    if (had === undefined) return
+    await removeNic(had.nic, this.#sockets)
+    this.#ledger.nics.delete(id)
+    this.#ledger.save()
   }
 
   async #drop(link: Link, id: AttachmentId): Promise<void> {
