@@ -5,7 +5,8 @@
  * Never does: deciding when a process should be there (its backend).
  *
  * Theory. The data plane outlives the daemon. What a later daemon finds is told by the socket: it connects, or it does not. The
- * pid file (pid and start time, so that a reused number is never taken for it) serves to end a process that no longer answers.
+ * pid file (pid and start time, so that a reused number is never taken for it) serves to end a process that no longer answers. Neither a pid file that
+ * cannot be written (a full disk) nor a socket that cannot be made here (too many open files) says anything about the process: it is never ended for that.
  * The process ends by itself when its socket's file is gone, so a directory that was removed leaves nothing behind.
  */
 import { spawn } from 'node:child_process'
@@ -16,7 +17,7 @@ import { fileURLToPath } from 'node:url'
 import { type HelloAnswer, PROTOCOL_VERSION } from '../../dataplane/protocol.ts'
 import { NoidError } from '../../errors.ts'
 import { readState, writeState } from '../../state-file.ts'
-import { errnoName } from '../../sys/errno.ts'
+import { errnoName, SysError } from '../../sys/errno.ts'
 import { isRunning, processStat, signalExactly } from '../../sys/process.ts'
 import { Link } from './link.ts'
 
@@ -24,6 +25,8 @@ const START_MS = 15_000
 const POLL_MS = 10
 const LOG_MAX = 1 << 20
 const SIGKILL = 9
+/** What a call fails with for want of something of this process, or of the machine. */
+const OWN_LACK: ReadonlySet<string> = new Set(['EMFILE', 'ENFILE', 'ENOMEM', 'ENOBUFS'])
 const ENTRY = fileURLToPath(
   new URL(`../../dataplane/main${import.meta.url.endsWith('.ts') ? '.ts' : '.js'}`, import.meta.url),
 )
@@ -47,6 +50,8 @@ export class DataPlaneProcess {
   readonly dir: string
   readonly network: string
   readonly #log: Log
+  /** What was found or started last: the file may have had no room for it. */
+  #known: Identity | undefined
 
   constructor(dir: string, network: string, log: Log) {
     this.dir = dir
@@ -98,7 +103,12 @@ export class DataPlaneProcess {
 
   /** End it, by message or by signal, and remove its directory. Idempotent. */
   async end(link: Link | undefined): Promise<void> {
-    const connection = link?.open ? link : this.#connect()
+    let connection = link?.open ? link : undefined
+    try {
+      connection ??= this.#connect()
+    } catch {
+      // By signal, then.
+    }
     await connection?.request({ op: 'stop' }).catch(() => {})
     connection?.close()
     const id = this.#recorded()
@@ -107,10 +117,12 @@ export class DataPlaneProcess {
     rmSync(this.dir, { recursive: true, force: true })
   }
 
+  /** undefined: nobody takes connections there. @throws SysError when this process has no socket to ask with */
   #connect(): Link | undefined {
     try {
       return new Link(this.#socket, this.network)
-    } catch {
+    } catch (e) {
+      if (e instanceof SysError && OWN_LACK.has(e.code)) throw e
       return undefined
     }
   }
@@ -148,10 +160,7 @@ export class DataPlaneProcess {
     })
     child.unref()
     const startTime = child.pid === undefined ? undefined : processStat(child.pid)?.startTime
-    if (child.pid !== undefined && startTime !== undefined) {
-      const id: Identity = { pid: child.pid, startTime }
-      writeState(this.#pidFile, id)
-    }
+    if (child.pid !== undefined && startTime !== undefined) this.#record({ pid: child.pid, startTime })
     try {
       for (const until = Date.now() + START_MS; Date.now() < until && ended === undefined; ) {
         await sleep(POLL_MS, undefined, { signal })
@@ -183,12 +192,26 @@ export class DataPlaneProcess {
     const startTime = processStat(pid)?.startTime
     if (startTime === undefined) return undefined
     const id: Identity = { pid, startTime }
-    writeState(this.#pidFile, id)
+    this.#record(id)
     return id
   }
 
+  #record(id: Identity): void {
+    this.#known = id
+    const was = readState<Identity>(this.#pidFile)
+    if (was?.pid === id.pid && was.startTime === id.startTime) return
+    try {
+      writeState(this.#pidFile, id)
+    } catch (e) {
+      this.#log(
+        'warn',
+        `the pid ${id.pid} of the data plane of ${this.network} could not be written down: ${(e as Error).message}`,
+      )
+    }
+  }
+
   #recorded(): Identity | undefined {
-    return readState<Identity>(this.#pidFile)
+    return this.#known ?? readState<Identity>(this.#pidFile)
   }
 
   /** End it by signal. Idempotent. */

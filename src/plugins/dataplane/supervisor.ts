@@ -2,8 +2,8 @@
  * One data plane kept running: the link to it, what it says on its own, whether it still answers, and its way back when it is lost.
  *
  * Theory. A data plane that crashes is replaced before its VMs notice more than ended connections: at once. One that crashes again and again must not keep a
- * processor busy with being started, so each further attempt waits longer, until it has lived for STABLE_MS: then the next loss is a first one again. One
- * that hangs moves no frame and says nothing, so it is asked now and then, and killed when it does not answer.
+ * processor busy with being started, so each further attempt waits longer, until it has lived for STABLE_MS: then the next loss is a first one again. What
+ * fails on its first way up is tried again like what was lost: its VMs run, and nobody else would ask for it. One that hangs moves no frame and says nothing, so it is asked now and then, and killed when it does not answer.
  *
  * Owns: the link, and when something is tried. Never does: starting and ending the process (process.ts), and what the data plane carries: whoever
  * has the network gives it that again, beginning with `connect`, in the order of its other work.
@@ -27,7 +27,7 @@ export interface Supervised {
   readonly ctx: Pick<BackendContext, 'log' | 'notify'>
   /** Beside the daemon's being told. */
   readonly onLease?: (id: AttachmentId, state: LeaseRow['state']) => void
-  /** The owner's own way up, `connect` in it. Called when the link was lost, and again after it has failed. */
+  /** The owner's own way up, `connect` in it. Called when the link was lost, and again after either has failed. */
   readonly bringBack: () => Promise<unknown>
 }
 
@@ -69,6 +69,17 @@ export class Supervisor {
   async connect(signal: AbortSignal, give: (running: Running) => Promise<void>): Promise<Link> {
     this.#mayRun()
     this.#cancel()
+    try {
+      return await this.#up(signal, give)
+    } catch (e) {
+      // Not at once: whoever asked may have the network removed for it. What was lost on its way up waits already.
+      if (this.#failures === 0) this.#failures = 1
+      if (!this.#stopped && this.#attempt === undefined) this.#schedule()
+      throw e
+    }
+  }
+
+  async #up(signal: AbortSignal, give: (running: Running) => Promise<void>): Promise<Link> {
     if (this.#hung) await this.#process.kill()
     this.#hung = false
     const running = await this.#process.ensure(signal)

@@ -147,6 +147,29 @@ test('what was half given is given again', async () => {
   assert.ok(supervisor.link)
 })
 
+test('what fails on its first way up is tried again until it is there, but not after its end', async () => {
+  plane.broken = true
+  await assert.rejects(supervisor.connect(signal, give), /no memory/)
+  // Whoever asked has its moment to give the network up.
+  await pass(0)
+  assert.equal(attempts.length, 0)
+  await pass(100)
+  assert.equal(attempts.length, 1)
+  plane.broken = false
+  await pass(500)
+  assert.equal(attempts.length, 2)
+  assert.ok(supervisor.link)
+  await pass(20_000)
+  assert.equal(attempts.length, 2)
+
+  supervisor.link?.close()
+  plane.broken = true
+  await assert.rejects(supervisor.connect(signal, give), /no memory/)
+  supervisor.stop()
+  await pass(20_000)
+  assert.equal(attempts.length, 2)
+})
+
 test('after the end nothing is brought back, not even what was on its way', async () => {
   await supervisor.connect(signal, give)
   plane.lose()
