@@ -287,7 +287,7 @@ export class Images {
   }
 
   #building<T>(name: string, say: Say, signal: AbortSignal | undefined, fn: (work: string) => Promise<T>): Promise<T> {
-    return this.#store.building(name, signal, () => say('waiting for another build of it'), fn)
+    return this.#store.building(`image-${name}`, signal, () => say('waiting for another build of it'), fn)
   }
 
   #boot(m: Manifest): BootImage {

@@ -7,8 +7,11 @@
  *   base.json         the newest kernel and programs, see base.ts
  *   initrds/HASH      archives put together of blobs and the running noid's own programs; made again when they are gone
  *   debs/             packages that were fetched
- *   tmp/NAME/         what a build is making; whoever begins the next one clears it
- *   *.lock            one build of a name at a time; `store.lock` for taking in and throwing away
+ *   tmp/WORK/         what a build is making; whoever begins the next one clears it
+ *   WORK.lock         one build of it at a time
+ *   store.lock        for taking in and throwing away
+ *
+ * WORK is `base`, or `image-NAME`: no name that a person chooses is the name of a lock of the store's own.
  *
  * Invariants: a name appears when everything it names is there, whole and on the disk. A build that is killed leaves
  * something in tmp/ and blobs/ that nobody names; the next build or removal clears it.
@@ -35,6 +38,9 @@ import { Lock } from '../lock.ts'
 import { readState } from '../state-file.ts'
 
 export type BlobKind = 'vmlinux' | 'cpio' | 'qcow2' | 'squashfs'
+
+/** What is built, one at a time: an image, or what all of them boot with. */
+export type Work = 'base' | `image-${string}`
 
 /** The name of a file in blobs/. */
 export type Blob = `${string}.${BlobKind}`
@@ -105,15 +111,15 @@ export class ImageStore {
   }
 
   // -- building --------------------------------------------------------------------------------------------------------
-  /** Run one build of a name, in an empty directory of its own that is removed afterwards. `waits` is told when another one runs. */
+  /** Run one build, in an empty directory of its own that is removed afterwards. `waits` is told when another one of it runs. */
   async building<T>(
-    name: string,
+    what: Work,
     signal: AbortSignal | undefined,
     waits: () => void,
     fn: (work: string) => Promise<T>,
   ): Promise<T> {
-    const lock = await this.#lock(`${name}.lock`, signal, waits)
-    const work = join(this.#sub('tmp'), name)
+    const lock = await this.#lock(`${what}.lock`, signal, waits)
+    const work = join(this.#sub('tmp'), what)
     try {
       rmSync(work, { recursive: true, force: true })
       mkdirSync(work, { recursive: true, mode: 0o700 })
