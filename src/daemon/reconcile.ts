@@ -85,7 +85,7 @@ export class Reconciler {
         this.#c.log('error', `watching ${v.name}: ${e instanceof Error ? e.message : e}`)
       for (const v of this.#c.store.vms()) {
         look(v).catch((e: unknown) => tell(v, e))
-        if (reviving.size >= REVIVING || reviving.has(v.id) || !due(v, Date.now())) continue
+        if (reviving.size >= REVIVING || reviving.has(v.id) || !due(v, Date.now(), this.#c.backoff)) continue
         reviving.add(v.id)
         this.#vms
           .revive(v.name, this.#closing.signal)

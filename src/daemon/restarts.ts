@@ -4,6 +4,8 @@
  * Theory. `noid stop` and `noid start` are a person's word and always hold: both forget what was planned. A VM that ended without one is started
  * again after a pause that doubles with each time, so that a VM that cannot live costs little; one that ran for a while begins anew.
  * What is planned is the column `restart_at`: no timer holds it, so that a daemon that is killed forgets nothing. The reconciler looks each second.
+ * It is a time of the wall's clock, the only one that survives a reboot. One that is further away than the longest pause was written before that clock was
+ * set back: nobody planned so long a wait, so it is due.
  *   no          never
  *   on-failure  when it ended otherwise than by shutting itself down; `:N` at most N times in a row
  *   always      however it ended; also after the machine, or what the VM needs of it, was started again
@@ -56,5 +58,8 @@ export function plan(
 }
 
 /** Is it time? */
-export const due = (v: Pick<VmRecord, 'restartAt' | 'phase'>, now: number): boolean =>
-  v.restartAt !== null && (v.phase === 'failed' || v.phase === 'stopped') && Date.parse(v.restartAt) <= now
+export function due(v: Pick<VmRecord, 'restartAt' | 'phase'>, now: number, b: Backoff): boolean {
+  if (v.restartAt === null || (v.phase !== 'failed' && v.phase !== 'stopped')) return false
+  const left = Date.parse(v.restartAt) - now
+  return left <= 0 || left > b.mostMs
+}

@@ -465,8 +465,8 @@ export class Vms {
   /** Start what is due to be started again on its own. */
   async revive(name: string, cancel: AbortSignal): Promise<void> {
     await this.locked(name, async (v) => {
-      if (cancel.aborted || !due(v, Date.now())) return
       const { log, store, backoff } = this.#c
+      if (cancel.aborted || !due(v, Date.now(), backoff)) return
       log('info', `starting ${name} again`)
       try {
         await this.#start(v, (_, text) => log('debug', `${name}: ${text}`), cancel)

@@ -45,9 +45,12 @@ test('pauses double up to a minute, begin anew for who has lived, and end with t
     )
 
   const soon = { restartAt: new Date(now).toISOString(), phase: 'failed' } as const
-  assert.equal(due(soon, now), true)
-  assert.equal(due(soon, now - 1), false)
-  assert.equal(due({ ...soon, phase: 'running' }, now), false)
+  assert.equal(due(soon, now, BACKOFF), true)
+  assert.equal(due(soon, now - 1, BACKOFF), false)
+  assert.equal(due(soon, now - BACKOFF.mostMs, BACKOFF), false)
+  // The clock was set back by more than any pause.
+  assert.equal(due(soon, now - BACKOFF.mostMs - 1, BACKOFF), true)
+  assert.equal(due({ ...soon, phase: 'running' }, now, BACKOFF), false)
 })
 
 test('always: a VM whose process ends runs again as it was; after a stop it stays stopped', async (t) => {
@@ -117,6 +120,19 @@ test('on-failure: not for a VM that shut itself down, and no oftener than it say
   assert.equal(last.problem, 'it ended unexpectedly; its last words:\nkernel ]52;c;eA==panic\nnot syncing')
   await sleep(ROUNDS_MS)
   assert.deepEqual([await state(lab, 'once'), await state(lab, 'calm')], ['failed', 'stopped'])
+})
+
+test('a clock that was set back delays no start by more than the longest pause', async (t) => {
+  const lab = new Lab(t)
+  await lab.up(SLOW)
+  dies(await lab.create('a', { restart: 'always' }))
+  await eventually('it is planned', async () => (await lab.client.vm('a')).restartAt !== null)
+  // As it looks when the clock goes back by five hours.
+  const db = new DatabaseSync(lab.paths.store)
+  db.prepare('UPDATE vms SET restart_at = ?').run(new Date(Date.now() + 5 * 3_600_000).toISOString())
+  db.close()
+  await eventually('it runs again', async () => (await state(lab, 'a')) === 'running')
+  assert.equal((await lab.client.vm('a')).restartAt, null)
 })
 
 test('a daemon killed in the pause, or while it starts a VM again: the next one does it', async (t) => {
