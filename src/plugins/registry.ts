@@ -76,17 +76,16 @@ export class Registry {
     const known = this.#loaded.get(name)
     if (known !== undefined) return known
     const d = this.descriptor(name)
-    const loading = within(HOOK_MS * 2, () => d.load()).then(
-      (make) => make(this.#context(name)),
-      (e) => {
+    const loading = within(HOOK_MS * 2, () => d.load())
+      .then((make) => make(this.#context(name)))
+      .catch((e: unknown) => {
         this.#loaded.delete(name)
         throw new NoidError(
           'BACKEND_UNAVAILABLE',
           { name, why: `it could not be loaded: ${sentence(e)}` },
           { cause: e },
         )
-      },
-    )
+      })
     this.#loaded.set(name, loading)
     return loading
   }

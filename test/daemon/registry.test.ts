@@ -86,6 +86,22 @@ test('a backend is loaded once, when it is first used; a load that fails is told
   await r.close()
 })
 
+test('a backend that cannot be made is told and tried again, too', async (t) => {
+  const fake = setup(t)
+  let full = true
+  const r = await Registry.collect([source('noid', fake('files'))], () => {
+    if (full) throw new Error('ENOSPC: no space left on device, mkdir')
+    return context()
+  })
+  await assert.rejects(
+    r.backend('files'),
+    (e) => e instanceof NoidError && e.code === 'BACKEND_UNAVAILABLE' && /no space left/.test(e.message),
+  )
+  full = false
+  await r.backend('files')
+  await r.close()
+})
+
 test('an installed oclif plug-in gives its backends through the hook noid:backends; a broken one is named', async (t) => {
   const dir = mkdtempSync(join(tmpdir(), 'noid-plugins-'))
   t.after(() => rmSync(dir, { recursive: true, force: true }))

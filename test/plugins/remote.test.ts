@@ -1,6 +1,6 @@
 // A plug-in's backends run in a process of their own: the kit through that process, and what a bad plug-in can do to the daemon.
 import assert from 'node:assert/strict'
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { after, test } from 'node:test'
@@ -10,6 +10,8 @@ import type { BackendContext, BackendDescriptor, NetworkSpec } from '../../src/p
 import { Registry } from '../../src/plugins/registry.ts'
 import { Plugin } from '../../src/plugins/remote/plugin.ts'
 import { backendSources } from '../../src/plugins/sources.ts'
+import { processStat } from '../../src/sys/process.ts'
+import { eventually } from '../eventually.ts'
 import { missing } from './needs.ts'
 import { ownHost } from './own-host.ts'
 
@@ -115,6 +117,81 @@ test('after a crash the new process is told of the networks again', { timeout: 1
   await assert.rejects(backend.check({} as never, soon()), /ended \(3\)/)
   assert.deepEqual(await backend.gc('one', [], soon()), { removed: ['one'] })
   await backend.close()
+})
+
+/** A stub that runs, when it is loaded, what a file says when its process reads it: a plug-in whose version changes. */
+function changing(name: string): { hook: string; becomes: (code: string) => void; pids: () => number[] } {
+  const [version, pids] = [join(dir, `${name}-version.mjs`), join(dir, `${name}.pids`)]
+  const becomes = (code: string): void => writeFileSync(version, `export default () => { ${code} }`)
+  becomes('')
+  const hook = `
+import { appendFileSync } from 'node:fs'
+import onLoad from ${JSON.stringify(version)}
+appendFileSync(${JSON.stringify(pids)}, process.pid + '\\n')
+${stub(name, 'check: async () => { process.exit(3) },').replace('=> (ctx) => {', '=> (ctx) => { onLoad()')}`
+  return { hook, becomes, pids: () => readFileSync(pids, 'utf8').trim().split('\n').map(Number) }
+}
+const lives = (pid: number): boolean => !['Z', undefined].includes(processStat(pid)?.state)
+
+test('a process that is killed while it loads, and a load that fails, are final for nobody', {
+  timeout: 120_000,
+}, async () => {
+  const p = changing('hasty')
+  const [d] = await descriptorsOf('hasty', p.hook)
+  // This one has read the file that does nothing.
+  open.at(-1)?.close()
+  p.becomes("process.kill(process.pid, 'SIGKILL')")
+  const backend = (await d!.load())(context)
+  await assert.rejects(backend.status(soon()), { code: 'BACKEND_UNAVAILABLE', message: /ended \(SIGKILL\)/ })
+  p.becomes("throw new Error('no room')")
+  await assert.rejects(backend.status(soon()), { code: 'BACKEND_UNAVAILABLE', message: /no room/ })
+  p.becomes('')
+  assert.deepEqual(await backend.status(soon()), { ok: true, problems: [] })
+  await backend.close()
+})
+
+test('a new version that cannot be loaded leaves no process behind, and the one after it is taken up', {
+  timeout: 120_000,
+}, async () => {
+  const p = changing('update')
+  const [d] = await descriptorsOf('update', p.hook)
+  const backend = (await d!.load())(context)
+  await backend.createNetwork({ id: 'one', name: 'one' } as NetworkSpec, soon())
+  p.becomes("throw new Error('a bad version')")
+  await assert.rejects(backend.check({} as never, soon()), /ended \(3\)/)
+  for (let n = 0; n < 3; n++)
+    await assert.rejects(backend.status(soon()), { code: 'BACKEND_UNAVAILABLE', message: /a bad version/ })
+  assert.equal(p.pids().length, 4)
+  await eventually('none of them is there', () => !p.pids().some(lives))
+  p.becomes('')
+  assert.deepEqual(await backend.gc('one', [], soon()), { removed: ['one'] })
+  assert.equal(p.pids().filter(lives).length, 1)
+  await backend.close()
+})
+
+test('one backend of a plug-in that cannot be loaded again takes nothing from its neighbour', {
+  timeout: 120_000,
+}, async () => {
+  const p = changing('left')
+  const both =
+    p.hook.replace('export default', 'const left =') +
+    `
+import right from './right.ts'
+export default async () => [...(await left()), ...(await right())]`
+  writeFileSync(join(plugin('pair', both), 'right.ts'), stub('right', ''))
+  const [l, r] = await descriptorsOf('pair', both)
+  const left = (await l!.load())(context)
+  const right = (await r!.load())(context)
+  await left.status(soon())
+  await right.createNetwork({ id: 'one', name: 'one' } as NetworkSpec, soon())
+  p.becomes("throw new Error('a bad version')")
+  await assert.rejects(left.check({} as never, soon()), /ended \(3\)/)
+  assert.deepEqual(await right.gc('one', [], soon()), { removed: ['one'] })
+  for (let n = 0; n < 3; n++) await assert.rejects(left.status(soon()), /a bad version/)
+  assert.deepEqual(await right.gc('one', [], soon()), { removed: ['one'] })
+  assert.equal(p.pids().length, 2)
+  await left.close()
+  await right.close()
 })
 
 test('an abort reaches the verb, and what it throws comes back', { timeout: 120_000 }, async () => {

@@ -4,6 +4,9 @@
  * Owns: the process (started when somebody asks, started again after it died), calls that wait for their answer, the networks each backend was
  * told of, which are told again to a new process. Never does: running any code of the plug-in's in the daemon.
  *
+ * A backend is loaded once in each process, by the first call that wants it. A load that failed is tried again by the next call, in a process of its own
+ * when nothing else of the plug-in lives in this one: what it failed by may be mended on the disk by then, and code that was read is not read again.
+ *
  * What it can do to the daemon is bounded: a call that is not answered in time is aborted, and when that is not answered either the process is
  * killed; messages that are no answers are ignored.
  */
@@ -41,13 +44,21 @@ interface Waiting {
   readonly reject: (e: Error) => void
 }
 
+/** What a backend was told, for the next process. */
+interface Told {
+  readonly backend: string
+  readonly context: BackendContext
+  readonly networks: Map<NetworkId, NetworkSpec>
+  /** In which process it was loaded, or is being loaded. */
+  readonly loads: WeakMap<ChildProcess, Promise<unknown>>
+}
+
 export class Plugin {
   readonly name: string
   readonly #root: string
   readonly #hookMs: number
   readonly #waiting = new Map<number, Waiting>()
-  readonly #contexts = new Map<string, BackendContext>()
-  readonly #networks = new Map<string, Map<NetworkId, NetworkSpec>>()
+  readonly #told = new Map<string, Told>()
   #child: Promise<ChildProcess> | undefined
   #running: ChildProcess | undefined
   #calls = 0
@@ -80,11 +91,14 @@ export class Plugin {
   // -- the process ---------------------------------------------------------------------------------------------------
 
   #up(): Promise<ChildProcess> {
-    this.#child ??= this.#start().catch((e: unknown) => {
-      this.#child = undefined
-      throw e
+    if (this.#child !== undefined) return this.#child
+    const child = this.#start()
+    this.#child = child
+    // Not one that was started in the meantime.
+    child.catch(() => {
+      if (this.#child === child) this.#child = undefined
     })
-    return this.#child
+    return child
   }
 
   async #start(): Promise<ChildProcess> {
@@ -115,38 +129,61 @@ export class Plugin {
     })
     try {
       await promise
+      this.#running = child
+      // It must not keep the daemon alive.
+      child.unref()
+      child.channel?.unref()
+      await this.#tellAgain(child)
+      return child
     } catch (e) {
+      // Nobody knows it: it would live on for ever.
       child.kill('SIGKILL')
+      if (this.#running === child) this.#running = undefined
       throw e
     } finally {
       clearTimeout(late)
     }
-    this.#running = child
-    // It must not keep the daemon alive.
-    child.unref()
-    child.channel?.unref()
-    await this.#tellAgain(child)
-    return child
   }
 
-  /** A new process knows nothing: load what was loaded, create what was created. */
+  /** A new process knows nothing: load what was loaded, create what was created. Throws when there is nothing of it that can be loaded. */
   async #tellAgain(child: ChildProcess): Promise<void> {
-    for (const [backend, context] of this.#contexts) {
-      await this.#ask(child, { type: 'load', backend, context: plainContext(context) })
-      for (const n of this.#networks.get(backend)?.values() ?? [])
-        await this.#ask(child, { type: 'call', backend, method: 'createNetwork', args: [n], signal: true }).catch(
-          (e: Error) => context.log('warn', `${backend} could not take up the network ${n.name} again: ${e.message}`),
-        )
-    }
+    const faults: unknown[] = []
+    for (const t of this.#told.values()) await this.#loadIn(child, t).catch((e: unknown) => faults.push(e))
+    if (faults.length > 0 && faults.length === this.#told.size) throw faults[0]
+  }
+
+  /** Once for each process. */
+  #loadIn(child: ChildProcess, t: Told): Promise<unknown> {
+    const known = t.loads.get(child)
+    if (known !== undefined) return known
+    const loading = this.#tell(child, t)
+    t.loads.set(child, loading)
+    loading.catch(() => t.loads.delete(child))
+    return loading
+  }
+
+  async #tell(child: ChildProcess, { backend, context, networks }: Told): Promise<void> {
+    await this.#ask(child, { type: 'load', backend, context: plainContext(context) }).catch((e: Error) => {
+      throw e instanceof NoidError ? e : unavailable(backend, `it could not be loaded: ${e.message}`)
+    })
+    for (const n of networks.values())
+      await this.#ask(child, { type: 'call', backend, method: 'createNetwork', args: [n], signal: true }).catch(
+        (e: Error) => context.log('warn', `${backend} could not take up the network ${n.name} again: ${e.message}`),
+      )
+  }
+
+  /** A process in which nothing is loaded is of no use: the next one reads the plug-in's files anew. */
+  #unlessUsed(child: ChildProcess): void {
+    if (this.#running === child && ![...this.#told.values()].some((t) => t.loads.has(child))) this.close()
   }
 
   #message(m: FromChild): void {
     if (m?.type === 'log') {
-      for (const c of this.#contexts.values()) {
-        c.log(m.level, `${this.name}: ${m.message}`)
+      for (const t of this.#told.values()) {
+        t.context.log(m.level, `${this.name}: ${m.message}`)
         break
       }
-    } else if (m?.type === 'event') this.#contexts.get(m.backend)?.notify(m.event)
+    } else if (m?.type === 'event') this.#told.get(m.backend)?.context.notify(m.event)
     else if (m?.type === 'result' || m?.type === 'error') {
       const w = this.#waiting.get(m.call)
       this.#waiting.delete(m.call)
@@ -185,16 +222,17 @@ export class Plugin {
   }
 
   #standIn(backend: string, publish: boolean, ctx: BackendContext): NetworkBackend {
-    this.#contexts.set(backend, ctx)
-    const networks = new Map<NetworkId, NetworkSpec>()
-    this.#networks.set(backend, networks)
-    const ready = this.#up().then((child) => this.#ask(child, { type: 'load', backend, context: plainContext(ctx) }))
-    // Whoever calls first hears of a failure.
-    ready.catch(() => {})
+    const told: Told = { backend, context: ctx, networks: new Map(), loads: new WeakMap() }
+    const { networks } = told
+    this.#told.set(backend, told)
     const call = async (method: string, args: readonly unknown[], signal?: AbortSignal): Promise<never> => {
-      await ready
+      const child = await this.#up()
+      await this.#loadIn(child, told).catch((e: unknown) => {
+        this.#unlessUsed(child)
+        throw e
+      })
       return (await this.#ask(
-        await this.#up(),
+        child,
         { type: 'call', backend, method, args, signal: signal !== undefined },
         signal,
       )) as never
@@ -216,9 +254,8 @@ export class Plugin {
       gc: (n, valid, s) => call('gc', [n, valid], s),
       close: async () => {
         await call('close', []).catch(() => {})
-        this.#contexts.delete(backend)
-        this.#networks.delete(backend)
-        if (this.#contexts.size === 0) this.close()
+        this.#told.delete(backend)
+        if (this.#told.size === 0) this.close()
       },
       ...(publish
         ? {
