@@ -112,6 +112,11 @@ export const network = z.object({
 })
 export type Network = z.infer<typeof network>
 
+/** Of a VM or a network that was removed: what may have stayed of it on the machine, for a person. */
+export interface Removed {
+  readonly note?: string | undefined
+}
+
 export const createNetwork = z.strictObject({
   name: z.string(),
   backend: z.string().optional(),

@@ -18,6 +18,7 @@ import type {
   PruneReport,
   PruneRequest,
   Publish,
+  Removed,
   VersionInfo,
   Vm,
 } from '../api/contract.ts'
@@ -57,7 +58,7 @@ export class Client {
     this.#watch('POST', `${vmPath(name)}/restart`, {}, progress)
   stop = (name: string, graceMs?: number): Promise<Vm> =>
     json(this.#wire, 'POST', `${vmPath(name)}/stop`, graceMs === undefined ? {} : { graceMs })
-  destroy = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', vmPath(name))
+  destroy = (name: string): Promise<Removed> => json(this.#wire, 'DELETE', vmPath(name))
 
   ports = (name: string): Promise<Publish[]> => json(this.#wire, 'GET', `${vmPath(name)}/ports`)
   addPorts = (name: string, ports: readonly string[]): Promise<Publish[]> =>
@@ -68,7 +69,7 @@ export class Client {
   networks = (): Promise<Network[]> => json(this.#wire, 'GET', routes.networks)
   network = (name: string): Promise<Network> => json(this.#wire, 'GET', netPath(name))
   createNetwork = (body: CreateNetwork): Promise<Network> => json(this.#wire, 'POST', routes.networks, body)
-  removeNetwork = (name: string): Promise<unknown> => json(this.#wire, 'DELETE', netPath(name))
+  removeNetwork = (name: string): Promise<Removed> => json(this.#wire, 'DELETE', netPath(name))
   stats = (name: string): Promise<NetworkStats> => json(this.#wire, 'GET', `${netPath(name)}/stats`)
 
   images = (): Promise<Image[]> => json(this.#wire, 'GET', routes.images)

@@ -25,8 +25,9 @@ export default class Destroy extends NoidCommand {
       return { destroyed: [] }
     }
     const destroyed = await forEachVm(names, async (name) => {
-      await api.destroy(name)
+      const { note } = await api.destroy(name)
       this.say(`${name} is destroyed`)
+      if (note !== undefined) this.note(`note: ${note}`)
       return name
     })
     return { destroyed }

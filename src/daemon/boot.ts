@@ -4,6 +4,8 @@
  * Up:   publish (a busy port is refused before there is anything) → prepare → attach → start.
  * Down: the reverse; every step is tried even when another failed, each is safe to repeat, and what is already gone is no
  *       error. So the undo of a half-made boot, `stop`, `destroy` and the repair after kill -9 are one function.
+ *       A backend that cannot be loaded is such a fault. One that is not there any more can be asked for nothing, and VMs end without it:
+ *       what it may have left on the machine is told.
  * The caller holds the VM's lock and has written the phase.
  */
 import type { Publish } from '../api/contract.ts'
@@ -11,7 +13,7 @@ import { NoidError } from '../errors.ts'
 import type { Attachment, AttachRequest, NetworkBackend } from '../plugins/contract.ts'
 import type { Runtime, StartedNic, VmSpec } from '../runtimes/contract.ts'
 import { bounded, limitMs } from './bounded.ts'
-import { type Control, commonNics, newId, type Progress, specOf } from './control.ts'
+import { type Control, commonNics, leftBy, newId, type Progress, specOf } from './control.ts'
 import { type Networks, plan6OfNetwork, planOfNetwork } from './networks.ts'
 import { ANY_ADDRESS, ANY_IPV4, clash } from './ports.ts'
 import type { NetworkRecord, Phase, PublishRecord, VmRecord } from './store.ts'
@@ -146,7 +148,7 @@ export class Boot {
   }
 
   async unpublish(v: VmRecord, p: PublishRecord): Promise<void> {
-    const { backend } = await this.#parts(v)
+    const backend = await this.#c.registry.backend(this.#c.store.network(v.network).backend)
     await bounded(`closing port ${p.hostPort}`, limitMs.publish, async (s) => backend.ports?.unpublish(p.id, s))
   }
 
@@ -174,10 +176,11 @@ export class Boot {
     return undefined
   }
 
-  /** Take it down, whatever state it is in. Throws what went wrong first, after everything was tried. */
-  async down(v: VmRecord, graceMs: number): Promise<void> {
-    const { store, log, bootId, checkpoint } = this.#c
-    const { spec, n, backend, runtime } = await this.#parts(v)
+  /** Take it down, whatever state it is in; what may have stayed, in a sentence. Throws what went wrong first, after everything was tried. */
+  async down(v: VmRecord, graceMs: number): Promise<string | undefined> {
+    const { store, registry, runtimes, log, bootId, checkpoint } = this.#c
+    const n = store.network(v.network)
+    const gone = !registry.has(n.backend)
     const faults: unknown[] = []
     const attempt = async (fn: () => Promise<unknown>): Promise<void> => {
       await fn().catch((e: unknown) => {
@@ -185,18 +188,30 @@ export class Boot {
         faults.push(e)
       })
     }
-    for (const p of store.publishesOf(v.id)) await attempt(() => this.unpublish(v, p))
+    if (!gone) for (const p of store.publishesOf(v.id)) await attempt(() => this.unpublish(v, p))
     checkpoint('unpublished')
     // A handle of another boot names processes that are not the VM's.
     const handle = v.bootId === bootId ? (v.handle ?? undefined) : undefined
-    await attempt(() => bounded('stopping the VM', graceMs + limitMs.stop, () => runtime.stop(spec, handle, graceMs)))
+    await attempt(async () => {
+      const runtime = await runtimes.get(v.runtime)
+      const spec = specOf(this.#c.paths, v)
+      await bounded('stopping the VM', graceMs + limitMs.stop, () => runtime.stop(spec, handle, graceMs))
+    })
     checkpoint('ended')
     const last = store.attachment(v.id)
-    await attempt(() => bounded(`detaching from ${n.name}`, limitMs.attach, (s) => backend.detach(v.id, last, s)))
+    if (!gone)
+      await attempt(async () => {
+        const backend = await registry.backend(n.backend)
+        await bounded(`detaching from ${n.name}`, limitMs.attach, (s) => backend.detach(v.id, last, s))
+      })
     checkpoint('detached')
     if (faults.length > 0) throw faults[0]
     store.setAttachment(v.id, undefined)
     store.updateVm(v.id, { handle: null, bootId: null, startedAt: null })
+    if (!gone) return undefined
+    const stayed = leftBy(n.backend, `the VM ${v.name}`)
+    log('warn', stayed)
+    return stayed
   }
 
   /** A VM that goes on after the daemon was away: its nic and ports are as they should be, or are made again. */

@@ -85,6 +85,10 @@ export const specOf = (paths: Paths, v: VmRecord): VmSpec => ({
   ...(v.mounts.length === 0 ? {} : { mounts: v.mounts }),
 })
 
+/** What is told when a backend that is not there any more could not be asked to take back what it made. */
+export const leftBy = (backend: string, owner: string): string =>
+  `the network backend ${backend} is not there any more: what it made for ${owner} on this machine may have stayed`
+
 /** The runtimes, loaded on first use. */
 export class Runtimes {
   readonly #descriptors: readonly RuntimeDescriptor[]

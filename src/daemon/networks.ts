@@ -4,6 +4,7 @@
  * A network is made by `network create`, or by the first VM that names it (`onDemand`: it goes with its last VM). Its row
  * is written before the backend makes it. `carried` are the networks that the backend was asked for in this daemon's
  * life: the first use of each one asks again, because createNetwork is idempotent and a reboot may lie in between.
+ * One whose backend is not there any more is removed without it, and what that may have left on the machine is told.
  * Names: `default` and `isolated` are userspace's; another backend's are `default-BRIDGE`, `isolated-BRIDGE`.
  */
 import { randomBytes } from 'node:crypto'
@@ -42,7 +43,7 @@ import {
   ulaOf,
 } from './addressing6.ts'
 import { bounded, limitMs } from './bounded.ts'
-import { type Control, checkName, newId, type Progress } from './control.ts'
+import { type Control, checkName, leftBy, newId, type Progress } from './control.ts'
 import type { NetworkRecord } from './store.ts'
 
 const PLAIN_BACKEND = 'userspace'
@@ -298,12 +299,13 @@ export class Networks {
     return n
   }
 
-  async remove(name: string): Promise<void> {
-    await this.#c.locks.run(`net:${name}`, async () => {
+  /** What may have stayed of it, in a sentence. */
+  remove(name: string): Promise<string | undefined> {
+    return this.#c.locks.run(`net:${name}`, async () => {
       const n = this.find(name)
       const vms = this.#c.store.vmsOn(n.id).map((v) => v.name)
       if (vms.length > 0) throw new NoidError('NETWORK_IN_USE', { name, vms: vms.join(', ') })
-      await this.#delete(n)
+      return this.#delete(n)
     })
   }
 
@@ -317,14 +319,19 @@ export class Networks {
     })
   }
 
-  async #delete(n: NetworkRecord): Promise<void> {
-    this.#c.store.updateNetwork(n.id, { phase: 'deleting' })
-    this.#c.checkpoint('network-deleting')
-    const backend = await this.#c.registry.backend(n.backend)
-    await bounded(`removing the network ${n.name}`, limitMs.network, (s) => backend.deleteNetwork(n.id, s))
+  async #delete(n: NetworkRecord): Promise<string | undefined> {
+    const { registry, store, log, checkpoint } = this.#c
+    store.updateNetwork(n.id, { phase: 'deleting' })
+    checkpoint('network-deleting')
+    const stayed = registry.has(n.backend) ? undefined : leftBy(n.backend, `the network ${n.name}`)
+    if (stayed === undefined) {
+      const backend = await registry.backend(n.backend)
+      await bounded(`removing the network ${n.name}`, limitMs.network, (s) => backend.deleteNetwork(n.id, s))
+    } else log('warn', stayed)
     this.#carried.delete(n.id)
     this.#warnings.delete(n.id)
-    this.#c.store.removeNetwork(n.id)
+    store.removeNetwork(n.id)
+    return stayed
   }
 
   /** After the daemon's death: a network that was being made without VMs, or removed, goes. */
@@ -332,7 +339,10 @@ export class Networks {
     await this.#c.locks.run(`net:${n.name}`, async () => {
       const now = this.#c.store.networkNamed(n.name)
       if (now === undefined || this.#c.store.vmsOn(n.id).length > 0) return
-      if (now.phase !== 'ready' || now.onDemand) await this.#delete(now)
+      if (now.phase === 'ready' && !now.onDemand) return
+      // On its own word alone nothing is given up of which traces may stay: its backend may be back the next time.
+      this.#c.registry.descriptor(now.backend)
+      await this.#delete(now)
     })
   }
 

@@ -19,6 +19,7 @@ import {
   execStart,
   type ProgressLine,
   pruneRequest,
+  type Removed,
   type VersionInfo,
   type Vm,
 } from '../api/contract.ts'
@@ -129,8 +130,7 @@ function vmRoutes(app: FastifyInstance, p: ServerParts): void {
   })
   app.get(one, async (req: Named) => vms.view(vms.find(req.params.name)))
   app.delete(one, async (req: Named) => {
-    await vms.destroy(req.params.name)
-    return {}
+    return { note: await vms.destroy(req.params.name) } satisfies Removed
   })
   app.post(`${one}/start`, (req: Named, reply) =>
     progress(p, reply, (say, cancel) => vms.start(req.params.name, say, cancel)),
@@ -159,8 +159,7 @@ function networkRoutes(app: FastifyInstance, p: ServerParts): void {
   app.post(routes.networks, async (req) => networks.create(parse(createNetwork, req.body)))
   app.get(one, async (req: Named) => networks.view(networks.find(req.params.name)))
   app.delete(one, async (req: Named) => {
-    await networks.remove(req.params.name)
-    return {}
+    return { note: await networks.remove(req.params.name) } satisfies Removed
   })
   app.get(`${one}/stats`, async (req: Named) => networks.stats(req.params.name))
   app.get(`${one}/capture`, (req: Named, reply) => capture(p, req, reply, networks.find(req.params.name)))

@@ -316,18 +316,19 @@ export class Vms {
     this.#c.store.updateVm(v.id, { phase: 'stopping' })
     this.#c.checkpoint('stopping')
     try {
-      await this.boot.down(v, graceMs)
-      this.#c.store.updateVm(v.id, { phase: 'stopped', problem: null })
+      const stayed = await this.boot.down(v, graceMs)
+      this.#c.store.updateVm(v.id, { phase: 'stopped', problem: stayed ?? null })
     } catch (e) {
       this.#c.store.updateVm(v.id, { phase: 'failed', problem: e instanceof Error ? e.message : String(e) })
       throw e
     }
   }
 
-  destroy(name: string): Promise<void> {
+  /** What may have stayed of it, in a sentence. */
+  destroy(name: string): Promise<string | undefined> {
     return this.locked(name, async (v) => {
       try {
-        await this.#forget(v.id, GRACE_MS)
+        return await this.#forget(v.id, GRACE_MS)
       } catch (e) {
         this.#stuck(v.id, e)
         throw e
@@ -351,13 +352,13 @@ export class Vms {
   }
 
   /** Unmake everything a VM has and its rows. Also for a VM of which nothing was made yet. Under its lock. */
-  async #forget(id: string, graceMs: number): Promise<void> {
+  async #forget(id: string, graceMs: number): Promise<string | undefined> {
     const { store, runtimes, paths, checkpoint } = this.#c
     const v = store.vm(id)
-    if (v === undefined) return
+    if (v === undefined) return undefined
     store.updateVm(id, { phase: 'destroying' })
     checkpoint('destroying')
-    await this.boot.down(v, graceMs)
+    const stayed = await this.boot.down(v, graceMs)
     const runtime = await runtimes.get(v.runtime)
     await bounded('removing the VM', limitMs.stop, () => runtime.destroy(specOf(paths, v)))
     await rm(vmDir(paths, id), { recursive: true, force: true })
@@ -365,6 +366,7 @@ export class Vms {
     store.removeVm(id)
     checkpoint('forgotten')
     await this.#networks.release(v.network)
+    return stayed
   }
 
   #stuck(id: string, e: unknown): void {

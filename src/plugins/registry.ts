@@ -65,6 +65,11 @@ export class Registry {
     return [...this.#found.values()]
   }
 
+  /** False for a backend whose plug-in was removed, or gave none this time. */
+  has(name: string): boolean {
+    return this.#found.has(name)
+  }
+
   descriptor(name: string): BackendDescriptor {
     const d = this.#found.get(name)
     if (d === undefined) throw new NoidError('BACKEND_UNKNOWN', { name, known: [...this.#found.keys()].join(', ') })

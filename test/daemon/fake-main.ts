@@ -1,4 +1,7 @@
-/** The daemon with the fakes, as a process: NOID_HOME, CRASH_AT=POINT to be killed (-9) at a checkpoint, BACKOFF for other pauses. */
+/**
+ * The daemon with the fakes, as a process: NOID_HOME, CRASH_AT=POINT to be killed (-9) at a checkpoint, BACKOFF for other pauses, GONE=BACKEND for
+ * one that is not there, FAILS=BACKEND for one that cannot be loaded.
+ */
 import { join } from 'node:path'
 import { type Prefix6, parsePrefix6 } from '../../src/daemon/addressing6.ts'
 import { startDaemon } from '../../src/daemon/daemon.ts'
@@ -12,10 +15,13 @@ const world = new World(join(process.env.NOID_HOME as string, 'world'))
 const plain = fakeBackend(world, 'userspace')
 const bare = fakeBackend(world, 'bare', { publish: false, isolation: false })
 const dual = fakeBackend(world, 'dual', { ipv6: true })
+const backends = [plain, bare, dual]
+  .filter((d) => d.name !== process.env.GONE)
+  .map((d) => (d.name === process.env.FAILS ? { ...d, load: () => Promise.reject(new Error('it is torn')) } : d))
 const daemon = await startDaemon({
   paths,
   sources: [
-    { from: 'noid', backends: async () => [plain, bare, dual] },
+    { from: 'noid', backends: async () => backends },
     { from: 'broken', backends: () => Promise.reject(new Error('it throws')) },
   ],
   runtimes: [fakeRuntime(world)],

@@ -5,7 +5,7 @@ import { test } from 'node:test'
 import { send } from '../../src/client/http.ts'
 import { NoidError } from '../../src/errors.ts'
 import { eventually } from '../eventually.ts'
-import { exited, Lab } from './harness.ts'
+import { exited, kill9, Lab } from './harness.ts'
 
 const code =
   (c: string, text = /./) =>
@@ -326,4 +326,43 @@ test('a client that leaves during start leaves the VM stopped', async (t) => {
     lab.world.list().filter((f) => !f.startsWith('net-')),
     [],
   )
+})
+
+test('a VM whose backend is not there any more is stopped and destroyed all the same, and its network removed', async (t) => {
+  const lab = new Lab(t)
+  const first = await lab.up()
+  const { id } = await lab.create('web', { networkBackend: 'dual', ports: ['8080:80'] })
+  await lab.client.createNetwork({ name: 'lab', backend: 'dual' })
+  await kill9(first)
+  const second = await lab.up({ GONE: 'dual' })
+  assert.equal((await lab.client.vm('web')).state, 'running')
+  const stopped = await lab.client.stop('web', 0)
+  assert.equal(stopped.state, 'stopped')
+  assert.match(stopped.problem ?? '', /backend dual is not there any more: .* the VM web .* may have stayed/)
+  assert.ok(!lab.world.has(`vm-${id}`), 'its process is there')
+  await assert.rejects(
+    lab.client.start('web', () => {}),
+    { code: 'BACKEND_UNKNOWN' },
+  )
+  assert.match((await lab.client.destroy('web')).note ?? '', /the VM web .* may have stayed/)
+  assert.match((await lab.client.removeNetwork('lab')).note ?? '', /the network lab .* may have stayed/)
+  assert.deepEqual([await lab.client.vms(), await lab.client.networks()], [[], []])
+  await kill9(second)
+})
+
+test('a VM whose backend cannot be loaded is ended; its removal is finished when it can', async (t) => {
+  const lab = new Lab(t)
+  const first = await lab.up()
+  const { id } = await lab.create('web', { networkBackend: 'dual', ports: ['8080:80'] })
+  await kill9(first)
+  const second = await lab.up({ FAILS: 'dual' })
+  await assert.rejects(lab.client.stop('web', 0), { code: 'BACKEND_UNAVAILABLE' })
+  assert.ok(!lab.world.has(`vm-${id}`), 'its process is there')
+  assert.equal((await lab.client.vm('web')).state, 'failed')
+  await assert.rejects(lab.client.destroy('web'), { code: 'BACKEND_UNAVAILABLE' })
+  assert.match((await lab.client.vm('web')).problem ?? '', /its removal did not finish: .*it is torn/)
+  await kill9(second)
+  await lab.up()
+  await eventually('it is gone', async () => (await lab.client.vms()).length === 0)
+  assert.deepEqual(lab.world.list(), [])
 })

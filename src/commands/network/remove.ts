@@ -14,8 +14,9 @@ export default class NetworkRemove extends NoidCommand {
     const { argv, flags } = await this.parse(NetworkRemove)
     const api = await this.daemon(flags)
     const removed = await forEachNamed(argv as string[], async (name) => {
-      await api.removeNetwork(name)
+      const { note } = await api.removeNetwork(name)
       this.say(`${name} is removed`)
+      if (note !== undefined) this.note(`note: ${note}`)
       return name
     })
     return { removed }
