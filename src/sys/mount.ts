@@ -21,6 +21,9 @@ const c = {
   setxattr: declare<(path: string, name: string, value: string, size: number, flags: number) => number>(
     'int lsetxattr(const char *, const char *, const char *, size_t, int)',
   ),
+  getxattr: declare<(path: string, name: string, value: Uint8Array, size: number) => number>(
+    'long lgetxattr(const char *, const char *, void *, size_t)',
+  ),
   openTree: declare<(n: number, dir: number, path: string, flags: number) => number>(
     'long syscall(long, int, const char *, unsigned int)',
   ),
@@ -119,3 +122,10 @@ export const mknodChar = (path: string, mode: number, major: number, minor: numb
 /** An extended attribute of the file itself, not of what a link points to. */
 export const setxattr = (path: string, name: string, value: string): number =>
   result(c.setxattr(path, name, value, value.length, 0))
+
+/** A short one (256 bytes at most); undefined when the file has none of that name. */
+export function getxattr(path: string, name: string): string | undefined {
+  const value = Buffer.alloc(256)
+  const n = result(c.getxattr(path, name, value, value.length))
+  return n < 0 ? undefined : value.toString('latin1', 0, n)
+}

@@ -9,8 +9,11 @@
  *   3. Besides: ssh's host keys, logs, spools, backups, mail, machine-id, /var/tmp, noid's own directories.
  * Account files are made anew without passwords; sudoers stay readable because they hold no secret and sudo needs them.
  *
- * As root the rule is written once into the overlay's upper directory: whiteouts hide files, opaque directories hide
- * contents, and neither can be undone from inside. As a user the same rule chooses what is copied (etc) or laid under the VM's own files (usr).
+ * As root the rule is written into the overlay's upper directory: whiteouts hide files, opaque directories hide contents, and neither can
+ * be undone from inside. It is read from the very view that is laid under the VM (stage/main.ts), so that no file system is shown that was not looked through,
+ * and it is written again at each start, because the view is the host as it is: what became secret since is added, and what the VM has made
+ * itself stays. What becomes secret while the VM runs is seen until it starts again. The upper directory is a guest's by then: no link in it is followed.
+ * As a user the same rule chooses what is copied (etc) or laid under the VM's own files (usr).
  */
 import { spawnSync } from 'node:child_process'
 import {
@@ -27,9 +30,9 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { dirname, join } from 'node:path'
+import { dirname, join, relative } from 'node:path'
 import { errnoText } from '../../sys/errno.ts'
-import { mknodChar, setxattr } from '../../sys/mount.ts'
+import { getxattr, mknodChar, setxattr } from '../../sys/mount.ts'
 import { hostname, hosts, interfaces, lockedGshadow, lockedShadow, resolvConf } from './files.ts'
 
 const SYSTEM = /^(bin|sbin|lib|lib32|lib64|libx32|usr|etc|opt|var)$/
@@ -66,15 +69,19 @@ const LOOKED_THROUGH = ['/etc', '/var', '/opt', '/usr/local']
 const UNREADABLE = '! -type l ( ! -perm -004 -o -type d ! -perm -005 ) -printf %y%P\\0%H\\0 -prune'.split(' ')
 
 /**
- * What rules 2 and 3 hide below `roots`. `also` are absolute paths that are never shown.
- * Throws when it cannot be found out: then nothing may be shown.
+ * What rules 2 and 3 hide below `roots` of the host's tree as it is seen at `view`, whatever is mounted in it. `also` are absolute paths that are
+ * never shown. Throws when it cannot be found out: then nothing may be shown.
  */
-export function hiddenPaths(also: readonly string[], roots: readonly string[] = LOOKED_THROUGH): Hidden[] {
+export function hiddenPaths(
+  also: readonly string[],
+  view = '/',
+  roots: readonly string[] = LOOKED_THROUGH,
+): readonly Hidden[] {
   const found = new Map<string, Hidden>()
   const add = (path: string, directory: boolean) => found.set(path, { path, directory })
-  const prune = [...PUBLIC, ...also].flatMap((p) => ['-path', p, '-prune', '-o'])
-  const existing = roots.filter(isDirectory)
-  const r = spawnSync('find', [...existing, '-xdev', '-ignore_readdir_race', ...prune, ...UNREADABLE], {
+  const prune = [...PUBLIC, ...also].flatMap((p) => ['-path', join(view, p), '-prune', '-o'])
+  const existing = roots.map((r) => join(view, r)).filter(isDirectory)
+  const r = spawnSync('find', [...existing, '-ignore_readdir_race', ...prune, ...UNREADABLE], {
     encoding: 'utf8',
     maxBuffer: 64 << 20,
   })
@@ -85,87 +92,105 @@ export function hiddenPaths(also: readonly string[], roots: readonly string[] = 
     )
   const parts = r.stdout.split('\0')
   for (let i = 0; i + 1 < parts.length; i += 2) {
-    const path = `${(parts[i + 1] as string).slice(1)}/${(parts[i] as string).slice(1)}`
+    const path = relative(view, join(parts[i + 1] as string, (parts[i] as string).slice(1)))
     if (!KEPT.test(path)) add(path, parts[i]?.[0] === 'd')
   }
   for (const dir of ['etc', 'etc/ssh', 'var/lib/dbus'])
-    for (const name of list(`/${dir}`)) if (GONE.test(`${dir}/${name}`)) add(`${dir}/${name}`, false)
-  for (const path of filesBelow('/var/log')) add(path.slice(1), false)
-  for (const path of EMPTIED) if (isDirectory(`/${path}`)) add(path, true)
-  for (const path of also) if (SYSTEM.test(path.split('/')[1] ?? '') && isDirectory(path)) add(path.slice(1), true)
+    for (const name of list(join(view, dir))) if (GONE.test(`${dir}/${name}`)) add(`${dir}/${name}`, false)
+  for (const path of filesBelow(join(view, 'var/log'))) add(relative(view, path), false)
+  for (const path of EMPTIED) if (isDirectory(join(view, path))) add(path, true)
+  for (const path of also)
+    if (SYSTEM.test(path.split('/')[1] ?? '') && isDirectory(join(view, path))) add(path.slice(1), true)
   // What lies in a hidden directory is hidden with it.
   return [...found.values()].filter((h) => !ancestors(h.path).some((a) => found.get(a)?.directory))
 }
 
-/** Write the rule into an overlay's empty upper directory (as root). `base` owns what the VM's root owns. */
-export function seedUpper(upper: string, base: number, name: string, also: readonly string[]): void {
-  chownSync(upper, base, base)
-  chmodSync(upper, 0o755)
-  const below = new Below(upper, base)
-  for (const e of list('/')) if (!SYSTEM.test(e) && !OWN.has(e)) below.whiteout(e)
-  for (const [dir, mode] of OWN) below.emptyDirectory(dir, mode, base)
-  for (const h of hiddenPaths(also)) {
-    if (!h.directory) {
-      below.whiteout(h.path)
-      continue
-    }
-    const s = lstatSync(`/${h.path}`)
-    below.emptyDirectory(
-      h.path,
-      s.mode & 0o7777,
-      base + (s.uid < 0x10000 ? s.uid : 0),
-      base + (s.gid < 0x10000 ? s.gid : 0),
-    )
-  }
-  for (const f of ownFiles(name)) below.file(f.path, f.text, f.mode, base)
-}
-
-/** Paths inside an upper directory, their parents made as the host has them. */
-class Below {
+/**
+ * An overlay's upper directory over a view of the host, as root. The owners in the view are those in the VM: `base` is its root.
+ * The VM does not run meanwhile.
+ */
+export class Upper {
   readonly #upper: string
+  readonly #view: string
   readonly #base: number
 
-  constructor(upper: string, base: number) {
+  constructor(upper: string, view: string, base: number) {
     this.#upper = upper
+    this.#view = view
     this.#base = base
   }
 
-  /** Copy the attributes of the lower directories, as overlayfs's own copy-up does. */
-  #parents(path: string): void {
-    const dir = dirname(path)
-    if (dir === '.' || existsSync(join(this.#upper, dir))) return
-    this.#parents(dir)
-    const s = existsSync(`/${dir}`) ? lstatSync(`/${dir}`) : undefined
-    mkdirSync(join(this.#upper, dir))
-    chownSync(join(this.#upper, dir), this.#base + (s?.uid ?? 0), this.#base + (s?.gid ?? 0))
-    chmodSync(join(this.#upper, dir), (s?.mode ?? 0o755) & 0o7777)
+  /** Fill it while it is empty: what every VM has of its own. */
+  seed(name: string): void {
+    chownSync(this.#upper, this.#base, this.#base)
+    chmodSync(this.#upper, 0o755)
+    for (const [dir, mode] of OWN) {
+      mkdirSync(join(this.#upper, dir))
+      this.#hideContents(dir)
+      chownSync(join(this.#upper, dir), this.#base, this.#base)
+      chmodSync(join(this.#upper, dir), mode)
+    }
+    for (const f of ownFiles(name)) this.#file(f)
   }
 
-  whiteout(path: string): void {
-    this.#parents(path)
-    const r = mknodChar(join(this.#upper, path), 0, 0, 0)
-    if (r < 0 && !existsSync(join(this.#upper, path))) throw new Error(`whiteout of /${path}: ${errnoText(r)}`)
+  /** Write the rule, also over what a VM has made of it. */
+  hide(also: readonly string[]): void {
+    for (const e of list(this.#view)) if (!SYSTEM.test(e) && !OWN.has(e)) this.#hide({ path: e, directory: false })
+    for (const h of hiddenPaths(also, this.#view)) this.#hide(h)
   }
 
-  emptyDirectory(path: string, mode: number, uid: number, gid = uid): void {
-    this.#parents(path)
-    const p = join(this.#upper, path)
-    mkdirSync(p, { recursive: true })
-    const r = setxattr(p, 'trusted.overlay.opaque', 'y')
+  /** The directory for what is mounted there on the host; undefined where the VM sees nothing of the host's. */
+  part(path: string): string | undefined {
+    return this.#open(path) ? join(this.#upper, path) : undefined
+  }
+
+  #hide(h: Hidden): void {
+    // Something of the VM's own is in the way, or its removal: the host's is not seen there.
+    if (!this.#open(dirname(h.path))) return
+    const p = join(this.#upper, h.path)
+    if (!h.directory) {
+      const r = lstatSync(p, { throwIfNoEntry: false }) === undefined ? mknodChar(p, 0, 0, 0) : 0
+      if (r < 0) throw new Error(`whiteout of /${h.path}: ${errnoText(r)}`)
+    } else if (this.#open(h.path)) this.#hideContents(h.path)
+  }
+
+  #hideContents(path: string): void {
+    const r = setxattr(join(this.#upper, path), OPAQUE, 'y')
     if (r < 0) throw new Error(`opaque directory for /${path}: ${errnoText(r)}`)
-    chownSync(p, uid, gid)
-    chmodSync(p, mode)
   }
 
-  file(path: string, text: string, mode: number, uid: number): void {
-    this.#parents(path)
+  /**
+   * Is that a directory through which the host's is seen? What is missing of it is made with the attributes of the host's, as overlayfs's own copy-up
+   * does. Step by step: a link that a guest left would lead out of here.
+   */
+  #open(path: string): boolean {
+    if (path === '.' || path === '/') return true
+    if (!this.#open(dirname(path))) return false
     const p = join(this.#upper, path)
-    rmSync(p, { force: true })
-    writeFileSync(p, text)
-    chownSync(p, uid, uid)
-    chmodSync(p, mode)
+    const s = lstatSync(p, { throwIfNoEntry: false })
+    if (s !== undefined) return s.isDirectory() && getxattr(p, OPAQUE) !== 'y'
+    const host = lstatSync(join(this.#view, path), { throwIfNoEntry: false })
+    mkdirSync(p)
+    chownSync(p, this.#own(host?.uid), this.#own(host?.gid))
+    chmodSync(p, (host?.mode ?? 0o755) & 0o7777)
+    return true
+  }
+
+  /** An id that the VM does not have becomes its root's. */
+  #own(id = -1): number {
+    return id >= this.#base && id < this.#base + 0x10000 ? id : this.#base
+  }
+
+  #file(f: OwnFile): void {
+    this.#open(dirname(f.path))
+    const p = join(this.#upper, f.path)
+    writeFileSync(p, f.text)
+    chownSync(p, this.#base, this.#base)
+    chmodSync(p, f.mode)
   }
 }
+
+const OPAQUE = 'trusted.overlay.opaque'
 
 interface OwnFile {
   readonly path: string
@@ -219,7 +244,7 @@ export function seedDirectory(root: string, name: string, also: readonly string[
       binds.push({ path: e })
     }
   }
-  const hidden = new Set(hiddenPaths(also, ['/etc']).map((h) => h.path))
+  const hidden = new Set(hiddenPaths(also, '/', ['/etc']).map((h) => h.path))
   copyReadable('etc', root, hidden)
   for (const d of ['cache', 'lib', 'log', 'spool', 'tmp']) mkdirSync(join(root, 'var', d), { recursive: true })
   chmodSync(join(root, 'var/tmp'), 0o1777)

@@ -11,7 +11,6 @@
  */
 import {
   chmodSync,
-  chownSync,
   copyFileSync,
   existsSync,
   lstatSync,
@@ -19,6 +18,8 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  realpathSync,
+  writeFileSync,
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
@@ -39,7 +40,7 @@ import {
   type RootPlan,
   stageScript,
 } from '../script.ts'
-import { type Bind, seedDirectory, seedUpper } from '../view.ts'
+import { type Bind, seedDirectory, Upper } from '../view.ts'
 import { devices } from './devices.ts'
 import { seedImage, unpack } from './image.ts'
 import { lockedFlags, systemMounts } from './mountinfo.ts'
@@ -57,7 +58,8 @@ const say = (line: string): void => {
 async function main(spec: StageSpec): Promise<void> {
   const held = await holdNamespace(spec.privileged ? rootMap(spec.id) : userMap(), spec.privileged)
   const ns = openSync(held.path, 'r')
-  const base = pickBase([spec.dir, spec.skeleton, ...spec.mounts.map((m) => m.source)])
+  const image = spec.image === undefined ? [] : [spec.image.path]
+  const base = pickBase([spec.dir, spec.skeleton, ...image, ...spec.mounts.map((m) => m.source)])
   const plan = spec.privileged ? privilegedPlan(spec, held.map, ns, base) : userPlan(spec, held)
   const lock = spec.privileged ? { binds: [] } : await lockedMounts(spec, held, base)
   // Whom this process leaves unreaped would be a child of the VM's outer process for ever.
@@ -112,19 +114,8 @@ function privilegedPlan(spec: StageSpec, map: IdMap, ns: number, base: string): 
     assembly(base)
     must('bind of the image', mount(root, join(base, 'root'), null, MS_BIND))
   } else {
-    const lower = spec.image?.path ?? '/'
-    const own = join(spec.dir, 'fs')
-    const [upper, work] = [join(own, 'upper'), join(own, 'work')]
-    seedOnce(spec.dir, () => {
-      mkdirSync(join(own, 'upper'), { recursive: true })
-      mkdirSync(join(own, 'work'), { recursive: true })
-      if (spec.image === undefined) seedUpper(upper, owner, spec.name, spec.hide)
-      else seedImage(upper, lower, owner, spec.name)
-    })
     assembly(base)
-    overlay(lower, upper, work, join(base, 'root'), join(base, 'lower'), ns)
-    if (spec.image === undefined)
-      for (const [i, part] of systemMounts().filter(isDirectory).entries()) addPart(part.path, i, own, base, owner, ns)
+    overlaid(spec, owner, ns, base)
   }
   devices(join(base, 'root/dev'), owner)
   placeMounts(spec.mounts, join(base, 'root'), owner, ns)
@@ -137,28 +128,54 @@ function assembly(base: string): void {
   mkdirSync(join(base, 'bare'))
 }
 
-function overlay(lower: string, upper: string, work: string, target: string, shifted: string, ns: number): void {
-  mkdirSync(shifted)
-  must(`id-mapped view of ${lower}`, bindIdMapped(lower, shifted, ns))
-  const options = `index=off,lowerdir=${overlayPath(shifted)},upperdir=${overlayPath(upper)},workdir=${overlayPath(work)}`
-  must('overlay', mount('noid', target, 'overlay', 0, options))
+/** The VM's root: its own files over an image, or over the host's system with the file systems that are parts of it. */
+function overlaid(spec: StageSpec, owner: number, ns: number, base: string): void {
+  const own = join(spec.dir, 'fs')
+  const [root, view, upper] = [join(base, 'root'), join(base, 'view'), join(own, 'upper')]
+  const plain = join(own, 'plain')
+  mkdirSync(view)
+  idMapped(spec.image?.path ?? '/', view, ns)
+  const parts = spec.image === undefined ? viewParts(view, ns) : []
+  const ours = new Upper(upper, view, owner)
+  seedOnce(spec.dir, () => {
+    mkdirSync(upper, { recursive: true })
+    writeFileSync(plain, '')
+    if (spec.image === undefined) ours.seed(spec.name)
+    else seedImage(upper, view, owner, spec.name)
+  })
+  if (spec.image === undefined) ours.hide(spec.hide)
+  // A directory that a guest renamed must not take the host's along to where nothing hides it. What a VM has renamed without this stays as it is.
+  const still = existsSync(plain) ? 'redirect_dir=off,metacopy=off,' : ''
+  overlay(view, upper, join(own, 'work'), root, still)
+  for (const [i, path] of parts.entries()) {
+    const over = ours.part(path)
+    if (over !== undefined) overlay(join(view, path), over, join(own, `work.${i}`), join(root, path), still)
+  }
 }
 
-/** A container's host binds single files (/etc/resolv.conf): the VM has its own of those. */
-const isDirectory = (m: { readonly path: string }): boolean => lstatSync(m.path).isDirectory()
+/** Lay the host's parts into a view of its root, which shows none of them; those that are there. */
+function viewParts(view: string, ns: number): string[] {
+  return systemMounts()
+    .map((m) => m.path)
+    .filter((path) => {
+      const at = join(view, path)
+      // A container's host binds single files (/etc/resolv.conf): the VM has its own of those. And below what is not shown is nothing.
+      if (!isDirectory(path) || !isDirectory(at) || realpathSync(at) !== at) return false
+      idMapped(path, at, ns)
+      return true
+    })
+}
 
-/** A part of the system on a file system of its own (/usr, /var): one more overlay, over the same upper directory. */
-function addPart(path: string, i: number, own: string, base: string, owner: number, ns: number): void {
-  const upper = join(own, 'upper', path)
-  const work = join(own, `work.${i}`)
-  if (!existsSync(upper)) {
-    const s = lstatSync(path)
-    mkdirSync(upper, { recursive: true })
-    chownSync(upper, owner + s.uid, owner + s.gid)
-    chmodSync(upper, s.mode & 0o7777)
-  }
+const isDirectory = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false })?.isDirectory() ?? false
+
+const idMapped = (path: string, target: string, ns: number): void => {
+  must(`id-mapped view of ${path}`, bindIdMapped(path, target, ns))
+}
+
+function overlay(lower: string, upper: string, work: string, target: string, still: string): void {
   mkdirSync(work, { recursive: true })
-  overlay(path, upper, work, join(base, 'root', path), join(base, `lower.${i}`), ns)
+  const options = `index=off,${still}lowerdir=${overlayPath(lower)},upperdir=${overlayPath(upper)},workdir=${overlayPath(work)}`
+  must('overlay', mount('noid', target, 'overlay', 0, options))
 }
 
 function userPlan(spec: StageSpec, held: HeldNamespace): RootPlan {

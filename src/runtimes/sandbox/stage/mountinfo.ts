@@ -28,9 +28,9 @@ export function readMounts(text = readFileSync('/proc/self/mountinfo', 'utf8')):
 
 const ON_DISK = /^(ext[234]|xfs|btrfs|zfs|f2fs|squashfs|erofs)$/
 
-/** File systems of their own among the directories a VM sees, outermost first. */
+/** File systems of their own among the directories a VM sees, outermost first. Of several at one place the last is what is seen. */
 export const systemMounts = (mounts = readMounts()): SystemMount[] =>
-  mounts
+  [...new Map(mounts.map((m) => [m.path, m])).values()]
     .filter((m) => /^\/(usr|opt|var|etc)(\/|$)/.test(m.path) && ON_DISK.test(m.type))
     .sort((a, b) => a.path.length - b.path.length)
 
