@@ -59,6 +59,16 @@ export function isRunning(pid: number, startTime: string): boolean {
   return s !== undefined && s.startTime === startTime && s.state !== 'Z' && s.state !== 'X'
 }
 
+/** Who started it, whatever set-id programs it became since; undefined when it is gone. */
+export function realUser(pid: number): number | undefined {
+  try {
+    const uid = /^Uid:\t(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))?.[1]
+    return uid === undefined ? undefined : Number(uid)
+  } catch {
+    return undefined
+  }
+}
+
 /** The children of every thread of a process, as the pid namespace of /proc numbers them. */
 export function childrenOf(pid: number): number[] {
   try {

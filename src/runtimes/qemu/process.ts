@@ -62,8 +62,8 @@ export function launch(o: Launch): Running {
   return { pid: s.pid, startTime: s.startTime, ended }
 }
 
-/** Every QEMU of that name. */
-export const named = (id: string): ProcessStat[] => processesWith(markOf(id))
+/** Every QEMU of that name, and what serves it; not what somebody else calls so (mark.ts). */
+export const named = (id: string): ProcessStat[] => processesWith(markOf(id), id)
 
 /** Kill whatever carries the name and wait until it is gone. */
 export async function endAll(

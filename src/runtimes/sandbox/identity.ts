@@ -33,6 +33,9 @@ export function rootBase(vmId: string): number {
   return (FIRST_SLOT + slot) * IDS
 }
 
+/** Is that user of the host one of those of a VM that root's daemon runs? */
+export const isUserOf = (vmId: string, uid: number): boolean => uid >= rootBase(vmId) && uid < rootBase(vmId) + IDS
+
 export function rootMap(vmId: string): IdMap {
   const extent: Extent = [0, rootBase(vmId), IDS]
   return { uids: [extent], gids: [extent], range: true }
