@@ -50,6 +50,23 @@ export const bootId = (): string => readFileSync('/proc/sys/kernel/random/boot_i
 /** Short, because unix socket paths with it in them end at 107 bytes. */
 export const newId = (kind: 'v' | 'n' | 'p'): string => kind + randomBytes(5).toString('hex')
 
+/** Of the 20,000 ranges of users that there are for VMs nearly all are taken when none is found in so many. */
+const ID_TRIES = 1_000
+
+/** An id for a VM. What a runtime derives from ids (RuntimeDescriptor.usersOf) is derived from no other VM's. */
+export function newVmId(usersOf: RuntimeDescriptor['usersOf'], others: readonly string[]): string {
+  if (usersOf === undefined) return newId('v')
+  const taken = new Set(others.map(usersOf))
+  for (let tries = 0; tries < ID_TRIES; tries++) {
+    const id = newId('v')
+    if (!taken.has(usersOf(id))) return id
+  }
+  throw new NoidError('INVALID_INPUT', {
+    what: 'no range of users is left for one more VM on this machine',
+    hint: 'destroy a VM',
+  })
+}
+
 const NAME = /^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$/
 
 /** Names that mean something else on every network. */

@@ -13,7 +13,7 @@ import { claimAddress, formatIpv4, type Holder, macOf, nextAddress, parseIpv4, p
 import { claimAddress6, formatIpv6, type Holder6, nextAddress6, parseIpv6, slaacOf } from './addressing6.ts'
 import { Boot, busy } from './boot.ts'
 import { bounded, Cancelled, limitMs } from './bounded.ts'
-import { type Control, checkName, commonNics, newId, type Progress, specOf, vmDir } from './control.ts'
+import { type Control, checkName, commonNics, newVmId, type Progress, specOf, vmDir } from './control.ts'
 import { checkMounts } from './mounts.ts'
 import { type Networks, plan6OfNetwork, planOfNetwork, type Wanted } from './networks.ts'
 import { parsePorts, publicPort } from './ports.ts'
@@ -93,11 +93,14 @@ export class Vms {
   // -- create ----------------------------------------------------------------------------------------------------------
   async create(body: CreateVm, progress: Progress, cancel?: AbortSignal, foreign?: ForeignOrigin): Promise<Vm> {
     const plan = await this.#check(body, foreign)
-    const id = newId('v')
+    let id = ''
     return this.#c.locks.run(`vm:${body.name}`, async () => {
       if (this.#c.store.vmNamed(body.name) !== undefined) throw new NoidError('NAME_TAKEN', { name: body.name })
       try {
-        await this.#networks.take(plan.wanted, progress, (n) => this.#insert(id, plan, n), cancel)
+        const insert = (n: NetworkRecord) => {
+          id = this.#insert(plan, n)
+        }
+        await this.#networks.take(plan.wanted, progress, insert, cancel)
         await this.#tellLimits(plan.runtime, progress)
         await mkdir(vmDir(this.#c.paths, id), { recursive: true, mode: 0o700 })
         if (body.start === false) this.#c.store.updateVm(id, { phase: 'created' })
@@ -177,9 +180,11 @@ export class Vms {
       throw new NoidError('CAPABILITY_MISSING', { backend, what: `ports on ${six.hostAddress}` })
   }
 
-  /** The VM's rows: in one transaction, without a pause, so that no two VMs are given one address or MAC. */
-  #insert(id: string, plan: Plan, n: NetworkRecord): void {
-    const { store, registry } = this.#c
+  /** The VM's rows: in one transaction, without a pause, so that no two VMs are given one address or MAC, or one's users. Returns its id. */
+  #insert(plan: Plan, n: NetworkRecord): string {
+    const { store, registry, runtimes } = this.#c
+    const others = store.vms().map((v) => v.id)
+    const id = newVmId(runtimes.descriptor(plan.runtime).usersOf, others)
     const { body } = plan
     const holder = plan.mac === undefined ? undefined : store.vmWithMac(plan.mac)
     if (holder !== undefined) throw new NoidError('MAC_TAKEN', { mac: plan.mac, by: holder.name })
@@ -211,6 +216,7 @@ export class Vms {
       restartAt: null,
     })
     this.boot.reserve(id, plan.ports)
+    return id
   }
 
   #addresses(fixed: FixedAddresses, n: NetworkRecord): { address: string | null; address6: string | null } {

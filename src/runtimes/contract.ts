@@ -162,6 +162,11 @@ export interface RuntimeDescriptor {
   readonly summary: string
   /** In the order the runtime prefers. */
   readonly accepts: readonly NicKind[]
+  /**
+   * For a runtime that derives users of the host from a VM's id: which ones an id would have, as a number. A VM is given an id whose users no other VM
+   * has, so what is derived needs no record, and never changes.
+   */
+  readonly usersOf?: (id: string) => number
   /** Its VMs are namespaces of somebody else's: they come by an attachment, never by `create`. */
   readonly foreign?: true
   load(): Promise<(ctx: RuntimeContext) => Runtime>

@@ -32,6 +32,8 @@ export interface Mood {
   readonly failDetach?: boolean
   readonly hangCheck?: boolean
   readonly slowMs?: number
+  /** How many ranges of users the runtime has for VMs; as many as there are ids without it. */
+  readonly ranges?: number
   /** What the runtime says of a VM that ended on its own. */
   readonly obituary?: Obituary
 }
@@ -288,9 +290,13 @@ export const fakeBackend = (
   },
 })
 
+export const rangeOf = (w: World, id: string): number =>
+  Number.parseInt(id.slice(1), 16) % (w.mood.ranges ?? Number.MAX_SAFE_INTEGER)
+
 export const fakeRuntime = (w: World): RuntimeDescriptor => ({
   name: 'sandbox',
   summary: 'sleep',
   accepts: ['tap', 'netdev'],
+  usersOf: (id) => rangeOf(w, id),
   load: async () => () => new FakeRuntime(w),
 })

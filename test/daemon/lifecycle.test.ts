@@ -5,6 +5,7 @@ import { test } from 'node:test'
 import { send } from '../../src/client/http.ts'
 import { NoidError } from '../../src/errors.ts'
 import { eventually } from '../eventually.ts'
+import { rangeOf } from './fakes.ts'
 import { exited, kill9, Lab } from './harness.ts'
 
 const code =
@@ -48,6 +49,22 @@ test('a VM is created, shown, stopped, started with its address, destroyed; noth
   assert.deepEqual(lab.world.list(), [])
   assert.deepEqual(await lab.client.networks(), [])
   await assert.rejects(lab.client.vm('web'), code('VM_UNKNOWN'))
+})
+
+test('no two VMs are derived the same users from their ids', async (t) => {
+  const lab = new Lab(t)
+  await lab.up()
+  const ranges = 16
+  lab.world.mood = { ranges }
+  const names = Array.from({ length: ranges }, (_, i) => `vm${i}`)
+  const made = await Promise.all(names.map((name) => lab.create(name, { start: false })))
+  assert.deepEqual(
+    made.map((v) => rangeOf(lab.world, v.id)).sort((a, b) => a - b),
+    names.map((_, i) => i),
+  )
+  await assert.rejects(lab.create('more', {}), code('INVALID_INPUT', /no range of users is left/))
+  await lab.client.destroy('vm3')
+  assert.equal((await lab.create('more', {})).state, 'running')
 })
 
 test('what can be refused is refused before anything is made', async (t) => {

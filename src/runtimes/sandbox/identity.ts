@@ -3,7 +3,8 @@
  * others join it.
  *
  * Root's VMs get 65536 ids of their own each, inside the range that systemd reserves for containers (0x00080000 to
- * 0x6FFFFFFF), so that they are nobody on the host and nobody to each other. A user's VMs map root to the user, and the
+ * 0x6FFFFFFF), so that they are nobody on the host and nobody to each other. Which ones is a hash of the VM's id, known without a record; the daemon
+ * chooses ids so that no two of its VMs have the same (RuntimeDescriptor.usersOf). A user's VMs map root to the user, and the
  * rest to the user's range in /etc/subuid when there is one and newuidmap may write it; else root alone exists.
  * Read: user_namespaces(7), subuid(5), newuidmap(1).
  */
