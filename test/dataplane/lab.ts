@@ -195,7 +195,8 @@ export class Lab {
     const { ipv6 } = this.#config
     if (ipv6 === undefined) return
     this.in(netns, 'ip', 'addr', 'add', `${address6}/64`, 'dev', 'eth0', 'nodad')
-    this.in(netns, 'ip', '-6', 'route', 'add', 'default', 'via', ipv6.gateway)
+    // On a busy machine the kernel has heard the router by now, and has a route of its own.
+    this.in(netns, 'ip', '-6', 'route', 'replace', 'default', 'via', ipv6.gateway)
   }
 
   /** Open the guest's nic, which is made if it is not there, and hand it over. */

@@ -1,7 +1,7 @@
 /**
  * TCP streams on command, for tests of many and of fast ones: `node streams.ts serve ADDRESS` or `node streams.ts call ADDRESS`.
  *
- *   port  7 echo · 9 discards · 10 discards 1 MB/s · 19 sends for ever · 20 … 29 hold: silent until told to give
+ *   port  7 echo · 9 discards · 10 discards 100 kB/s · 19 sends for ever · 20 … 29 hold: silent until told to give
  *
  * Commands come as JSON lines on stdin, each is answered by one JSON line (Command below says what they mean). The test's end is StreamsTool.
  */
@@ -12,8 +12,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 
 export const PORT = { echo: 7, discard: 9, slowDiscard: 10, endless: 19, hold: 20, holds: 10 } as const
-/** Bytes per second of whoever is slow. */
-export const SLOW = 1e6
+/** Bytes per second of whoever is slow: little, so that fifty of them leave also a busy machine to the fast. */
+export const SLOW = 1e5
 const ENTRY = fileURLToPath(import.meta.url)
 const PIECE = Buffer.alloc(64 * 1024, 'n')
 
@@ -24,7 +24,7 @@ export type Command =
   | { readonly do: 'give'; readonly bytes: number }
   /** Move bytes for `ms` over one connection; answers how many. */
   | { readonly do: 'move'; readonly way: 'in' | 'out'; readonly ms: number }
-  /** Begin `count` streams whose reader takes 1 MB/s: this end (in) or the server (out). */
+  /** Begin `count` streams whose reader takes 100 kB/s: this end (in) or the server (out). */
   | { readonly do: 'slow'; readonly way: 'in' | 'out'; readonly count: number }
   /** Send `bytes` over each of `count` connections at once and read them back; answers how many came back whole. */
   | { readonly do: 'echo'; readonly count: number; readonly bytes: number }
