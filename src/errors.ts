@@ -329,6 +329,11 @@ export const catalogue = {
     (p) => `the VM "${p.name}" has no serial console: the runtime ${p.runtime} gives none`,
     (p) => `noid exec ${p.name} opens a shell in it; noid logs ${p.name} shows what it printed`,
   ),
+  DISK_FULL: entry(
+    507,
+    (p) => `noid cannot write down in ${p.dir} what it does: ${p.why}`,
+    () => 'make room on that file system, with noid destroy or noid prune for one, and try again',
+  ),
   INTERNAL: entry(
     500,
     (p) => `noid made a mistake: ${p.why}`,

@@ -4,6 +4,7 @@
  * A lock is an exclusive transaction on an SQLite file of its own that is never written: the kernel's record lock under
  * it goes with the process, however that ends, so there is no stale lock to recognise. The daemon's pid file is
  * for people, never for deciding.
+ * Its journal is kept in memory, so that a lock can be had on a disk that is full.
  */
 import { DatabaseSync } from 'node:sqlite'
 
@@ -21,7 +22,7 @@ export class Lock {
   static take(file: string): Lock | undefined {
     const db = new DatabaseSync(file)
     try {
-      db.exec('PRAGMA busy_timeout = 0; BEGIN EXCLUSIVE')
+      db.exec('PRAGMA busy_timeout = 0; PRAGMA journal_mode = MEMORY; BEGIN EXCLUSIVE')
       return new Lock(db)
     } catch (e) {
       db.close()

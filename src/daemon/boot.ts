@@ -181,6 +181,8 @@ export class Boot {
     const { store, registry, runtimes, log, bootId, checkpoint } = this.#c
     const n = store.network(v.network)
     const gone = !registry.has(n.backend)
+    // Everybody who takes part writes down what he does.
+    this.#c.reserve.lend()
     const faults: unknown[] = []
     const attempt = async (fn: () => Promise<unknown>): Promise<void> => {
       await fn().catch((e: unknown) => {

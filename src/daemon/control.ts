@@ -15,6 +15,7 @@ import type { Runtime, RuntimeContext, RuntimeDescriptor, VmSpec } from '../runt
 import type { TakenSubnet } from './addressing.ts'
 import type { TakenPrefix6 } from './addressing6.ts'
 import type { KeyedMutex } from './mutex.ts'
+import type { Reserve } from './reserve.ts'
 import type { Backoff } from './restarts.ts'
 import type { Store, VmRecord } from './store.ts'
 
@@ -25,6 +26,7 @@ export type Progress = (type: 'step' | 'note', text: string) => void
 
 export interface Control {
   readonly store: Store
+  readonly reserve: Reserve
   readonly registry: Registry
   readonly runtimes: Runtimes
   readonly locks: KeyedMutex

@@ -22,6 +22,7 @@ import { Networks } from './networks.ts'
 import { Prune } from './prune.ts'
 import { Publishes } from './publishes.ts'
 import { Reconciler } from './reconcile.ts'
+import { Reserve } from './reserve.ts'
 import { BACKOFF, type Backoff } from './restarts.ts'
 import { buildServer } from './server.ts'
 import { SCHEMA_VERSION, Store } from './store.ts'
@@ -73,7 +74,11 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
   const lock = Lock.take(join(paths.stateDir, 'daemon.lock'))
   if (lock === undefined) return undefined
 
-  const store = new Store(paths.store)
+  // On a disk that is full it is what the start needs.
+  const reserve = new Reserve(join(paths.stateDir, 'reserve'))
+  reserve.lend()
+  const store = new Store(paths.store, reserve)
+  reserve.keep()
   // Events may come while backends are loaded; by then the reconciler exists.
   let reconciler: Reconciler | undefined
   const registry = await Registry.collect(o.sources, (name) => ({
@@ -85,6 +90,7 @@ export async function startDaemon(o: DaemonOptions): Promise<Daemon | undefined>
   for (const p of registry.problems) log('warn', `backends of ${p.from}: ${p.what}`)
   const control: Control = {
     store,
+    reserve,
     registry,
     runtimes: new Runtimes(o.runtimes, {
       privileged: o.privileged,

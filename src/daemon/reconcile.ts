@@ -4,7 +4,7 @@
  * At the start: what was being done is finished or undone, VMs that run are adopted, networks with such VMs are carried
  * again and strays on them removed. Networks are repaired side by side; one that hangs delays nobody else's.
  * While it runs: each second every running VM is asked whether its init lives (two reads of /proc for each), and those whose time has come
- * are started again, a few at once; logs are kept small; events of the backends go to the store.
+ * are started again, a few at once; logs are kept small, and room for the end; events of the backends go to the store.
  */
 import { availableParallelism } from 'node:os'
 import type { BackendEvent } from '../plugins/contract.ts'
@@ -71,7 +71,10 @@ export class Reconciler {
 
   watch(): void {
     const logs = new LogKeeper(this.#c)
-    this.#sweeper = setInterval(() => logs.sweep(), SWEEP_MS)
+    this.#sweeper = setInterval(() => {
+      logs.sweep()
+      this.#c.reserve.keep()
+    }, SWEEP_MS)
     const reaping = new Set<string>()
     const reviving = new Set<string>()
     const look = async (v: VmRecord): Promise<void> => {
@@ -106,8 +109,13 @@ export class Reconciler {
     if (e.type === 'warning') {
       this.#c.log('warn', `${e.network}: ${e.message}`)
       this.#networks.warn(e.network, e.message)
-    } else if (e.type === 'lease') this.#lease(e)
-    else void this.#restored(e)
+    } else if (e.type === 'lease') {
+      try {
+        this.#lease(e)
+      } catch (f) {
+        this.#c.log('error', `the lease of ${e.address}: ${f instanceof Error ? f.message : f}`)
+      }
+    } else void this.#restored(e)
   }
 
   #lease(e: Extract<BackendEvent, { type: 'lease' }>): void {

@@ -6,13 +6,17 @@
  * being done to it; reconcile.ts reads it and finishes or undoes.
  * Durability: WAL with synchronous=NORMAL: every commit survives the death of the daemon; a power cut may lose the last
  * ones but never corrupts, and no VM survives a power cut either.
+ * A full disk: what changes or removes a row is tried once more with the reserve's room (reserve.ts), because that is how VMs are taken down; what adds
+ * rows is not, and neither is a transaction. What cannot be written is DISK_FULL, and nothing of it was.
  * Never does: deciding anything about VMs or networks.
  */
 import { mkdirSync } from 'node:fs'
 import { dirname } from 'node:path'
 import { DatabaseSync, type SQLInputValue } from 'node:sqlite'
+import { NoidError } from '../errors.ts'
 import type { Attachment, LeaseRow } from '../plugins/contract.ts'
 import type { MountSpec, VmHandle } from '../runtimes/contract.ts'
+import type { Reserve } from './reserve.ts'
 
 /** One entry for each version of the schema; entry i leads from version i to i + 1. Never edited once released. */
 const MIGRATIONS: readonly string[] = [
@@ -163,11 +167,18 @@ function decode<T>(row: Row): T {
 
 type Table = 'installation' | 'networks' | 'vms' | 'attachments' | 'publishes' | 'leases'
 
+/** https://sqlite.org/rescode.html: SQLITE_FULL; SQLITE_IOERR_WRITE and _SHMSIZE, which a quota or a growing index of the log ends in. */
+const NO_ROOM: ReadonlySet<unknown> = new Set([13, 778, 4874])
+
 export class Store {
   readonly #db: DatabaseSync
+  readonly #dir: string
+  readonly #reserve: Reserve | undefined
 
   /** Opens or makes the store. Throws when a newer noid wrote it: going back is not repaired by guessing. */
-  constructor(file: string) {
+  constructor(file: string, reserve?: Reserve) {
+    this.#dir = dirname(file)
+    this.#reserve = reserve
     if (file !== ':memory:') mkdirSync(dirname(file), { recursive: true, mode: 0o700 })
     try {
       this.#db = new DatabaseSync(file)
@@ -202,26 +213,50 @@ export class Store {
       this.#db.exec('COMMIT')
       return result
     } catch (e) {
-      this.#db.exec('ROLLBACK')
-      throw e
+      // SQLite has done it already where there was no room.
+      if (this.#db.isTransaction) this.#db.exec('ROLLBACK')
+      throw this.#told(e)
     }
+  }
+
+  /** Also on a disk that is full, as long as there is a reserve. */
+  #urgent(sql: string, ...values: SQLInputValue[]): void {
+    const write = (): unknown => this.#db.prepare(sql).run(...values)
+    const alone = !this.#db.isTransaction
+    try {
+      write()
+    } catch (e) {
+      if (!alone || !noRoom(e) || !this.#reserve?.spend()) throw this.#told(e)
+      try {
+        write()
+      } catch (f) {
+        throw this.#told(f)
+      }
+    }
+  }
+
+  #told(e: unknown): unknown {
+    return noRoom(e) ? new NoidError('DISK_FULL', { dir: this.#dir, why: (e as Error).message }, { cause: e }) : e
   }
 
   #insert(table: Table, record: object, orReplace = false): void {
     const entries = Object.entries(record).map(([k, v]) => [snake(k), v] as const)
-    this.#db
-      .prepare(
-        `INSERT ${orReplace ? 'OR REPLACE' : ''} INTO ${table} (${entries.map(([c]) => c).join(', ')})
+    try {
+      this.#db
+        .prepare(
+          `INSERT ${orReplace ? 'OR REPLACE' : ''} INTO ${table} (${entries.map(([c]) => c).join(', ')})
          VALUES (${entries.map(() => '?').join(', ')})`,
-      )
-      .run(...entries.map(([c, v]) => encode(c, v)))
+        )
+        .run(...entries.map(([c, v]) => encode(c, v)))
+    } catch (e) {
+      throw this.#told(e)
+    }
   }
 
   #update(table: Table, id: string, change: object): void {
     const entries = Object.entries(change).map(([k, v]) => [snake(k), v] as const)
-    this.#db
-      .prepare(`UPDATE ${table} SET ${entries.map(([c]) => `${c} = ?`).join(', ')} WHERE id = ?`)
-      .run(...entries.map(([c, v]) => encode(c, v)), id)
+    const set = entries.map(([c]) => `${c} = ?`).join(', ')
+    this.#urgent(`UPDATE ${table} SET ${set} WHERE id = ?`, ...entries.map(([c, v]) => encode(c, v)), id)
   }
 
   #all<T>(sql: string, ...values: SQLInputValue[]): T[] {
@@ -256,7 +291,7 @@ export class Store {
   addNetwork = (n: NetworkRecord): void => this.#insert('networks', n)
   updateNetwork = (id: string, change: Partial<NetworkRecord>): void => this.#update('networks', id, change)
   removeNetwork = (id: string): void => {
-    this.#db.prepare('DELETE FROM networks WHERE id = ?').run(id)
+    this.#urgent('DELETE FROM networks WHERE id = ?', id)
   }
 
   // -- VMs -------------------------------------------------------------------------------------------------------------
@@ -275,7 +310,7 @@ export class Store {
   updateVm = (id: string, change: Partial<VmRecord>): void => this.#update('vms', id, change)
   /** With everything that hangs on it. */
   removeVm = (id: string): void => {
-    this.#db.prepare('DELETE FROM vms WHERE id = ?').run(id)
+    this.#urgent('DELETE FROM vms WHERE id = ?', id)
   }
 
   // -- what hangs on a VM ------------------------------------------------------------------------------------------------
@@ -290,7 +325,7 @@ export class Store {
   addPublish = (p: PublishRecord): void => this.#insert('publishes', p)
   updatePublish = (id: string, change: Partial<PublishRecord>): void => this.#update('publishes', id, change)
   removePublish = (id: string): void => {
-    this.#db.prepare('DELETE FROM publishes WHERE id = ?').run(id)
+    this.#urgent('DELETE FROM publishes WHERE id = ?', id)
   }
 
   lease = (attachment: string, family: 4 | 6 = 4): LeaseRecord | undefined =>
@@ -301,3 +336,8 @@ export class Store {
       this.#insert('leases', { ...l, family: l.address.includes(':') ? 6 : 4 }, true)
   }
 }
+
+const noRoom = (e: unknown): boolean => NO_ROOM.has((e as { errcode?: unknown } | null)?.errcode)
+
+/** Is it that there is no room to write it down? */
+export const isDiskFull = (e: unknown): boolean => e instanceof NoidError && e.code === 'DISK_FULL'

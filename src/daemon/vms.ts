@@ -18,7 +18,7 @@ import { checkMounts } from './mounts.ts'
 import { type Networks, plan6OfNetwork, planOfNetwork, type Wanted } from './networks.ts'
 import { parsePorts, publicPort } from './ports.ts'
 import { due, parsePolicy, plan } from './restarts.ts'
-import type { NetworkRecord, Phase, VmRecord } from './store.ts'
+import { isDiskFull, type NetworkRecord, type Phase, type VmRecord } from './store.ts'
 
 const GRACE_MS = 5_000
 export const MAX_GRACE_MS = 600_000
@@ -280,7 +280,20 @@ export class Vms {
 
   /** A person's word: what was planned for it on its own is over. */
   #unplan(v: VmRecord): void {
-    if (v.restartAt !== null || v.restarts !== 0) this.#c.store.updateVm(v.id, { restartAt: null, restarts: 0 })
+    if (v.restartAt !== null || v.restarts !== 0) this.#ending(v.id, { restartAt: null, restarts: 0 })
+  }
+
+  /**
+   * What is about to end, written down before it is done, as far as there is room for it: a full disk must keep no VM from its end, which gives the room
+   * back. Who dies before more can be written leaves a VM that is found dead, and whose end can be asked for again.
+   */
+  #ending(id: string, change: Partial<VmRecord>): void {
+    try {
+      this.#c.store.updateVm(id, change)
+    } catch (e) {
+      if (!isDiskFull(e)) throw e
+      this.#c.log('warn', `${id}: ${(e as Error).message}`)
+    }
   }
 
   async #start(v: VmRecord, progress: Progress, cancel?: AbortSignal): Promise<void> {
@@ -319,7 +332,7 @@ export class Vms {
   }
 
   async #stop(v: VmRecord, graceMs: number): Promise<void> {
-    this.#c.store.updateVm(v.id, { phase: 'stopping' })
+    this.#ending(v.id, { phase: 'stopping' })
     this.#c.checkpoint('stopping')
     try {
       const stayed = await this.boot.down(v, graceMs)
@@ -362,9 +375,13 @@ export class Vms {
     const { store, runtimes, paths, checkpoint } = this.#c
     const v = store.vm(id)
     if (v === undefined) return undefined
-    store.updateVm(id, { phase: 'destroying' })
+    this.#ending(id, { phase: 'destroying' })
     checkpoint('destroying')
-    const stayed = await this.boot.down(v, graceMs)
+    const stayed = await this.boot.down(v, graceMs).catch((e: unknown) => {
+      // It has ended, and its files make room for the words that are missing.
+      if (!isDiskFull(e)) throw e
+      return undefined
+    })
     const runtime = await runtimes.get(v.runtime)
     await bounded('removing the VM', limitMs.stop, () => runtime.destroy(specOf(paths, v)))
     await rm(vmDir(paths, id), { recursive: true, force: true })
@@ -378,7 +395,7 @@ export class Vms {
   #stuck(id: string, e: unknown): void {
     const problem = `its removal did not finish: ${e instanceof Error ? e.message : e}`
     this.#c.log('error', `${id}: ${problem}`)
-    this.#c.store.updateVm(id, { phase: 'destroying', problem })
+    this.#ending(id, { phase: 'destroying', problem })
   }
 
   // -- what a daemon that died left, and what happens on its own ---------------------------------------------------------
