@@ -10,9 +10,12 @@ import { exited, kill9, Lab } from './harness.ts'
 
 const skip = process.getuid?.() !== 0 && 'needs root, to mount'
 
+const filled: string[] = []
+
 /** What a guest does to the file system that its disk is on: writes until there is no room for another page. */
 function fill(dir: string): string {
   const file = join(dir, `filled-${process.hrtime.bigint()}`)
+  filled.push(file)
   const fd = openSync(file, 'w')
   for (const size of [1 << 16, 4096, 1]) {
     try {
@@ -38,6 +41,10 @@ async function onSmallDisk(
   try {
     await fn(lab, join(stateDir, 'reserve'))
   } finally {
+    // A test that failed may have left real VMs, and with the store goes the knowledge of them.
+    for (const file of filled.splice(0)) rmSync(file, { force: true })
+    if (main !== undefined)
+      for (const v of await lab.client.vms().catch(() => [])) await lab.client.destroy(v.name).catch(() => {})
     execFileSync('umount', ['-l', stateDir])
   }
 }
