@@ -356,6 +356,7 @@ export class Networks {
       gateway: formatIpv4(p.gateway),
       services: formatIpv4(p.services),
       hostAddress: formatIpv4(p.host),
+      pool: [formatIpv4(p.pool[0]), formatIpv4(p.pool[1])],
       ...(n.ipv4 ? {} : { ipv4: false }),
       ...(p6 === undefined
         ? {}

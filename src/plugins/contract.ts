@@ -76,6 +76,8 @@ export interface NetworkSpec {
   readonly gateway: string
   readonly services: string
   readonly hostAddress: string
+  /** What a backend that gives IPv4 addresses itself hands out. Absent: what lies between services and hostAddress. */
+  readonly pool?: readonly [first: string, last: string]
   /** False: an IPv6-only network. Absent: IPv4 is there. */
   readonly ipv4?: boolean
   /** Absent: an IPv4-only network. */

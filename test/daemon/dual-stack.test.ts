@@ -57,6 +57,9 @@ test('a network of a backend that can has both families; a VM has the same digit
   // Another network of the same installation: the same /48.
   const other = await lab.client.createNetwork({ name: 'other', backend: 'dual' })
   assert.equal(other.subnet6, n.subnet6?.replace(':1::/64', ':2::/64'))
+  // A backend that gives addresses itself keeps to the same part of the subnet, whatever its size.
+  await lab.client.createNetwork({ name: 'small', backend: 'dual', subnet: '10.9.0.0/28' })
+  assert.deepEqual(told<NetworkSpec>(lab, '.spec-small').pool, ['10.9.0.6', '10.9.0.13'])
 })
 
 test('one family on request', async (t) => {

@@ -170,6 +170,31 @@ test('a runtime that takes a descriptor gets the numbers of the character device
   }
 })
 
+test('a segment that noid serves, smaller than a /24: its VMs have addresses of it, as the daemon cuts it up; also one that had another', {
+  skip,
+  timeout: 180_000,
+}, async () => {
+  const backend = new MacvtapBackend(context)
+  const small = { subnet: '10.9.0.16/28', gateway: '10.9.0.17', services: '10.9.0.18', hostAddress: '10.9.0.30' }
+  const n = spec(backend, { parent: 'up0', addresses: 'noid' }, { ...small, pool: ['10.9.0.22', '10.9.0.23'] })
+  await backend.createNetwork(n, soon())
+  try {
+    const given = async (name: string, addresses: readonly string[] = []) => {
+      const r = { ...request(n, name, undefined), mac: `02:6d:00:00:28:0${name}`, addresses }
+      return (await backend.attach(r, soon())).addresses
+    }
+    assert.deepEqual(await given('1'), ['10.9.0.22/28'])
+    assert.deepEqual(await given('2', ['10.9.0.100/28']), ['10.9.0.23/28'])
+    assert.deepEqual(await given('3', ['10.9.0.29/28']), ['10.9.0.29/28'])
+    await assert.rejects(given('4'), { code: 'POOL_EXHAUSTED', message: /10\.9\.0\.22-10\.9\.0\.23/ })
+    await backend.createNetwork({ ...n, pool: undefined }, soon())
+    assert.deepEqual(await given('4'), ['10.9.0.19/28'])
+  } finally {
+    await backend.deleteNetwork(n.id, soon())
+    await backend.close()
+  }
+})
+
 test('what it cannot do is refused before anything is made', { skip, timeout: 180_000 }, async () => {
   const backend = new MacvtapBackend(context)
   const before = execFileSync('ip', ['-o', 'link']).toString()

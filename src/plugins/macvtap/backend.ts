@@ -48,9 +48,6 @@ const run = promisify(execFile)
 const NO_STATS: NetworkStats = { flows: [], leases: [], drops: [], ports: [], warnings: [] }
 /** As long as the services may take to come back. */
 const SERVICES_MS = 20_000
-/** The pool of a segment that noid serves. */
-const POOL_FIRST = 100
-const POOL_LAST = 250
 
 interface Entry {
   readonly request: AttachRequest
@@ -255,16 +252,22 @@ export class MacvtapBackend implements NetworkBackend {
 
   // -- a segment that noid serves ------------------------------------------------------------------------------------
 
-  /** The address it asked for or had, or the first free one. */
+  /** The address it asked for or had, where that is one for VMs, or the first free one of the pool. */
   #address(s: Segment, r: AttachRequest): string {
     const asked = r.addresses[0]?.split('/')[0]
     const had = s.entries.get(r.id)?.address
     const taken = new Set([...s.entries].flatMap(([id, e]) => (id === r.id ? [] : [e.address])))
-    if (asked !== undefined && !taken.has(asked)) return asked
-    if (had !== undefined && had !== null) return had
-    const net = s.spec.subnet.slice(0, s.spec.subnet.lastIndexOf('.'))
-    for (let n = POOL_FIRST; n <= POOL_LAST; n++) if (!taken.has(`${net}.${n}`)) return `${net}.${n}`
-    throw new NoidError('POOL_EXHAUSTED', { network: s.spec.name, range: `${net}.${POOL_FIRST}-${POOL_LAST}` })
+    const { name, services, hostAddress } = s.spec
+    const usable = [numberOf(services) + 1, numberOf(hostAddress) - 1] as const
+    const fits = (a: string): boolean => numberOf(a) >= usable[0] && numberOf(a) <= usable[1]
+    if (asked !== undefined && fits(asked) && !taken.has(asked)) return asked
+    if (had !== undefined && had !== null && fits(had)) return had
+    const [first, last] = s.spec.pool?.map(numberOf) ?? usable
+    for (let n = first as number; n <= (last as number); n++) if (!taken.has(textOf(n))) return textOf(n)
+    throw new NoidError('POOL_EXHAUSTED', {
+      network: name,
+      range: `${textOf(first as number)}-${textOf(last as number)}`,
+    })
   }
 
   #join(link: Link, e: Entry): Promise<unknown> {
@@ -332,6 +335,9 @@ export class MacvtapBackend implements NetworkBackend {
 function readEntries(dir: string): Map<AttachmentId, Entry> {
   return new Map(Object.entries(readState<Record<string, Entry>>(join(dir, 'macvtap.json')) ?? {}))
 }
+
+const numberOf = (address: string): number => address.split('.').reduce((n, part) => n * 256 + Number(part), 0)
+const textOf = (n: number): string => [n >>> 24, (n >>> 16) & 255, (n >>> 8) & 255, n & 255].join('.')
 
 const present = (id: AttachmentId, e: Entry): boolean =>
   e.kind === 'netdev'
