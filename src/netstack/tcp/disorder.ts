@@ -8,8 +8,11 @@
  *
  * Owns: CHUNKS chunks of CHUNK bytes in the arena; for each flow a list of its chunks, sorted and disjoint (`held` is its head).
  * What has been reported is kept: reneging is allowed (RFC 2018 §8), but a Linux guest answers each time with a timeout that doubles the
- * next (seen: two minutes after a dozen). When the pool is used up segments are refused, not forgotten; only a chunk that
+ * next (seen: two minutes after a dozen). When there is no chunk segments are refused, not forgotten; only one that
  * nobody came to fill the hole of for STALE ms is given to another flow.
+ *
+ * Shares: a VM may have as many chunks as are free. So one that asks for all gets half and leaves half, the next one leaves a quarter; who is alone on a bad
+ * link has more than an equal share of it. A stale chunk of another VM goes to one that has fewer, which evens out what was first come, first served.
  */
 import type { FlowTable } from '../flow/table.ts'
 import { EAGAIN } from '../host.ts'
@@ -44,13 +47,16 @@ export class Disorder {
   readonly #free = new Int32Array(CHUNKS)
   #frees = 0
   #hand = 0
+  /** Chunks of each switch port. */
+  readonly #perPort: Int32Array
 
-  constructor(host: TcpHost, table: FlowTable, c: TcpColumns) {
+  constructor(host: TcpHost, table: FlowTable, c: TcpColumns, ports: number) {
     this.#host = host
     this.#table = table
     this.#c = c
     this.#bytes = host.arena.bytes
     this.#at = host.arena.alloc(CHUNKS * CHUNK, 4096)
+    this.#perPort = new Int32Array(ports)
     while (this.#frees < CHUNKS) this.#free[this.#frees] = this.#frees++
   }
 
@@ -103,17 +109,24 @@ export class Disorder {
     }
   }
 
-  /** A chunk for flow `i`: a free one, else a stale one; each call looks at one. */
+  /** A chunk for flow `i`: a free one, or when its VM has its share a stale one; each call looks at one. */
   #allocate(i: number): number {
-    if (this.#frees === 0) {
+    const port = this.#table.port[i]
+    const mine = this.#perPort[port]
+    if (mine >= this.#frees) {
+      // There is one: either all have owners, or this VM is one.
+      while (this.#owner[this.#hand] === NONE) this.#hand = (this.#hand + 1) % CHUNKS
       const k = this.#hand
       this.#hand = (k + 1) % CHUNKS
       const owner = this.#owner[k]
       if (owner === i || this.#host.now() - this.#c.heldAt[owner] < STALE) return NONE
+      const other = this.#table.port[owner]
+      if (other !== port && this.#perPort[other] <= mine) return NONE
       this.#drop(owner, k)
     }
     const k = this.#free[--this.#frees]
     this.#owner[k] = i
+    this.#perPort[port]++
     return k
   }
 
@@ -125,6 +138,7 @@ export class Disorder {
       while (this.#next[at] !== k) at = this.#next[at]
       this.#next[at] = this.#next[k]
     }
+    this.#perPort[this.#table.port[i]]--
     this.#owner[k] = NONE
     this.#next[k] = NONE
     this.#free[this.#frees++] = k

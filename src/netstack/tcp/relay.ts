@@ -58,7 +58,7 @@ export class TcpRelay implements Relay {
   constructor(x: TcpContext) {
     this.#x = x
     const c = new TcpColumns(x.flows.capacity)
-    const disorder = new Disorder(x.host, x.flows, c)
+    const disorder = new Disorder(x.host, x.flows, c, x.limits.ports)
     const segments = new Segments(x.host, x.flows, x.egress, c, disorder, x.mtu)
     const alarms = new Alarms(x.timers, c)
     const sender = new Sender(x.host, x.flows, segments, alarms, c)

@@ -5,12 +5,14 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import fc from 'fast-check'
+import { CHUNK } from '../../../src/netstack/tcp/disorder.ts'
 import { Guest } from '../../sim/guest.ts'
 import type { Packet } from '../../sim/link.ts'
 import { Random } from '../../sim/random.ts'
 import { ACK, FIN, RST, Script, SYN } from '../../sim/script.ts'
 import { Stream } from '../../sim/stream.ts'
 import { GUEST, PEER, remote, World } from '../../sim/world.ts'
+import { type Station, TestNet, tcp } from '../net.ts'
 
 const TEXT = new Stream(9, 1 << 20)
 const GIVES = new Stream(10, 50_000)
@@ -170,4 +172,46 @@ test('many guests’ worth of connections come and go without a trace', () => {
   world.toGuest = (p) => byPort.get((p.bytes[22] << 8) | p.bytes[23])?.receive(p)
   assert.ok(world.clock.run(() => guests.every((g) => g.done) && world.flows.count === 0, 20_000))
   assert.ok(world.host.sockets.every((s) => s.closed && !s.reset))
+})
+
+test('whatever other VMs leave out, there is room for what comes to one out of order; what nobody came for is given on', () => {
+  const HOGS = 6
+  const net = new TestNet()
+  const to = '93.184.216.34:80'
+  const open = (vm: Station, from: number) => {
+    vm.take()
+    vm.send(tcp({ to, from, seq: 1000 }))
+    const synAck = vm.take()[0]?.tcp
+    assert.ok(synAck)
+    const ack = synAck.seq + 1
+    vm.send(tcp({ to, from, flags: ACK, seq: 1001, ack }))
+    return { from, ack }
+  }
+  for (let n = 0; n < HOGS; n++) {
+    const hog = net.vm(`hog${n}`)
+    for (let from = 5000; from < 5003; from++) {
+      const o = open(hog, from)
+      for (let k = 1; k <= 64; k++) hog.send(tcp({ to, ...o, flags: ACK, seq: 1001 + 2 * k, data: 'x' }))
+    }
+  }
+  const web = net.vm('web')
+  const o = open(web, 4000)
+  const PART = 16_000
+  /** Three parts, then the one before them; how many bytes have arrived. */
+  const arrived = (seq: number): number => {
+    const part = (k: number) =>
+      tcp({ to, ...o, flags: ACK, seq: seq + k * PART, data: new Uint8Array(PART), segment: 1448 })
+    for (let k = 1; k < 4; k++) web.send(part(k))
+    web.take()
+    web.send(part(0))
+    net.network.flush()
+    return (web.take().at(-1)?.tcp?.ack as number) - seq
+  }
+  // They have left four, of which it gets half.
+  const first = arrived(1001)
+  assert.equal(first, PART + 2 * CHUNK)
+  net.host.tcpRead(net.host.open('tcp').at(-1)?.id as number)
+  net.deliver()
+  net.host.advance(61_000)
+  assert.equal(arrived(1001 + first), 4 * PART)
 })

@@ -120,7 +120,8 @@ test('holes that are never filled share what there is for disorder, and give it 
     for (let k = 1; k < 30; k++)
       s.send({ seq: 1 + 1000 * k, ack: 1, payload: part(all, 1000 * k, 1000 * k + 10) }, port)
     const reported = s.take().at(-1)?.sack.length
-    assert.equal(reported, port <= 9 ? 4 : 0, `flow ${port}`)
+    // Half of all for a VM that asks for all.
+    assert.equal(reported, port <= 5 ? 4 : 0, `flow ${port}`)
   }
   // Kept for the first, in order for the last.
   for (const port of [1, 20]) {
