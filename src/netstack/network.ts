@@ -406,6 +406,7 @@ export class Network {
       this.#dhcp.tick(now)
       this.#dhcp6?.tick(now)
       this.#dns.tick(now)
+      this.#local.tick(now)
       this.#gateway.tick(now)
       this.#probe?.tick(now)
       this.#switch.tick(now)

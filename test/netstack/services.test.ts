@@ -5,7 +5,7 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import { decode as decodeDns, encode as encodeDns } from 'dns-packet'
 import { decode as decodeDhcp, encode as encodeDhcp } from '#dhcp-packet'
-import { ACK, FIN, SYN } from '../../src/netstack/wire/tcp.ts'
+import { ACK, FIN, RST, SYN } from '../../src/netstack/wire/tcp.ts'
 import { arp, BROADCAST_MAC, packet, type Station, TestNet, tcp, udp } from './net.ts'
 
 const dhcp = (s: Station, messageType: 'DISCOVER' | 'REQUEST', more: object = {}) =>
@@ -117,6 +117,38 @@ test('DNS over TCP: a connection to the services’ address is answered within t
   web.send(tcp({ to, seq: seq + 1, ack: fin.tcp!.seq + 1, flags: ACK }))
   net.advance(10_000)
   assert.equal(net.network.stats().flows.length, 0)
+})
+
+test('DNS over TCP: a VM that never closes its connections has a share, and loses it', () => {
+  const net = new TestNet({ limits: { flows: 1024 } })
+  const to = '192.168.100.2:53'
+  /** What is answered to a SYN; an end of the service's is acknowledged, and nothing closed. */
+  const open = (vm: Station, from: number): number | undefined => {
+    vm.take()
+    vm.send(tcp({ to, from, seq: 1000 }))
+    const first = vm.take()[0]?.tcp
+    if (first?.flags !== (SYN | ACK)) return first?.flags
+    vm.send(tcp({ to, from, seq: 1001, ack: first.seq + 1, flags: ACK }))
+    for (const { tcp: t } of vm.take())
+      if (t && t.flags & FIN) vm.send(tcp({ to, from, seq: 1001, ack: t.seq + 1, flags: ACK }))
+    return first.flags
+  }
+  const bad = net.vm('bad')
+  const all = Array.from({ length: 300 }, (_, k) => open(bad, 10_000 + k))
+  assert.equal(all.filter((flags) => flags === (SYN | ACK)).length, 40)
+  assert.equal(all.filter((flags) => flags === (RST | ACK)).length, 260)
+  // Of the 40, the service itself has listened to 32.
+  const told = net.network.stats().drops.find((d) => d.vm === 'bad' && d.reason === 'dns-streams')
+  assert.equal(told?.count, 268)
+  // However many others want all that there is.
+  for (let n = 0; n < 9; n++) {
+    const vm = net.vm(`bad${n}`)
+    for (let k = 0; k < 40; k++) open(vm, 10_000 + k)
+  }
+  const good = net.vm('good')
+  assert.equal(open(good, 4000), SYN | ACK)
+  for (let s = 0; s < 60; s++) net.advance(1000)
+  assert.deepEqual(net.network.stats().flows, [])
 })
 
 test('a published TCP port: the client’s address is shown; from the host itself .254', () => {

@@ -212,6 +212,10 @@ export class DnsServer implements DatagramService, StreamService {
     return this.#upstream.wake()
   }
 
+  refused(port: number): void {
+    this.#s.drop(port, 'dns-streams')
+  }
+
   /** A message of a stream. */
   #query(stream: GuestStream, m: Uint8Array): void {
     const q = this.#q

@@ -67,4 +67,6 @@ export interface StreamHandler {
 export interface StreamService {
   /** `send` appends answer bytes (copied); false when the connection is gone or its buffer is full. `close` half-closes after them. */
   accept(port: number, send: (bytes: Uint8Array) => boolean, close: () => void, more: () => void): StreamHandler
+  /** One of the switch port's connections was refused, because it has all that a VM may have. */
+  refused?(port: number): void
 }

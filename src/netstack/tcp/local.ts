@@ -8,16 +8,33 @@
  * Readiness: events are gathered, and given out by `turn`, which the network calls at the end of each of its turns, because a relay must
  * not be entered from within itself.
  * Bounds: STREAMS_MAX connections, ANSWERS_MAX bytes each; a guest that does not read its answers, or asks more than the service takes, finds its
- * window shut. What was not taken is the guest's to send again, as with any host socket.
+ * window shut. What was not taken is the guest's to send again, as with any host socket. A VM may have as many as are free, STREAMS_PER_VM at most: what
+ * is beyond is refused (RST), and somebody else finds room.
+ * Ends: what the service has finished with belongs to nobody here. A guest that takes nothing more of it and does not close for LINGER ms is reset, as a
+ * kernel does with its orphans (tcp(7): tcp_fin_timeout).
  */
 
 import type { StreamHandler, StreamService } from '../gateway/service.ts'
-import { EAGAIN, ECONNREFUSED, EPIPE, HANGUP, READABLE, type Ref, type Sock, WRITABLE } from '../host.ts'
+import {
+  EAGAIN,
+  ECONNREFUSED,
+  EPIPE,
+  ETIMEDOUT,
+  FAILED,
+  HANGUP,
+  READABLE,
+  type Ref,
+  type Sock,
+  WRITABLE,
+} from '../host.ts'
 import { Address } from '../wire/address.ts'
 import type { TcpHost } from './context.ts'
 
 export const LOCAL_SOCK = 0x4000_0000
 const STREAMS_MAX = 256
+/** Somewhat more than a service listens to at once: those that it has just finished with. */
+const STREAMS_PER_VM = 40
+export const LINGER = 10_000
 /** Two of the longest DNS messages. */
 const ANSWERS_MAX = 2 * 65537
 const WINDOW = 65536
@@ -25,6 +42,9 @@ const ENFILE = 23
 
 class LocalStream {
   ref: Ref = -1
+  /** The guest's switch port. */
+  port = -1
+  /** Undefined: refused. */
   handler: StreamHandler | undefined
   answers = new Uint8Array(1024)
   /** Unconsumed answers lie from `from` to `to`. */
@@ -32,6 +52,10 @@ class LocalStream {
   to = 0
   /** The service has no more to say. */
   finished = false
+  /** When the service said so, or the guest took some of the rest. */
+  usedAt = 0
+  /** Nobody waits for the guest any more. */
+  overdue = false
   gone = false
   /** The service took less than it was given, and has not asked for more yet. */
   stalled = false
@@ -117,6 +141,28 @@ export class LocalStreams implements TcpHost {
     }
   }
 
+  /** Called every second or so. */
+  tick(now: number): void {
+    for (let k = 0; k < this.#streams.length; k++) {
+      const s = this.#streams[k]
+      if (s === undefined || !s.finished || now - s.usedAt < LINGER) continue
+      s.overdue = true
+      this.#tell(k, FAILED)
+    }
+  }
+
+  /** Has the VM at this switch port all that it may have? */
+  #hasShare(port: number): boolean {
+    let free = STREAMS_MAX
+    let mine = 0
+    for (const s of this.#streams) {
+      if (s?.handler === undefined) continue
+      free--
+      if (s.port === port) mine++
+    }
+    return mine >= Math.min(STREAMS_PER_VM, free)
+  }
+
   #tell(k: number, events: number): void {
     const s = this.#streams[k]
     if (s === undefined) return
@@ -163,20 +209,29 @@ export class LocalStreams implements TcpHost {
     if (s === undefined) return this.#host.watch(sock, ref)
     const k = sock - LOCAL_SOCK
     s.ref = ref
+    s.port = this.#portOf(ref)
+    if (this.#hasShare(s.port)) {
+      s.service.refused?.(s.port)
+      this.#tell(k, FAILED)
+      return 0
+    }
     s.handler = s.service.accept(
-      this.#portOf(ref),
+      s.port,
       (bytes) => {
         const sent = s.append(bytes)
         if (sent) this.#tell(k, READABLE)
         return sent
       },
       () => {
+        // The place may be another stream's by now.
+        if (s.gone) return
         s.finished = true
+        s.usedAt = this.now()
         this.#tell(k, READABLE | HANGUP)
       },
       () => {
         s.stalled = false
-        if (s.open) this.#tell(k, WRITABLE)
+        if (s.open && !s.gone) this.#tell(k, WRITABLE)
       },
     )
     this.#tell(k, WRITABLE)
@@ -208,7 +263,7 @@ export class LocalStreams implements TcpHost {
   error(sock: Sock): number {
     const s = this.#of(sock)
     if (s === undefined) return this.#host.error(sock)
-    return s.handler === undefined ? ECONNREFUSED : 0
+    return s.handler === undefined ? ECONNREFUSED : s.overdue ? ETIMEDOUT : 0
   }
 
   tcpSend(sock: Sock, off: number, len: number): number {
@@ -236,6 +291,7 @@ export class LocalStreams implements TcpHost {
     const full = s.held > ANSWERS_MAX / 2
     const n = Math.min(len, s.held)
     s.from += n
+    s.usedAt = this.now()
     if (full && s.open) this.#tell(sock - LOCAL_SOCK, WRITABLE)
     return n
   }

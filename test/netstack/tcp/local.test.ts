@@ -2,7 +2,8 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 import type { StreamService } from '../../../src/netstack/gateway/service.ts'
-import { FIN, RST, Script } from '../../sim/script.ts'
+import { LINGER } from '../../../src/netstack/tcp/local.ts'
+import { ACK, FIN, RST, Script } from '../../sim/script.ts'
 import { PEER } from '../../sim/world.ts'
 
 /** Answers each piece in upper case; what ends with "." closes. `later`: answers wait to be released. */
@@ -115,6 +116,31 @@ test('a reset ends the handler; an answer after that goes nowhere', () => {
   for (const answer of later) answer()
   s.world.turn()
   s.none()
+})
+
+test('what the service has finished with is reset when the guest neither takes the rest nor closes', () => {
+  const s = new Script({ world: { listen: { address: PEER, l4port: 80, service: shouter() } } })
+  s.open()
+  s.send({ seq: 1, ack: 1, window: 2, payload: 'bye.' })
+  s.take(1)
+  const { streams, host } = s.world
+  s.wait(LINGER - 100)
+  s.send({ seq: 5, ack: 3, window: 2 })
+  s.take(200)
+  // It has taken some just now.
+  streams.tick(host.now())
+  s.world.turn()
+  assert.equal(s.state, 'ESTABLISHED')
+  s.send({ seq: 5, ack: 3 })
+  assert.ok(s.take(1).some((t) => t.flags & FIN))
+  s.send({ seq: 5, ack: 6 })
+  assert.equal(s.state, 'FIN-WAIT-2')
+  s.wait(LINGER)
+  s.take(1)
+  streams.tick(host.now())
+  s.world.turn()
+  assert.equal(s.one().flags, RST | ACK)
+  assert.equal(s.state, 'gone')
 })
 
 test('answers are bounded: a guest that does not read is not listened to any more, until it reads', () => {
