@@ -140,7 +140,7 @@ describe('correct at speed', { skip: missing('iperf3', 'iptables') }, () => {
       const beside = async (count: number) => {
         if (count > 0) assert.equal(await slow.ask({ do: 'slow', way, count }), count)
         // They are fast until every buffer on their way is full.
-        if (count > 0) await eventually('they are slow', async () => (await carries(guests[0]!)) < 1.5 * count * SLOW)
+        if (count > 0) await eventually('they are slow', async () => (await carries(guests[0]!)) < 3 * count * SLOW)
         const moved = await fast.ask({ do: 'move', way, ms: MS })
         await slow.ask({ do: 'end' })
         await sleep(50)

@@ -35,6 +35,7 @@ export type Command =
 
 const open = new Set<Socket>()
 const held = new Set<Socket>()
+const slow = new Set<Socket>()
 
 function kept(s: Socket): Socket {
   open.add(s)
@@ -42,6 +43,7 @@ function kept(s: Socket): Socket {
   s.on('close', () => {
     open.delete(s)
     held.delete(s)
+    slow.delete(s)
   })
   return s
 }
@@ -114,6 +116,7 @@ async function carryOut(c: Command, address: string): Promise<number> {
       return inParallel(c.count, c.count, async () => {
         const s = to(c.way === 'in' ? PORT.endless : PORT.slowDiscard)
         if (!(await connected(s))) return false
+        slow.add(s)
         if (c.way === 'in') sipSlowly(s)
         else pour(s)
         return true
@@ -143,7 +146,10 @@ async function carryOut(c: Command, address: string): Promise<number> {
       })
     case 'end': {
       const n = open.size
-      for (const s of open) s.destroy()
+      // What is on its way to a slow reader would be so for a minute.
+      for (const s of open)
+        if (slow.has(s)) s.resetAndDestroy()
+        else s.destroy()
       return n
     }
   }
