@@ -247,7 +247,7 @@ export abstract class NicPort implements Nic, Loser {
  * A device of one or several queues: what is sent is written at once, or with a burst.
  *
  * Frames of a flow keep their order because a queue is left for the next one that was told of only when it is empty: with packet sockets, whoever is told
- * of was filled after the kernel had left those before it; with a TAP, a flow's frames come from one queue.
+ * of was filled after the kernel had left those before it; with a TAP, a flow's frames come from one queue, but for the moment in which it changes.
  */
 abstract class DevicePort extends NicPort {
   #at = 0
@@ -298,8 +298,8 @@ abstract class DevicePort extends NicPort {
 }
 
 /**
- * A TAP. Frames of long streams go to its last queue, which a thread of the kernel's receives (plugins/userspace/device.ts): half of what such a stream
- * costs is the guest's stack, which else runs within our write. The guest answers through the queue that it was spoken to through.
+ * A TAP. What goes the way of streams (netstack/tcp/streams.ts) is written to its last queue, which a thread of the kernel's receives
+ * (plugins/userspace/device.ts). The guest's frames come through both: a flow's through the one by which it was spoken to last.
  */
 export class TapPort extends DevicePort {
   readonly #streams: number

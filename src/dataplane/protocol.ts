@@ -54,7 +54,7 @@ export type Request =
   /** First of all; again with other values changes what may change (resolvers, allowHostPorts). */
   | { readonly op: 'configure'; readonly network: NetworkConfig; readonly resolvers: readonly string[] }
   /**
-   * fds: the TAP's queues, that for long streams last; the packet sockets of one group in their order; `dgram`: a bound unix datagram socket, which whoever gave it connects to the
+   * fds: the TAP's queues, that for streams last; the packet sockets of one group in their order; `dgram`: a bound unix datagram socket, which whoever gave it connects to the
    * VM's; `vhost-user`: a listening unix socket. A second attach of an id replaces the descriptor and keeps the lease.
    */
   | {

@@ -10,8 +10,6 @@
  * first). Never does: sockets, timers, policy. A relay keeps columns of its own, indexed alike.
  * Invariants: index 0…capacity−1; an index is free, or in exactly one hash chain and one port list. Nothing allocates after construction.
  */
-import { WAY } from '../switch/port.ts'
-
 export const TCP = 6
 export const UDP = 17
 /** Ping flows: l4ports are the echo id (own) and 0 (peer). ICMPv6 uses the same relay. */
@@ -59,8 +57,6 @@ export class FlowTable {
   readonly usedAt: Float64Array
   readonly bytesOut: Float64Array
   readonly bytesIn: Float64Array
-  /** How frames to the guest travel; the relay's to say (switch/port.ts). */
-  readonly way: Uint8Array
   /** Published port it came by, −1 otherwise. */
   readonly publish: Int32Array
 
@@ -102,7 +98,6 @@ export class FlowTable {
     this.proto = new Uint8Array(capacity)
     this.family = new Uint8Array(capacity)
     this.direction = new Uint8Array(capacity)
-    this.way = new Uint8Array(capacity)
     this.port = words().fill(NONE)
     this.sock = words().fill(NONE)
     this.publish = words().fill(NONE)
@@ -228,7 +223,6 @@ export class FlowTable {
     this.publish[i] = NONE
     this.createdAt[i] = this.usedAt[i] = now
     this.bytesOut[i] = this.bytesIn[i] = 0
-    this.way[i] = WAY.now
     this.#append(i, port)
     this.#perPort[port]!++
     this.count++

@@ -9,6 +9,7 @@
  * offloads finishes it. The caller leaves the field alone.
  */
 import type { Frame } from '../frame.ts'
+import type { Way } from '../switch/port.ts'
 import type { Say } from './say.ts'
 
 export interface Egress {
@@ -23,9 +24,10 @@ export interface Egress {
    * @param gsoType VIRTIO_NET_HDR_GSO_* (0 none, 1 TCPv4, 4 TCPv6, 5 UDP_L4)
    * @param gsoSize payload bytes per segment when gsoType is not 0
    * @param hdr L4 header length, for gso
+   * @param way how it may travel (switch/port.ts); `now` or `stream`
    * @returns ≥ 0, or −errno: the packet is lost (and counted)
    */
-  flow(i: number, l4len: number, csum: number, gsoType: number, gsoSize: number, hdr: number): number
+  flow(i: number, l4len: number, csum: number, gsoType: number, gsoSize: number, hdr: number, way: Way): number
   /**
    * An ICMP error to the guest of port about the packet in `f` (RFC 792, RFC 1812 §4.3.2, RFC 4443 §2.4: never about an error, a fragment other
    * than the first, a group). Rate-limited per port. `info`: the path's MTU for tooBig. `from`: say.ts.

@@ -88,9 +88,9 @@ export class Out implements Egress {
     this.#icmp = icmpErrors(this)
   }
 
-  flow(i: number, l4len: number, csum: number, gsoType: number, gsoSize: number, hdr: number): number {
+  flow(i: number, l4len: number, csum: number, gsoType: number, gsoSize: number, hdr: number, way: Way): number {
     const flows = this.#flows
-    this.#way = flows.way[i] as Way
+    this.#way = way
     const r =
       flows.family[i] === 6
         ? this.#flow6(i, l4len, csum, gsoType, gsoSize, hdr)

@@ -14,6 +14,7 @@ import { isMapped } from '../flow/tuple.ts'
 import type { Frame } from '../frame.ts'
 import { FROM_GATEWAY, SAY, type Say } from '../gateway/say.ts'
 import { EACCES, EAGAIN, EHOSTUNREACH, EMSGSIZE, ENETUNREACH, FAILED, HANGUP } from '../host.ts'
+import { WAY } from '../switch/port.ts'
 import { DROP } from '../trace/drops.ts'
 import { be32 } from '../wire/bytes.ts'
 import * as icmp from '../wire/icmp.ts'
@@ -136,7 +137,7 @@ export class PingRelay implements Relay {
       this.#answered[i] = 1
       flows.touch(i, host.now())
       flows.bytesIn[i] += len
-      egress.flow(i, len, icmp.CHECKSUM, 0, 0, icmp.ICMP)
+      egress.flow(i, len, icmp.CHECKSUM, 0, 0, icmp.ICMP, WAY.now)
     }
     return true
   }

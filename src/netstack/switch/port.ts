@@ -15,7 +15,7 @@ export const WAY = {
    * stays. What fails then is told to `network.lost`.
    */
   stays: 1,
-  /** It is of a long stream, all of whose frames go this way: rather cheaply for us than quickly for it. They keep their order, among themselves. */
+  /** Rather cheaply for us than quickly: an acknowledgment of a long stream. Frames that go this way keep their order among themselves. */
   stream: 2,
 } as const
 export type Way = (typeof WAY)[keyof typeof WAY]

@@ -76,7 +76,7 @@ export class TcpColumns {
   /** Bytes that the timestamps take in each segment of both sides (RFC 7323 §3): 0 where the SYNs did not agree on them. */
   readonly stamps: Uint8Array
   readonly dupAcks: Uint8Array
-  /** Payload bytes of the last segments of both directions, on average (stream.ts). */
+  /** Payload bytes of the last segments from the guest, on average (streams.ts). */
   readonly mean: Uint16Array
   /** Retransmissions, probes or keepalives in a row without an answer. */
   readonly retries: Uint8Array

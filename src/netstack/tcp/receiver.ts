@@ -25,7 +25,6 @@ import {
 import type { TcpHost } from './context.ts'
 import type { Disorder } from './disorder.ts'
 import type { Segments } from './segments.ts'
-import { streamed } from './stream.ts'
 import { openWindow, windowLeft } from './window.ts'
 
 /** Bytes taken that are acknowledged at once, however much more there is to do. */
@@ -101,7 +100,7 @@ export class Receiver {
         c.flags[i] |= TOOK_LESS
         taken = Math.max(0, n)
       }
-      streamed(c, this.#table, i, len)
+      this.#segments.streams.heard(i, len, this.#host.now())
       c.rcvNxt[i] = seqAdd(c.rcvNxt[i], taken)
       this.#table.bytesOut[i] += taken
     }

@@ -10,12 +10,14 @@
 import { EVEN } from '../arena.ts'
 import type { FlowTable } from '../flow/table.ts'
 import type { Egress } from '../gateway/egress.ts'
+import { WAY } from '../switch/port.ts'
 import type { Seq } from '../wire/tcp.ts'
 import * as tcp from '../wire/tcp.ts'
 import { GSO_NONE, GSO_TCPV4, GSO_TCPV6 } from '../wire/vnet.ts'
 import { ACK_OWED, FIN_SENT, SACK, SCALED, STATE, type TcpColumns } from './columns.ts'
 import type { TcpHost } from './context.ts'
 import type { Disorder } from './disorder.ts'
+import { Streams } from './streams.ts'
 import { openWindow, windowField } from './window.ts'
 
 /** IP header, fixed TCP header. */
@@ -33,6 +35,8 @@ export class Segments {
   readonly #bytes: Uint8Array
   readonly #c: TcpColumns
   readonly #disorder: Disorder
+  /** How acknowledgments travel; told by whoever takes payload. */
+  readonly streams: Streams
   readonly #mtu: number
 
   constructor(host: TcpHost, table: FlowTable, egress: Egress, c: TcpColumns, disorder: Disorder, mtu: number) {
@@ -41,6 +45,7 @@ export class Segments {
     this.#egress = egress
     this.#bytes = host.arena.bytes
     this.#c = c
+    this.streams = new Streams(c)
     this.#disorder = disorder
     this.#mtu = mtu
   }
@@ -150,6 +155,7 @@ export class Segments {
     tcp.write(this.#bytes, at, t.peerPort[i], t.guestPort[i], seq, ack, header, flags, wnd)
     const mss = c.mss[i]
     const gso = len <= mss ? GSO_NONE : t.family[i] === 4 ? GSO_TCPV4 : GSO_TCPV6
-    return this.#egress.flow(i, header + len, tcp.CHECKSUM, gso, gso === GSO_NONE ? 0 : mss, header)
+    const way = len === 0 ? this.streams.ackWay(i, this.#host.now()) : WAY.now
+    return this.#egress.flow(i, header + len, tcp.CHECKSUM, gso, gso === GSO_NONE ? 0 : mss, header, way)
   }
 }

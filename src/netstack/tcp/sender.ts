@@ -31,7 +31,6 @@ import { ackInRecovery, cwndGrow, cwndLostFlight, cwndStart, cwndTimeout, dupAck
 import { RTO_MAX, rttBackOff, rttCompute, rttSample } from './rto.ts'
 import { hole, nextHole, pipe, sackAdvance, sackUpdate, sentAgain } from './scoreboard.ts'
 import type { Segments } from './segments.ts'
-import { streamed } from './stream.ts'
 
 /** Frames of up to 64 KiB that one call may send: half a megabyte, then it is the next flow's turn. */
 export const PUMP_FRAMES = 8
@@ -127,7 +126,6 @@ export class Sender {
         return DONE
       }
       this.#sent(i, nxt, n)
-      streamed(c, this.#table, i, n)
       // All there was: what comes later is told, and so are an end (with HANGUP) and a byte before which a peek ends (URGENT), so there is
       // no need to ask again.
       if (n < len && (c.flags[i] & PEEK_ON) === 0) c.flags[i] &= ~READABLE_NOW

@@ -31,6 +31,7 @@ import {
   HANGUP,
   type Sock,
 } from '../host.ts'
+import { WAY } from '../switch/port.ts'
 import { DROP } from '../trace/drops.ts'
 import { be32 } from '../wire/bytes.ts'
 import { fold, pseudo, sum } from '../wire/checksum.ts'
@@ -206,7 +207,7 @@ export class UdpRelay implements UdpFlows {
     const { flows, egress } = this.#x
     udp.write(this.#b, egress.l4at, flows.peerPort[i], flows.guestPort[i], udp.UDP + len)
     const gso = segment > 0 && len > segment ? GSO_UDP_L4 : 0
-    egress.flow(i, udp.UDP + len, udp.CHECKSUM, gso, segment, udp.UDP)
+    egress.flow(i, udp.UDP + len, udp.CHECKSUM, gso, segment, udp.UDP, WAY.now)
   }
 
   /** Each datagram is longer than the guest's MTU: they leave one by one, in fragments. */

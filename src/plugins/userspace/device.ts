@@ -8,9 +8,9 @@
  * Theory. The TAP persists: if whoever holds its descriptor dies, the guest keeps interface, address and routes, and the next
  * opener finds it again. A veth does so by nature. The far end speaks no protocol of its own: no ARP, no IPv6.
  *
- * A TAP has a second queue, for the frames of long streams (dataplane/ports.ts). What is written to the first is received by the guest's stack within the
- * write, which is the shortest way for one frame; what is written to the second, by a thread of the kernel's beside it, which is the cheaper one for whoever
- * writes many. There is one queue alone where the kernel has no such threads, where they may not be asked for, and where they would have no processor.
+ * A TAP has a second queue, for acknowledgments of long streams (netstack/tcp/streams.ts). What is written to the first is received by the guest's stack
+ * within the write, which is the shortest way for one frame; what is written to the second, by a thread of the kernel's beside it, which spares whoever writes
+ * what the guest does with it. There is one queue alone where the kernel has no such threads, where they may not be asked for, and where they would have no processor.
  */
 import { execFileSync } from 'node:child_process'
 import { writeFileSync } from 'node:fs'
@@ -36,10 +36,10 @@ export const WIRE = 'wire0'
  */
 const QUEUE = 4000
 /**
- * Bytes of frames that wait for the kernel's thread: what one VM, whose rules may make its stack slow, keeps of the machine's memory. Some hundred frames of
- * 64 KiB; what comes on top is dropped, as by a full nic.
+ * Bytes of frames that wait for the kernel's thread: what one VM, whose rules may make its stack slow, keeps of the machine's memory. A thousand acknowledgments
+ * with what the kernel adds to each; what comes on top is dropped, and the next one says the same.
  */
-const WAITING = 32 << 20
+const WAITING = 1 << 20
 
 export interface DeviceSpec {
   readonly ifname: string
@@ -50,7 +50,7 @@ export interface DeviceSpec {
 }
 
 export interface OpenDevice {
-  /** The TAP's queues, that for long streams last; or the packet sockets of one group in their order. */
+  /** The TAP's queues, that for streams last; or the packet sockets of one group in their order. */
   readonly fds: readonly number[]
   readonly kind: 'tap' | 'packet'
   readonly vnetHdr: boolean
@@ -93,7 +93,7 @@ function infoOf(link: number): Pick<RouteSocket, 'multiQueue' | 'queues'> | unde
   }
 }
 
-/** The queue for long streams, if there can be one. */
+/** The queue for what streams are told, if there can be one. */
 function openStreams(name: string): number | undefined {
   let fd: number | undefined
   try {

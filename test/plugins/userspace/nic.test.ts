@@ -16,7 +16,7 @@ import { network } from '../../e2e/agent-client.ts'
 import { missing } from '../../e2e/lab.ts'
 
 const skip = missing('unshare')
-/** A TAP's: one more for long streams, where there is a processor for them. */
+/** A TAP's: one more for streams, where there is a processor for them. */
 const QUEUES = availableParallelism() > 1 ? 2 : 1
 const noTun = existsSync('/dev/net/tun') ? false : 'needs /dev/net/tun'
 const name = `nt${Math.random().toString(36).slice(2, 7)}`
