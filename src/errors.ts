@@ -88,7 +88,7 @@ export const catalogue = {
   ),
   CAPABILITY_MISSING: entry(
     409,
-    (p) => `the network backend ${p.backend} cannot do ${p.what}`,
+    (p) => `the network backend ${p.backend} has no way for this: ${p.what}`,
     (p) => `${p.hint ?? 'use --network-backend userspace'}`,
   ),
   RUNTIME_UNKNOWN: entry(
@@ -108,7 +108,7 @@ export const catalogue = {
     (p) =>
       p.family === 6
         ? 'give a /64 of unique local or global addresses, such as fd12:3456:789a:1::/64'
-        : 'give a private IPv4 subnet of /16 to /28, such as 192.168.120.0/24',
+        : 'give a private IPv4 subnet of /16 to /28 with no bits behind its prefix, such as 192.168.120.0/24',
   ),
   SUBNET_TAKEN: entry(
     409,

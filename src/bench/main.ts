@@ -177,7 +177,7 @@ async function measure(r: Request): Promise<Report> {
   // A stand is dear: only those of which something is measured.
   const chosen = named.filter((s) => picked.some((m) => (m.needs === 'boot') === (s.boots ?? false)))
   for (const [i, s] of chosen.entries()) {
-    say({ type: 'step', text: `setting up ${s.name}`, done: 0, total: chosen.length - i })
+    say({ type: 'step', text: `setting up ${s.name}`, done: i, total: chosen.length })
     try {
       const stand = await s.open()
       if (s.boots !== true) {

@@ -4,6 +4,7 @@
  * A command is thin: parse, one or a few calls, render. It returns what `--json` prints; what it prints for people goes
  * through `say` and is silent under `--json`.
  */
+import { constants } from 'node:os'
 import { Command, Flags } from '@oclif/core'
 import type { Client } from '../client/client.ts'
 import { chooseTarget, connect, type Target } from '../client/daemon.ts'
@@ -29,6 +30,11 @@ export abstract class NoidCommand extends Command {
   /** A remark that is not the answer: stderr, so that pipes stay clean. */
   protected note(text: string): void {
     if (!this.jsonEnabled()) process.stderr.write(`${text}\n`)
+  }
+
+  /** Whoever read stdout has left (`noid logs -f | head -1`): what would go on for ever ends, as by SIGPIPE. */
+  protected endWithReader(): void {
+    process.stdout.once('error', () => process.exit(128 + constants.signals.SIGPIPE))
   }
 
   protected target(flags: { host?: string | undefined }): Target {

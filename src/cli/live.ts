@@ -33,6 +33,7 @@ export abstract class StatsCommand<Row> extends NoidCommand {
       for (const w of stats.warnings) this.say(`warning: ${w}`)
       return rows
     }
+    this.endWithReader()
     const interrupted = new AbortController()
     process.once('SIGINT', () => interrupted.abort())
     while (!interrupted.signal.aborted) {

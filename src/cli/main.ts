@@ -12,6 +12,7 @@ export async function main(argv: readonly string[]): Promise<void> {
   const cache = cacheDir()
   // Compiled code and stripped types are kept, so that a command starts in half the time.
   if (cache !== undefined && !process.env.NODE_COMPILE_CACHE) enableCompileCache(cache)
+  process.stdout.on('error', unwritable)
   const { run } = await import('@oclif/core')
   try {
     await run([...argv], fileURLToPath(new URL('../..', rootUrl())))
@@ -19,6 +20,13 @@ export async function main(argv: readonly string[]): Promise<void> {
     const { report } = await import('./failure.ts')
     process.exitCode = report(e, wantsJson(argv))
   }
+}
+
+/** What is followed goes on for ever: nobody reading it any more ends that (cli/base.ts). Nothing else is to be said where nothing can be. */
+function unwritable(e: NodeJS.ErrnoException): void {
+  if (e.code === 'EPIPE') return
+  process.stderr.write(`noid: what it says cannot be written: ${e.message}\n`)
+  process.exit(1)
 }
 
 /** This file is two levels below the package's root in a checkout, three in what is published (dist/src/cli). */

@@ -1,5 +1,6 @@
 /**
- * The lines of a long answer while it is on its way: one moving line on a terminal, plain lines elsewhere.
+ * The lines of a long answer while it is on its way: one moving line on a terminal, plain lines elsewhere. What is longer than the terminal is wide is
+ * cut: a line that wraps cannot be taken back.
  * Everything goes to stderr; stdout is for the result.
  */
 import type { Progress } from '../client/client.ts'
@@ -14,13 +15,14 @@ export interface ProgressView {
 
 export function progressView(quiet: boolean, out: NodeJS.WriteStream = process.stderr): ProgressView {
   if (quiet) return { line: () => {}, end: () => {} }
-  if (!out.isTTY) return { line: (l) => out.write(`  ${l.text}\n`), end: () => {} }
+  if (!out.isTTY || process.env.TERM === 'dumb') return { line: (l) => out.write(`  ${l.text}\n`), end: () => {} }
   let text = ''
   let frame = 0
   let timer: NodeJS.Timeout | undefined
   const paint = (): void => {
     frame = (frame + 1) % FRAMES.length
-    out.write(`\r\u001b[2K${FRAMES[frame]} ${text}`)
+    const room = (out.columns || 80) - 3
+    out.write(`\r\u001b[2K${FRAMES[frame]} ${text.length > room ? `${text.slice(0, room - 1)}…` : text}`)
   }
   const end = (): void => {
     clearInterval(timer)

@@ -23,6 +23,7 @@ export default class Logs extends NoidCommand {
       return { name, lines: text === '' ? [] : text.trimEnd().split('\n') }
     }
     // Into a file or a pipe go the bytes as they are.
+    this.endWithReader()
     const terminal = process.stdout.isTTY
     const utf8 = new TextDecoder()
     for await (const chunk of stream)

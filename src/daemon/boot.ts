@@ -105,7 +105,7 @@ export class Boot {
     const a = await bounded(`attaching to ${n.name}`, limitMs.attach, (s) => backend.attach(request, s), cancel)
     this.#c.store.setAttachment(v.id, a)
     if (v.ifname !== null && !('ifname' in a.nic && a.nic.ifname === v.ifname))
-      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: `name an interface ${v.ifname}` })
+      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: `to name an interface ${v.ifname}` })
     return a
   }
 
@@ -115,7 +115,7 @@ export class Boot {
     const { n, backend } = await this.#parts(v)
     const publisher = backend.ports
     if (publisher === undefined)
-      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: 'publish ports' })
+      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: 'to publish ports' })
     const holder = this.holderOf(p, v.id)
     if (holder !== undefined && !p.picked) throw busy(p, `the VM "${holder.name}"`)
     const ask = (hostPort: number) =>

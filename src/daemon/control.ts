@@ -156,7 +156,7 @@ export function commonNics(r: RuntimeDescriptor, b: BackendDescriptor): RuntimeD
   if (kinds.length === 0) {
     throw new NoidError('CAPABILITY_MISSING', {
       backend: b.name,
-      what: `give the runtime ${r.name} a network interface`,
+      what: `to give the runtime ${r.name} a network interface`,
       hint: `it gives ${b.provides.join(', ')}; ${r.name} takes ${r.accepts.join(', ')}`,
     })
   }

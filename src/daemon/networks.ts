@@ -186,7 +186,7 @@ export class Networks {
     const d = registry.descriptor(w.backend)
     const isolated = w.name === named('isolated', w.backend)
     if (isolated && !d.capabilities.isolation)
-      throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'keep VMs of one network apart' })
+      throw new NoidError('CAPABILITY_MISSING', { backend: d.name, what: 'to keep VMs of one network apart' })
     const taken: TakenSubnet[] = [
       ...store.networks().map((n) => ({ subnet: parseCidr(n.subnet) as Subnet, by: `the network "${n.name}"` })),
       ...hostRoutes(),
@@ -387,7 +387,7 @@ export class Networks {
     const n = this.find(name)
     const backend = await this.#c.registry.backend(n.backend)
     if (backend.stats === undefined)
-      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: 'show its flows, leases and drops' })
+      throw new NoidError('CAPABILITY_MISSING', { backend: n.backend, what: 'to show flows, leases and drops' })
     return bounded(`asking the network ${name}`, limitMs.stats, () => backend.stats?.(n.id) as Promise<NetworkStats>)
   }
 

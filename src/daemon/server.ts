@@ -71,6 +71,8 @@ export interface ServerParts {
   readonly stop: () => void
   readonly debug: boolean
 }
+/** A command whose VM does not answer must not keep the daemon. */
+const HANG_UP_MS = 2_000
 
 export function buildServer(p: ServerParts): FastifyInstance {
   const app = Fastify({
@@ -105,15 +107,21 @@ export function buildServer(p: ServerParts): FastifyInstance {
     parse,
     progress: (reply, run) => told(p, reply, run),
   })
-  // Upgraded connections are no longer the HTTP server's: it would wait for them for ever.
+  // Upgraded connections are no longer the HTTP server's: it would wait for them for ever. Their commands are hung up before the daemon is gone.
   const upgraded = new Set<Duplex>()
+  const joined = new Set<Promise<void>>()
   app.server.on('upgrade', (req: IncomingMessage, socket: Duplex, head: Buffer) => {
     upgraded.add(socket)
     socket.on('error', () => {}).on('close', () => upgraded.delete(socket))
-    upgrade(p, req, socket, head).catch((e: unknown) => refuse(p, socket, e))
+    const join = upgrade(p, req, socket, head)
+      .catch((e: unknown) => refuse(p, socket, e))
+      .finally(() => joined.delete(join))
+    joined.add(join)
   })
   app.addHook('preClose', async () => {
     for (const socket of upgraded) socket.destroy()
+    const late = new Promise((r) => setTimeout(r, HANG_UP_MS).unref())
+    await Promise.race([Promise.all(joined), late])
   })
   return app
 }

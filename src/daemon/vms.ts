@@ -144,7 +144,7 @@ export class Vms {
     this.mustPublish(wanted.backend, ports)
     const fixed = fixedAddresses(body.ip)
     if (body.ip !== undefined && backend.capabilities.addressing === 'external')
-      throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'give a VM a fixed address' })
+      throw new NoidError('CAPABILITY_MISSING', { backend: backend.name, what: 'to give a VM a fixed address' })
     await this.#mustRun(runtime)
     const mac = body.mac === undefined ? undefined : parseMac(body.mac)
     const b = await registry.backend(wanted.backend)
@@ -174,7 +174,7 @@ export class Vms {
   /** Throws when the backend cannot forward these ports. */
   mustPublish(backend: string, ports: readonly Publish[]): void {
     const { publish, ipv6 } = this.#c.registry.descriptor(backend).capabilities
-    if (ports.length > 0 && !publish) throw new NoidError('CAPABILITY_MISSING', { backend, what: 'publish ports' })
+    if (ports.length > 0 && !publish) throw new NoidError('CAPABILITY_MISSING', { backend, what: 'to publish ports' })
     const six = ports.find((p) => p.hostAddress.includes(':'))
     if (six !== undefined && !ipv6)
       throw new NoidError('CAPABILITY_MISSING', { backend, what: `ports on ${six.hostAddress}` })

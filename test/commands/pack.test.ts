@@ -124,7 +124,7 @@ describe('npm pack, npm install, noid', { skip }, () => {
     const used = await run('unshare', ['--net', '--mount', '--propagation', 'private', 'sh', '-c', script], dir, more)
     assert.match(used.stdout, /"failed": 0/, used.stdout + used.stderr)
     assert.match(used.stdout, /1 received/, used.stderr)
-    assert.match(used.stderr, /cannot do .*CAPABILITY_MISSING/s)
+    assert.match(used.stderr, /has no way for this: .*CAPABILITY_MISSING/s)
     assert.doesNotMatch(used.stdout, /ptp[0-9a-f]{10}@/, 'a link was left')
   })
 

@@ -1,11 +1,13 @@
 /** What commands print, as text and as JSON, and how they fail. */
 import assert from 'node:assert/strict'
-import { existsSync, readFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { after, before, test } from 'node:test'
 import { ELSEWHERE } from '../../src/cli/not-found.ts'
+import { progressView } from '../../src/cli/progress.ts'
 import { portSpec, reach, tame } from '../../src/cli/text.ts'
-import { type Fake, fakeDaemon, fakeVm, noid } from './fake.ts'
+import { BIN, type Fake, fakeDaemon, fakeVm, noid } from './fake.ts'
 
 let fake: Fake
 before(async () => {
@@ -209,4 +211,39 @@ test('daemon status starts nothing', async () => {
 test('what a guest printed cannot drive the terminal of its host', () => {
   assert.equal(tame('a\u001b[31mred\u001b[0m\tb\r\nc'), 'a\u001b[31mred\u001b[0m\tb\r\nc')
   assert.equal(tame('x\u001b[6ny\u001b]0;title\u0007z\u009b1A\rover'), 'x·[6ny·]0;title·z·1A·over')
+})
+
+test('who is followed ends when nobody reads any more', { timeout: 120_000 }, async () => {
+  const child = spawn('sh', ['-c', `"${process.execPath}" "${BIN}" network flows --watch | head -n 1`], {
+    env: { ...process.env, NOID_HOST: fake.socket },
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  assert.equal(await new Promise((r) => child.on('close', r)), 0)
+})
+
+test('a full disk behind stdout is one sentence', async () => {
+  const full = openSync('/dev/full', 'w')
+  const child = spawn(process.execPath, [BIN, 'list'], {
+    env: { ...process.env, NOID_HOST: fake.socket },
+    stdio: ['ignore', full, 'pipe'],
+  })
+  closeSync(full)
+  let said = ''
+  child.stderr?.on('data', (d) => {
+    said += d
+  })
+  assert.equal(await new Promise((r) => child.on('close', r)), 1)
+  assert.match(said, /^noid: what it says cannot be written: ENOSPC[^\n]*\n$/)
+})
+
+test('a line of progress is no longer than the terminal is wide', () => {
+  const written: string[] = []
+  const out = { isTTY: true, columns: 30, write: (text: string) => written.push(text) > 0 }
+  const view = progressView(false, out as unknown as NodeJS.WriteStream)
+  view.line({ type: 'step', text: 'making the network default (192.168.100.0/24 and fd00::/64, userspace)' })
+  view.line({ type: 'step', text: 'short' })
+  view.end()
+  const lines = written.map((t) => t.replace('\r\u001b[2K', ''))
+  assert.ok(lines.every((l) => l.length < 30))
+  assert.deepEqual([lines[0]?.endsWith('…'), lines[1]?.slice(2)], [true, 'short'])
 })

@@ -118,15 +118,22 @@ test('exec: a client that dies hangs up its command', async (t) => {
   })
 })
 
-test('exec: a daemon that ends lets go of its sessions and ends in time', async (t) => {
+test('exec: a daemon that ends hangs up its commands and ends in time', async (t) => {
   const lab = new Lab(t)
   const p = await lab.up()
   await lab.create('web')
-  const { outcome } = await begin(lab, ['sleep', '60'])
+  const [ready, flag] = ['ready', 'hung-up'].map((f) => `${lab.paths.stateDir}/${f}`) as [string, string]
+  const { outcome } = await begin(lab, [
+    'sh',
+    '-c',
+    `trap 'echo gone > ${flag}; exit' HUP; echo > ${ready}; while :; do sleep 0.05; done`,
+  ])
+  await eventually('it waits for the signal', () => existsSync(ready))
   await lab.client.stopDaemon()
   assert.deepEqual([(await outcome).code, (await outcome).error], [undefined, undefined])
   await exited(p)
   assert.equal(p.exitCode, 0)
+  await eventually('it was told', () => existsSync(flag))
 })
 
 test('logs: the last lines, all of them, and what follows until the caller leaves', async (t) => {

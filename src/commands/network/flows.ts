@@ -12,7 +12,7 @@ export default class NetworkFlows extends StatsCommand<FlowRow> {
 
   protected render(rows: readonly FlowRow[], network: string): string {
     if (rows.length === 0)
-      return `No flow on ${network} now. Make one with: noid exec NAME -- ping -c 1 host.noid.internal`
+      return `No flow on ${network} now. What VMs have with the outside, and clients with published ports, is shown while it lasts; VMs among each other need none.`
     return table(rows, [
       { head: 'VM', cell: (f) => f.vm },
       { head: 'PROTO', cell: (f) => f.proto },

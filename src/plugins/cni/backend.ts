@@ -371,7 +371,7 @@ function mustMapPorts(n: Network): void {
   if (!offers(n.chain, 'portMappings'))
     throw new NoidError('CAPABILITY_MISSING', {
       backend: 'cni',
-      what: `publish ports on ${n.spec.name}: no plugin of its conflist maps ports`,
+      what: `to publish ports on ${n.spec.name}: no plugin of its conflist maps ports`,
       hint: 'add {"type": "portmap", "capabilities": {"portMappings": true}} to the plugins, or use --network-backend userspace',
     })
 }
