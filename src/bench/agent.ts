@@ -43,6 +43,30 @@ export type AgentAnswer =
 const signal = () => AbortSignal.timeout(VERB_MS)
 const dir = mkdtempSync(join(tmpdir(), 'agent-'))
 
+/** CNI's plugins reserve addresses in a directory of the machine's, which are somebody's: here they have a chain of the usual ones, and a directory, of their own. */
+const CHAIN = {
+  conflist: {
+    cniVersion: '0.4.0',
+    name: 'noid-bench',
+    plugins: [
+      {
+        type: 'bridge',
+        bridge: 'bench0',
+        isGateway: true,
+        ipMasq: true,
+        ipam: {
+          type: 'host-local',
+          dataDir: join(dir, 'addresses'),
+          routes: [{ dst: '0.0.0.0/0' }],
+          ranges: [[{ subnet: `${NET}.0/24` }]],
+        },
+      },
+      { type: 'portmap', capabilities: { portMappings: true } },
+      { type: 'firewall' },
+    ],
+  },
+}
+
 interface Namespaces {
   readonly place: Place
   readonly wire: Place | undefined
@@ -139,7 +163,7 @@ async function main(name: string, attached: number): Promise<void> {
     mtu: 1500,
     isolated: false,
     allowHostPorts: [],
-    config: await backend.parseConfig(undefined),
+    config: await backend.parseConfig(name === 'cni' ? CHAIN : undefined),
   }
   await backend.createNetwork(n, signal())
   const guests = [await attach(backend, n, 100), await attach(backend, n, 101)]

@@ -1,7 +1,7 @@
 /** `noid bench` itself, short, in its namespaces: its shape, that it leaves nothing, that it can be interrupted. Never its speed. */
 import assert from 'node:assert/strict'
 import { execFileSync, spawn } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { test } from 'node:test'
@@ -70,6 +70,19 @@ test('bench --quick: figures of userspace and the kernel, a page, nothing left b
   }
   await eventually('its processes are gone', () => traces(others).processes.length === 0)
   assert.deepEqual(traces(others), before)
+})
+
+test('bench of cni reserves no address in a network of the machine', { skip, timeout: LIMIT_MS }, () => {
+  const NETWORKS = '/var/lib/cni/networks'
+  const reserved = () => (existsSync(NETWORKS) ? readdirSync(NETWORKS, { recursive: true }).map(String).sort() : [])
+  const before = reserved()
+  const argv = [NOID, 'bench', '--json', '--rounds', '1', '--seconds', '1', '--only', 'cni', '--only', 'tcp-out-1']
+  const r = JSON.parse(execFileSync(process.execPath, argv, { encoding: 'utf8', timeout: LIMIT_MS })) as Report
+  assert.deepEqual(
+    r.subjects.map((s) => s.name),
+    ['cni'],
+  )
+  assert.deepEqual(reserved(), before)
 })
 
 test('bench: an interrupt in the middle leaves nothing', { skip, timeout: LIMIT_MS }, async () => {
