@@ -206,6 +206,28 @@ test('an abort reaches the verb, and what it throws comes back', { timeout: 120_
   await backend.close()
 })
 
+test('an error with a code of noid’s is that error, with its sentence and hint; any other is its own words', {
+  timeout: 120_000,
+}, async () => {
+  const busy = `Object.assign(new Error('taken'), { code: 'PORT_BUSY', details: { proto: 'tcp', port: 80, address: '0.0.0.0' } })`
+  const verbs = `
+    createNetwork: async () => { throw ${busy} },
+    deleteNetwork: async () => { throw Object.assign(new Error('no such file'), { code: 'ENOENT' }) },`
+  const [d] = await descriptorsOf('coded', stub('coded', verbs))
+  const backend = (await d!.load())(context)
+  const spec = { id: 'one', name: 'one' } as NetworkSpec
+  await assert.rejects(backend.createNetwork(spec, soon()), {
+    code: 'PORT_BUSY',
+    message: 'tcp port 80 on 0.0.0.0 is in use by another process',
+    hint: /another host port/,
+  })
+  await assert.rejects(
+    backend.deleteNetwork('one', soon()),
+    (e: Error) => e.message === 'no such file' && !('code' in e),
+  )
+  await backend.close()
+})
+
 test('the end of an old process is nothing to the calls of a new one', { timeout: 180_000 }, async () => {
   const [d] = await descriptorsOf('again', stub('again', ''))
   for (let n = 0; n < 20; n++) {

@@ -7,7 +7,7 @@
 import { readFileSync } from 'node:fs'
 import { join, resolve } from 'node:path'
 import { pathToFileURL } from 'node:url'
-import { NoidError } from '../../errors.ts'
+import { catalogue, type NoidError } from '../../errors.ts'
 import type { BackendContext, BackendDescriptor, NetworkBackend } from '../contract.ts'
 import type { FromChild, PlainError, ToChild } from './messages.ts'
 
@@ -21,10 +21,14 @@ const say = (m: FromChild): void => {
   process.send?.(m)
 }
 
-const plain = (e: unknown): PlainError =>
-  e instanceof NoidError || (e instanceof Error && 'code' in e && 'details' in e)
-    ? { message: e.message, body: { ...(e as NoidError).toJSON?.(), message: e.message } as never }
-    : { message: e instanceof Error ? e.message : String(e) }
+/** A stranger has no NoidError at hand: any error with the code of one, and its details, is one. */
+const plain = (e: unknown): PlainError => {
+  if (!(e instanceof Error)) return { message: String(e) }
+  const { message, code, details } = e as Partial<NoidError> & Error
+  return code === undefined || !(code in catalogue)
+    ? { message }
+    : { message, body: { code, message, details: details ?? {} } }
+}
 
 /** The hook's files, as oclif reads them from package.json: a path, or several, or { target }. */
 async function runHook(): Promise<unknown[]> {

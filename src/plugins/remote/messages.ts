@@ -17,7 +17,7 @@ export interface PlainContext {
   readonly privileged: boolean
 }
 
-/** `code` is there when it was a NoidError of the catalogue. */
+/** `body` is there when its code is one of the catalogue. */
 export interface PlainError {
   readonly message: string
   readonly body?: ErrorBody
