@@ -45,6 +45,15 @@ function collect(socket: Socket, head: Buffer): Promise<Outcome> {
   })
 }
 
+/** A command that does nothing until it is hung up; then it writes `flag`. */
+async function waiting(lab: Lab) {
+  const [ready, flag] = ['ready', 'hung-up'].map((f) => `${lab.paths.stateDir}/${f}`) as [string, string]
+  const script = `trap 'echo gone > ${flag}; exit' HUP; echo > ${ready}; while :; do sleep 0.05; done`
+  const begun = await begin(lab, ['sh', '-c', script])
+  await eventually('it waits for the signal', () => existsSync(ready))
+  return { ...begun, flag }
+}
+
 test('exec: streams, environment, exit code, and what cannot be run', async (t) => {
   const lab = new Lab(t)
   await lab.up()
@@ -122,13 +131,7 @@ test('exec: a daemon that ends hangs up its commands and ends in time', async (t
   const lab = new Lab(t)
   const p = await lab.up()
   await lab.create('web')
-  const [ready, flag] = ['ready', 'hung-up'].map((f) => `${lab.paths.stateDir}/${f}`) as [string, string]
-  const { outcome } = await begin(lab, [
-    'sh',
-    '-c',
-    `trap 'echo gone > ${flag}; exit' HUP; echo > ${ready}; while :; do sleep 0.05; done`,
-  ])
-  await eventually('it waits for the signal', () => existsSync(ready))
+  const { outcome, flag } = await waiting(lab)
   await lab.client.stopDaemon()
   assert.deepEqual([(await outcome).code, (await outcome).error], [undefined, undefined])
   await exited(p)
@@ -164,13 +167,7 @@ test('exec: a client that goes while the command does not read its stdin hangs t
   const lab = new Lab(t)
   await lab.up()
   await lab.create('web')
-  const [ready, flag] = ['ready', 'hung-up'].map((f) => `${lab.paths.stateDir}/${f}`) as [string, string]
-  const { socket } = await begin(lab, [
-    'sh',
-    '-c',
-    `trap 'echo gone > ${flag}; exit' HUP; echo > ${ready}; while :; do sleep 0.05; done`,
-  ])
-  await eventually('it waits for the signal', () => existsSync(ready))
+  const { socket, flag } = await waiting(lab)
   const block = encodeFrame(frameType.stdin, Buffer.alloc(1 << 20))
   for (let i = 0; i < 8; i++) socket.write(block)
   let left = 0

@@ -13,6 +13,7 @@ import { Modules, modulesDir } from '../../src/images/modules.ts'
 import { find, need, run } from '../../src/images/run.ts'
 import { plain } from '../../src/images/sources.ts'
 import { vmlinuxOf } from '../../src/images/vmlinux.ts'
+import { kernelElf } from './shared.ts'
 
 const dir = mkdtempSync(join(tmpdir(), 'noid-parts-'))
 after(() => rmSync(dir, { recursive: true, force: true }))
@@ -76,23 +77,6 @@ describe('lz4', () => {
 })
 
 describe('a kernel', () => {
-  /** The smallest ELF file with a PVH note; elf(5). */
-  const elf = (pvh = true): Buffer => {
-    const b = Buffer.alloc(64 + 56 + 32)
-    b.writeUInt32LE(0x464c457f, 0)
-    b[4] = 2
-    b.writeBigUInt64LE(64n, 0x20)
-    b.writeUInt16LE(56, 0x36)
-    b.writeUInt16LE(1, 0x38)
-    b.writeUInt32LE(4, 64)
-    b.writeBigUInt64LE(120n, 64 + 8)
-    b.writeBigUInt64LE(24n, 64 + 32)
-    b.writeUInt32LE(4, 120)
-    b.writeUInt32LE(8, 124)
-    b.writeUInt32LE(pvh ? 18 : 1, 128)
-    b.write('Xen\0', 132, 'latin1')
-    return b
-  }
   const bzImage = (packed: Buffer, size: number): Buffer => {
     const head = Buffer.alloc(1024)
     head[0x1f1] = 1
@@ -104,21 +88,21 @@ describe('a kernel', () => {
     return Buffer.concat([head, packed, length])
   }
 
-  test('a vmlinux is taken as it is', () => assert.deepEqual(vmlinuxOf(elf()), elf()))
+  test('a vmlinux is taken as it is', () => assert.deepEqual(vmlinuxOf(kernelElf()), kernelElf()))
   test('gzip and zstd are unpacked', () => {
     for (const pack of [gzipSync, zstdCompressSync])
-      assert.deepEqual(Buffer.from(vmlinuxOf(bzImage(pack(elf()), elf().length))), elf())
+      assert.deepEqual(Buffer.from(vmlinuxOf(bzImage(pack(kernelElf()), kernelElf().length))), kernelElf())
   })
   test('xz is unpacked', { skip: !find('xz') && 'needs xz' }, () => {
-    const packed = spawnSync('xz', ['-c', '--check=crc32'], { input: elf() }).stdout
-    assert.deepEqual(Buffer.from(vmlinuxOf(bzImage(packed, elf().length))), elf())
+    const packed = spawnSync('xz', ['-c', '--check=crc32'], { input: kernelElf() }).stdout
+    assert.deepEqual(Buffer.from(vmlinuxOf(bzImage(packed, kernelElf().length))), kernelElf())
   })
   for (const [what, file, said] of [
     ['a text', Buffer.from('hello'.repeat(1000)), /neither a bzImage nor a vmlinux/],
     ['nothing', Buffer.alloc(0), /neither/],
-    ['no PVH entry', elf(false), /no PVH entry/],
+    ['no PVH entry', kernelElf(false), /no PVH entry/],
     ['a program that is packed like a kernel', bzImage(gzipSync(Buffer.from('#!/bin/sh')), 9), /no ELF file/],
-    ['a payload that was cut off', bzImage(gzipSync(elf()), 1).subarray(0, 1030), /cut off/],
+    ['a payload that was cut off', bzImage(gzipSync(kernelElf()), 1).subarray(0, 1030), /cut off/],
     ['an unknown packer', bzImage(Buffer.alloc(64, 7), 64), /packed in a way/],
     ['a kernel that claims 4 GiB', bzImage(magicLz4(), 0xffffffff), /more than 512 MiB/],
   ] as const)

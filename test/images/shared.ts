@@ -26,3 +26,21 @@ export function debianSkip(): string | false {
   const missing = ['apt-get', 'mmdebstrap', 'mke2fs', 'qemu-img'].filter((tool) => find(tool) === undefined)
   return missing.length > 0 && `needs ${missing.join(', ')}`
 }
+
+/** The smallest ELF file with a PVH note, or without; elf(5). */
+export function kernelElf(pvh = true): Buffer {
+  const b = Buffer.alloc(64 + 56 + 32)
+  b.writeUInt32LE(0x464c457f, 0)
+  b[4] = 2
+  b.writeBigUInt64LE(64n, 0x20)
+  b.writeUInt16LE(56, 0x36)
+  b.writeUInt16LE(1, 0x38)
+  b.writeUInt32LE(4, 64)
+  b.writeBigUInt64LE(120n, 64 + 8)
+  b.writeBigUInt64LE(24n, 64 + 32)
+  b.writeUInt32LE(4, 120)
+  b.writeUInt32LE(8, 124)
+  b.writeUInt32LE(pvh ? 18 : 1, 128)
+  b.write('Xen\0', 132, 'latin1')
+  return b
+}

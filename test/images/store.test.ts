@@ -7,27 +7,14 @@ import { after, test } from 'node:test'
 import { Images } from '../../src/images/index.ts'
 import { type Blob, type BlobKind, ImageStore } from '../../src/images/store.ts'
 import { writeState } from '../../src/state-file.ts'
+import { kernelElf } from './shared.ts'
 
 const top = mkdtempSync(join(tmpdir(), 'noid-image-store-'))
 after(() => rmSync(top, { recursive: true, force: true }))
 
-/** The smallest ELF file with a PVH note; elf(5). */
 function kernel(): string {
-  const b = Buffer.alloc(64 + 56 + 32)
-  b.writeUInt32LE(0x464c457f, 0)
-  b[4] = 2
-  b.writeBigUInt64LE(64n, 0x20)
-  b.writeUInt16LE(56, 0x36)
-  b.writeUInt16LE(1, 0x38)
-  b.writeUInt32LE(4, 64)
-  b.writeBigUInt64LE(120n, 64 + 8)
-  b.writeBigUInt64LE(24n, 64 + 32)
-  b.writeUInt32LE(4, 120)
-  b.writeUInt32LE(8, 124)
-  b.writeUInt32LE(18, 128)
-  b.write('Xen\0', 132, 'latin1')
   const file = join(top, 'kernel')
-  writeFileSync(file, b)
+  writeFileSync(file, kernelElf())
   return file
 }
 
