@@ -60,9 +60,10 @@ export interface OpenDevice {
 
 /** @throws TunTapError or SysError when neither kind can be made; nothing is left then */
 export function openDevice(spec: DeviceSpec): OpenDevice {
-  const existed = linkIndex(spec.ifname) >= 0
+  const link = linkIndex(spec.ifname)
+  const existed = link >= 0
   try {
-    return { fds: openQueues(spec), kind: 'tap', vnetHdr: true, existed }
+    return { fds: openQueues(spec, link), kind: 'tap', vnetHdr: true, existed }
   } catch (e) {
     // EINVAL: it is there and is no TAP, so it is the veth of an earlier time.
     const veth =
@@ -72,9 +73,11 @@ export function openDevice(spec: DeviceSpec): OpenDevice {
   }
 }
 
-/** @throws TunTapError EBUSY when somebody holds it already */
-function openQueues(spec: DeviceSpec): number[] {
-  const link = linkIndex(spec.ifname)
+/**
+ * @param link index of the device when it is there
+ * @throws TunTapError EBUSY when somebody holds it already
+ */
+function openQueues(spec: DeviceSpec, link: number): number[] {
   const was = link < 0 ? undefined : infoOf(link)
   // One of a single queue (of an earlier version of noid) the kernel refuses itself.
   if (was?.multiQueue && was.queues > 0) throw new TunTapError(`open ${spec.ifname}`, EBUSY)
